@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub is imported; it turns off TRL's telemetry too
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import datasets
@@ -86,21 +87,20 @@ ARCHITECTURES = {
 }
 
 
-@pytest.fixture(scope="session")
-def _tokenizer_object() -> Tokenizer:
+@cache
+def _tokenizer_state() -> str:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = ["<unk>", "<pad>", "<eos>", "<|user|>", "<|assistant|>", "<|system|>"]
     trainer = trainers.BpeTrainer(vocab_size=192, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    return tokenizer
+    return tokenizer.to_str()
 
 
-@pytest.fixture
-def tokenizer(_tokenizer_object) -> PreTrainedTokenizerFast:
+def build_tokenizer() -> PreTrainedTokenizerFast:
     """A BPE tokenizer with a chat template that marks the assistant's turns."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_tokenizer_object.to_str()),
+        tokenizer_object=Tokenizer.from_str(_tokenizer_state()),
         unk_token="<unk>",
         pad_token="<pad>",
         eos_token="<eos>",
@@ -108,28 +108,35 @@ def tokenizer(_tokenizer_object) -> PreTrainedTokenizerFast:
     )
 
 
+def build_model(architecture: str = "llama", seed: int = 0, **overrides) -> PreTrainedModel:
+    """A random causal language model for that tokenizer."""
+    tokenizer = build_tokenizer()
+    kwargs = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.eos_token_id,
+        **ARCHITECTURES[architecture],
+        **overrides,
+    }
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**kwargs), dtype=torch.float32)
+    # Biases start at zero, where dropping them would show nowhere
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
 @pytest.fixture
-def make_model(tokenizer) -> Callable[..., PreTrainedModel]:
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+@pytest.fixture
+def make_model() -> Callable[..., PreTrainedModel]:
     """`make_model(architecture="llama", seed=0, **config)`: a random causal language model."""
-
-    def make(architecture: str = "llama", seed: int = 0, **overrides) -> PreTrainedModel:
-        kwargs = {
-            "vocab_size": len(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "bos_token_id": tokenizer.eos_token_id,
-            **ARCHITECTURES[architecture],
-            **overrides,
-        }
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**kwargs), dtype=torch.float32)
-        # Biases start at zero, where dropping them would show nowhere
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                torch.nn.init.normal_(parameter, std=0.3)
-        return model
-
-    return make
+    return build_model
 
 
 @pytest.fixture

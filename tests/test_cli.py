@@ -1,14 +1,19 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The command line: what it prints, what it refuses and how, and that it trains."""
 
+import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from datasets import Dataset, DatasetDict
 from standins import save_pair
 
@@ -162,16 +167,132 @@ def test_a_launcher_flag_is_unknown_to_a_launched_process(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("p: error: unknown flag --num_processes")
 
 
-@pytest.mark.parametrize("name", launch.ACCELERATE_CONFIGS)
-def test_the_accelerate_configs_exist(name, monkeypatch):
+@pytest.fixture
+def launched(monkeypatch):
+    """`launched(FLAGS)`: what `accelerate launch` would act on, the config's values filled in as it does itself."""
     seen = []
     monkeypatch.setattr("accelerate.commands.launch.launch_command", seen.append)
-    assert launch.launch("module", ["--accelerate_config", name, "--num_processes", "2"], ["--seed", "1"]) == 0
-    (args,) = seen
-    assert Path(args.config_file).name == f"{name}.yaml"
-    assert Path(args.config_file).is_file()
-    assert (args.num_processes, args.module, args.training_script) == (2, True, "module")
-    assert args.training_script_args == ["--seed", "1"]
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 4)
+
+    def call(flags: str) -> argparse.Namespace:
+        assert launch.launch("module", flags.split(), ["--seed", "1"]) == 0
+        args, _, _ = _validate_launch_command(seen.pop())
+        assert (args.module, args.training_script, args.training_script_args) == (True, "module", ["--seed", "1"])
+        return args
+
+    return call
+
+
+def test_every_accelerate_config_has_a_name():
+    assert {path.stem for path in launch.FOLDER.iterdir()} == set(launch.ACCELERATE_CONFIGS)
+    assert ", ".join(launch.ACCELERATE_CONFIGS) in distill.DESCRIPTION
+
+
+@pytest.mark.parametrize("name", launch.ACCELERATE_CONFIGS)
+def test_accelerate_configs(name, launched):
+    args = launched(f"--accelerate_config {name}")
+    assert Path(args.config_file) == launch.FOLDER / f"{name}.yaml"
+    assert Path(args.config_file).read_text(encoding="utf-8").startswith("# ")
+    assert args.num_processes == (1 if name == "single_gpu" else 4)  # as many as there are GPUs
+    assert args.mixed_precision == "no"  # `bf16` of the recipe decides
+    assert (args.num_machines, args.machine_rank) == (1, 0)
+    assert args.use_deepspeed == name.startswith("zero")
+    assert args.use_fsdp == (name == "fsdp2")
+    assert args.multi_gpu == (name == "multi_gpu")
+    if args.use_deepspeed:
+        assert args.zero_stage == int(name[-1])
+        assert args.deepspeed_multinode_launcher == "standard"
+        assert args.gradient_accumulation_steps is None  # the recipe's
+    if name == "zero3":
+        assert args.zero3_init_flag is True
+        assert args.zero3_save_16bit_model is True
+    if args.use_fsdp:
+        assert (args.fsdp_version, args.fsdp_state_dict_type) == (2, "FULL_STATE_DICT")
+        assert args.fsdp_auto_wrap_policy == "TRANSFORMER_BASED_WRAP"
+        assert args.fsdp_reshard_after_forward is True
+
+
+def test_flags_win_over_the_accelerate_config(launched):
+    args = launched("--accelerate_config zero3 --num_processes 2 --offload_optimizer_device cpu")
+    assert (args.num_processes, args.offload_optimizer_device) == (2, "cpu")
+    assert (args.use_deepspeed, args.zero_stage) == (True, 3)
+    args = launched("--accelerate_config multi_gpu --gpu_ids 0,2")
+    assert (args.num_processes, args.gpu_ids) == (2, "0,2")
+
+
+def test_the_last_accelerate_config_wins(launched, tmp_path):
+    path = recipe(tmp_path, "accelerate_config: zero2\nuse_cpu: true\n")
+    _, for_launch, _ = distill.make_parser().parse(["--config", path, "--accelerate_config", "zero3"])
+    assert launched(" ".join(for_launch)).zero_stage == 3
+
+
+@pytest.mark.parametrize("name", ["multi_gpu", "zero3", "fsdp2"])
+def test_more_than_one_machine(name, launched):
+    flags = "--num_machines 2 --machine_rank 1 --main_process_ip node0 --main_process_port 29511"
+    args = launched(f"--accelerate_config {name} {flags}")
+    assert args.num_processes == 8  # of both machines together
+    assert (args.num_machines, args.machine_rank) == (2, 1)
+    assert (args.main_process_ip, args.main_process_port) == ("node0", 29511)
+    args.deepspeed_fields_from_accelerate_config = ""  # launch_command sets it
+    (prepare_deepspeed_cmd_env if args.use_deepspeed else prepare_multi_gpu_env)(args)
+    assert (args.nnodes, args.nproc_per_node, args.node_rank) == ("2", "4", 1)
+    assert args.rdzv_endpoint == "node0:29511"
+    assert launched(f"--accelerate_config {name} {flags} --num_processes 6").num_processes == 6
+    with pytest.raises(UsageError, match="--num_machines 2 needs --main_process_ip"):
+        launched(f"--accelerate_config {name} --num_machines 2")
+
+
+def test_an_accelerate_config_of_ones_own(launched, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("distributed_type: MULTI_GPU\nnum_processes: 3\n", encoding="utf-8")
+    assert launched(f"--accelerate_config {path}").num_processes == 3
+    assert launched(f"--config_file {path} --num_processes 2").num_processes == 2
+    path.write_text("distributed_type: MULTI_GPU\n", encoding="utf-8")
+    assert launched(f"--accelerate_config {path}").num_processes == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--accelerate_config fsdp1", "use fsdp2"),
+        ("--accelerate_config zero3", "no GPU found: say with --num_processes how many"),
+        ("--num_processes 2", "--num_processes 2, but accelerate would start a single process"),
+        ("--num_processes 2 --cpu", "in place of --cpu"),
+        ("--accelerate_config single_gpu --num_processes 2", "would start a single process"),
+        ("--config_file nope.yaml", "`nope.yaml` does not exist"),
+    ],
+)
+def test_mistakes_of_launching(refused, monkeypatch, flags, message):
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 0)
+    assert message in refused("distill", "--config", TINY, *flags.split())
+
+
+def test_processes_that_would_train_alone(small_run, monkeypatch):
+    """Without a GPU and without --use_cpu each process would be a training of its own, into the same folder."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    args = [arg for arg in small_run if arg != "--use_cpu"]
+    result = run("distill", *args, *"--accelerate_config multi_gpu --num_processes 2 --main_process_port 0".split())
+    assert result.returncode == 2
+    assert result.stderr.count("2 processes were started, but each would train alone") == 1
+
+
+@pytest.mark.parametrize("name", ["multi_gpu", "fsdp2"])
+def test_two_processes_train_together(name, small_run, tmp_path, prompt_dataset):
+    result = run("distill", *small_run, *f"--accelerate_config {name} --num_processes 2 --main_process_port 0".split())
+    assert result.returncode == 0, result.stderr
+    assert ("FSDP2 shards on GPUs only" in result.stderr) == (name == "fsdp2")
+    log = json.loads((tmp_path / "output/trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    rows = 2 * 2  # per_device_train_batch_size times processes
+    assert log[0]["epoch"] == pytest.approx(1 / math.ceil(len(prompt_dataset) / rows))
+
+
+def test_the_wheel_has_the_accelerate_configs():
+    """hatchling packs what lies in the package's folder, unless git ignores it."""
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    assert included["targets"]["wheel"] == {"packages": ["trl_tempkd"]}
+    names = [f"{name}.yaml" for name in launch.ACCELERATE_CONFIGS]
+    ignored = subprocess.run(["git", "check-ignore", *names], cwd=launch.FOLDER, capture_output=True, text=True)
+    assert ignored.stdout == ""
 
 
 def test_load_data_reads_files_and_folders(tmp_path, prompt_dataset):

@@ -9,6 +9,7 @@ import yaml
 from trl import SFTConfig, TrlParser
 
 from trl_tempkd import KDConfig
+from trl_tempkd.rollouts import RolloutConfig
 
 
 OWN_FIELDS = {field.name for field in dataclasses.fields(KDConfig)} - {f.name for f in dataclasses.fields(SFTConfig)}
@@ -33,7 +34,7 @@ def test_every_field_is_documented_and_explained():
     for field in dataclasses.fields(KDConfig):
         if field.name in OWN_FIELDS:
             assert len(field.metadata["help"]) > 20, field.name
-            assert f"\n        {field.name} (" in KDConfig.__doc__, field.name
+            assert f"\n        {field.name} (" in KDConfig.__doc__ + RolloutConfig.__doc__, field.name
 
 
 @pytest.mark.parametrize(

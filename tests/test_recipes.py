@@ -72,6 +72,7 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
         "dataset_name": tmp_path / "data",
         "output_dir": output,
         "max_length": 48,
+        "max_new_tokens": 4,
         "max_steps": 2,
         "logging_steps": 1,
         "per_device_train_batch_size": 2,

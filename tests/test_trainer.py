@@ -9,14 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ARCHITECTURES, SENTENCES
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers import Tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTTrainer
 
 import trl_tempkd.trainer as trainer_module
-from trl_tempkd import KDConfig, TemperatureKDTrainer, kd_loss
+from trl_tempkd import KDConfig, TemperatureKDTrainer, kd_loss, meter
 
 
 def first_batch(trainer):
@@ -373,7 +372,7 @@ def test_metrics_are_computed_only_where_they_are_logged(make_trainer, prompt_da
 
 def test_tokens_per_second_is_about_training(make_trainer, prompt_dataset, monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr(trainer_module, "time", clock)
+    monkeypatch.setattr(meter, "time", clock)
 
     class Ticks(TrainerCallback):
         def on_step_end(self, *args, **kwargs):
@@ -482,43 +481,6 @@ def test_default_args(make_model, tokenizer, prompt_dataset, monkeypatch, tmp_pa
     assert isinstance(trainer.args, KDConfig) and Path(trainer.args.output_dir).name == "student-KD"
 
 
-# PEFT
-
-
-def test_lora(make_trainer, make_model):
-    fields = {"kwargs": {"peft_config": LoraConfig(target_modules=["q_proj", "v_proj"])}, "max_steps": 3}
-    trainer = make_trainer(gradient_checkpointing=True, **fields)
-    before = parameters(trainer.model)
-    trainer.train()
-    changed = {name for name, p in trainer.model.named_parameters() if (p != before[name]).any()}
-    assert changed and all("lora" in name for name in changed)
-    # The first loss is the full model's: LoRA starts as the identity
-    full = make_trainer()
-    full.train()
-    assert logged(trainer, "loss")[0] == pytest.approx(logged(full, "loss")[0], rel=1e-5)
-
-
-def test_lora_with_trained_head(make_trainer):
-    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
-    trainer = make_trainer(kwargs={"peft_config": config})
-    before = parameters(trainer.model)
-    trainer.train()
-    changed = {name for name, p in trainer.model.named_parameters() if (p != before[name]).any()}
-    assert any("lm_head.modules_to_save" in name for name in changed)
-
-
-@pytest.mark.parametrize(
-    "make_teacher", [copy.deepcopy, lambda m: get_peft_model(m, LoraConfig(target_modules=["q_proj"]))]
-)
-def test_peft_teacher(make_trainer, make_model, make_teacher):
-    teacher = make_teacher(make_model(seed=1))
-    losses = []
-    for candidate in (teacher, make_model(seed=1)):
-        trainer = make_trainer("llama", candidate)
-        losses.append(trainer.compute_loss(trainer.model, first_batch(trainer)).item())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-
-
 # Refusals
 
 
@@ -533,8 +495,6 @@ def test_refuses_a_teacher_that_is_the_student(make_trainer, make_model):
     model = make_model()
     with pytest.raises(ValueError, match=r"shares .* parameters"):
         make_trainer(model, model)
-    with pytest.raises(ValueError, match=r"shares .* parameters"):
-        make_trainer(get_peft_model(model, LoraConfig(target_modules=["q_proj"])), model)
 
 
 def test_refuses_other_kinds_of_arguments(make_trainer, make_model, make_config, prompt_dataset):
@@ -546,13 +506,6 @@ def test_refuses_other_kinds_of_arguments(make_trainer, make_model, make_config,
         make_trainer(teacher_model_init_kwargs={"dtype": "auto"})
     with pytest.raises(ValueError, match="teacher_model_revision"):
         make_trainer(teacher_model_revision="main")
-
-
-def test_refuses_peft_outside_the_backbone(make_trainer):
-    with pytest.raises(ValueError, match="Prompt-learning"):
-        make_trainer(kwargs={"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)})
-    with pytest.raises(ValueError, match="lm_head"):
-        make_trainer(kwargs={"peft_config": LoraConfig(target_modules=["lm_head"])})
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])

@@ -5,20 +5,20 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from trl import SFTConfig
-
 from .divergences import DIVERGENCES, check_divergence
+from .rollouts.config import RolloutConfig
 from .temperature import RESCALES, SCHEDULES
 
 
 @dataclass
-class KDConfig(SFTConfig):
+class KDConfig(RolloutConfig):
     r"""
     Configuration class for the [`TemperatureKDTrainer`].
 
-    This class includes only the parameters that are specific to distillation. Everything else (data preparation,
-    optimizer, logging, ...) is inherited from [`~trl.SFTConfig`] and keeps its meaning. Each name below is also a
-    command-line flag and a key of a YAML recipe, through [`~trl.TrlParser`].
+    This class includes only the parameters that are specific to distillation. Those of on-policy training are
+    inherited from [`RolloutConfig`]; everything else (data preparation, optimizer, logging, ...) is inherited from
+    [`~trl.SFTConfig`] and keeps its meaning. Each name is also a command-line flag and a key of a YAML recipe, through
+    [`~trl.TrlParser`].
 
     Parameters:
         > Parameters that control the divergence
@@ -61,7 +61,10 @@ class KDConfig(SFTConfig):
         > Parameters that control the teacher and the student
 
         teacher_model_name_or_path (`str`, *optional*):
-            Model name or path of the teacher, used when the trainer is given no `teacher_model`.
+            Model name or path of the teacher, used when the trainer is given no `teacher_model`. `student_base` is the
+            student without its PEFT adapter, one model in memory (for a folder of that name write `./student_base`).
+            A fresh adapter changes nothing, so loss and gradient are then 0 unless the two temperatures differ, or
+            cross-entropy is mixed in.
         teacher_model_revision (`str`, *optional*):
             Revision of the teacher (branch, tag or commit hash).
         teacher_model_init_kwargs (`dict[str, Any]`, *optional*):
@@ -72,7 +75,7 @@ class KDConfig(SFTConfig):
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
-        *SFTConfig._VALID_DICT_FIELDS,
+        *RolloutConfig._VALID_DICT_FIELDS,
         "divergence_kwargs",
         "teacher_model_init_kwargs",
     ]
@@ -149,7 +152,10 @@ class KDConfig(SFTConfig):
     # Parameters that control the teacher and the student
     teacher_model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Model name or path of the teacher, used when the trainer is given no `teacher_model`."},
+        metadata={
+            "help": "Model name or path of the teacher, used when the trainer is given no `teacher_model`. "
+            "`student_base` is the student without its PEFT adapter, one model in memory."
+        },
     )
     teacher_model_revision: str | None = field(
         default=None,

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from peft import PromptLearningConfig
+from peft import PeftModel, PromptLearningConfig
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 from transformers import PretrainedConfig, PreTrainedModel
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
@@ -84,11 +85,8 @@ def backbone(model: nn.Module) -> nn.Module:
     Raises:
         `ValueError`: If the model isn't made of a backbone and a head, or has an adapter outside of them.
     """
-    if is_peft_model(model) and any(isinstance(c, PromptLearningConfig) for c in model.peft_config.values()):
-        raise ValueError(
-            "Prompt-learning PEFT methods aren't supported: their virtual tokens live outside the backbone, which the "
-            "loss calls directly. Use a weight-based adapter such as LoRA."
-        )
+    if is_peft_model(model):
+        _check_adapter(model)
     model = unwrap_adapter(model)
     body = getattr(model, "base_model", model)
     if body is model:
@@ -99,13 +97,32 @@ def backbone(model: nn.Module) -> nn.Module:
     return body
 
 
-def read_head(model: nn.Module) -> Head:
+def _check_adapter(model: PeftModel) -> None:
+    """Refuse an adapter that acts outside of the layers: the backbone alone would silently leave it out."""
+    for config in model.peft_config.values():
+        kind = config.peft_type.value
+        if isinstance(config, PromptLearningConfig):
+            raise ValueError(
+                f"Prompt-learning PEFT methods aren't supported, got {kind}: their virtual tokens live outside the "
+                "backbone, which the loss calls directly. Use a weight-based adapter such as LoRA."
+            )
+        # AdaLoRA, X-LoRA, Poly and Shadow do a part of their work there; activated LoRA even before
+        if type(model.base_model).forward is not BaseTuner.forward or getattr(config, "alora_invocation_tokens", None):
+            raise ValueError(
+                f"This kind of PEFT adapter isn't supported, got {kind}: a part of it lives outside the backbone, "
+                "which the loss calls directly. Use one that acts in the layers alone, such as plain LoRA."
+            )
+
+
+def read_head(model: nn.Module, *, adapter: bool = True) -> Head:
     """
     Read the head of a causal language model. Its tensors are the model's own and may be shards.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Causal language model, not wrapped for distributed training.
+        adapter (`bool`, *optional*, defaults to `True`):
+            Whether a PEFT model's own copy of the head (`modules_to_save`) counts, or the head below it.
 
     Returns:
         [`Head`]: Its head.
@@ -115,6 +132,8 @@ def read_head(model: nn.Module) -> Head:
     """
     model = unwrap_adapter(model)
     projection = model.get_output_embeddings()
+    if not adapter:
+        projection = getattr(projection, "original_module", projection)
     weight = getattr(projection, "weight", None)
     if weight is None or not weight.is_floating_point():
         raise ValueError(
@@ -133,18 +152,22 @@ def read_head(model: nn.Module) -> Head:
 
 
 @contextmanager
-def gathered_head(model: nn.Module) -> Iterator[Head]:
+def gathered_head(model: nn.Module, *, adapter: bool = True) -> Iterator[Head]:
     """
     The head of a model with its whole tensors: gathered under ZeRO-3 for the duration of the context, all-gathered
-    under FSDP2, the model's own otherwise. Gradients flow back to the shards.
+    under FSDP2, the model's own otherwise. Gradients flow back to the shards. Arguments as in [`read_head`].
     """
-    head = read_head(model)
+    head = read_head(model, adapter=adapter)
     with maybe_gather_lm_head_ctx(head.weight, head.bias):
         yield replace(head, weight=_whole(head.weight), bias=None if head.bias is None else _whole(head.bias))
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    # Each rank has the gradient of its own tokens, to be averaged as FSDP does. By default it would be taken for the
+    # same on all of them. That is for a head which FSDP shards apart from the rest, as it does a LoRA model's copy.
+    return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
 
 
 @torch.no_grad()
@@ -171,6 +194,13 @@ def check_head(model: nn.Module) -> None:
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
     hidden, expected = body(**inputs).last_hidden_state, model(**inputs).logits
     model.train(training)
+    trained = any(p.requires_grad for p in model.parameters())
+    packed = any(getattr(getattr(p, "quant_state", None), "packing_format_for_cpu", False) for p in model.parameters())
+    if trained and packed:
+        raise ValueError(
+            "A 4-bit model can't be trained on this CPU: bitsandbytes repacks its weights in evaluation mode, and no "
+            "gradient flows through them from then on. Train it on a GPU, or load it without `load_in_4bit`."
+        )
     if hidden.shape[-1] != head.weight.shape[-1]:
         problem = f"its last hidden state has size {hidden.shape[-1]}, its head expects {head.weight.shape[-1]}"
     else:

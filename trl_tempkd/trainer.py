@@ -2,7 +2,6 @@
 """Distillation as a TRL trainer: `SFTTrainer` with another loss. The only file that knows TRL's inner names."""
 
 import textwrap
-import time
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,7 +18,9 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 from .config import KDConfig
 from .heads import backbone, check_head, gathered_head
 from .losses import chunked_kd_loss
-from .teachers import LiveTeacher, Teacher, check_separate, check_vocabulary, load_teacher
+from .meter import Meter
+from .rollouts import make_rollouts
+from .teachers import make_teacher
 from .temperature import scheduled_temperature, temperatures
 
 
@@ -52,7 +53,8 @@ class TemperatureKDTrainer(SFTTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Student. A string is loaded as in [`~trl.SFTTrainer`].
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Teacher, with the student's tokenizer. If `None`, `args.teacher_model_name_or_path` is used.
+            Teacher, with the student's tokenizer; `"student_base"` is the student without its PEFT adapter. If `None`,
+            `args.teacher_model_name_or_path` is used.
         args ([`KDConfig`], *optional*):
             Configuration. If `None`, the defaults are used, and a model given by name needs no more.
         kwargs:
@@ -122,6 +124,8 @@ class TemperatureKDTrainer(SFTTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("`compute_loss_func` replaces the loss, which is the divergence here. Use `SFTTrainer`.")
         super().__init__(model, args=args, **kwargs)
+        # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one
+        args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
         self._refuse_unsupported()
 
         # The count that the loss is divided by must be the number of tokens it sees: the labels after the shift. Both
@@ -132,19 +136,16 @@ class TemperatureKDTrainer(SFTTrainer):
             disable_dropout_in_model(self.model)
         check_head(self.model)
 
-        origin: dict[str, Any] = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
-        teacher_model = load_teacher(teacher_model, args.teacher_model_init_kwargs, **origin)
-        check_separate(self.model, teacher_model)
-        check_vocabulary(self._tokenizer, self.model, teacher_model, **origin)
-        live_teacher = LiveTeacher(teacher_model, self.accelerator)
-        self.teacher: Teacher = live_teacher
-        self.teacher_model = live_teacher.model  # as TRL's trainers call it
+        student = partial(getattr, self, "model_wrapped")  # as it is at the time
+        self.teacher = make_teacher(teacher_model, student, self._tokenizer, self.accelerator, args)
+        self.teacher_model = self.teacher.model  # as TRL's trainers call it
+        parts = (self._tokenizer, self.accelerator, self.data_collator)
+        self.rollouts = make_rollouts(student, self.teacher, *parts, args, self.train_dataset)
 
         self._forward_redirection = _ForwardRedirection()
         self._kd_temperature = args.kd_temperature
-        self._sums: dict[str, list[torch.Tensor]] = {"train": [], "eval": []}
-        self._tokens_seen: torch.Tensor | int = 0  # since the last log, on this rank
-        self._last_log_time: float | None = None
+        measures = ["loss", *_METRICS.values(), *(["aux_loss"] if self.aux_loss_enabled else [])]
+        self._meter = Meter(self.accelerator, measures)
         self._name = f"{self._name} ({args.describe()})"  # "trained with {_name}, a method introduced in {_paper}"
 
     def _refuse_unsupported(self) -> None:
@@ -175,17 +176,24 @@ class TemperatureKDTrainer(SFTTrainer):
             return {"kd_temperature": student}
         return {"student_kd_temperature": student, "teacher_kd_temperature": teacher}
 
+    def _progress(self) -> float:
+        return self.state.global_step / max(self.state.max_steps, 1)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        # The batches of one optimizer step. Their completions are generated here, together, and counted afterwards
+        self._meter.start()
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        new = self.rollouts(batches, self.state.global_step, self._progress())
+        return new, count if new is batches else self._get_num_items_in_batch(new, device)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
         args = self.args
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        if mode == "train" and self._last_log_time is None:
-            self._last_log_time = time.perf_counter()
         # No position_ids are needed beside an attention_mask: TRL's collator pads on the right
-        progress = self.state.global_step / max(self.state.max_steps, 1)
         self._kd_temperature = scheduled_temperature(
-            args.kd_temperature_schedule, args.kd_temperature, args.kd_temperature_final, progress
+            args.kd_temperature_schedule, args.kd_temperature, args.kd_temperature_final, self._progress()
         )
 
         # Accelerate puts autocast around `model.forward`, which the redirection replaces
@@ -208,10 +216,10 @@ class TemperatureKDTrainer(SFTTrainer):
         if sums is not None:
             # In evaluation, drop the samples that fill up the last batch; ratios don't mind that ranks repeat the sum
             sums = self.accelerator.gather_for_metrics(sums) if mode == "eval" else sums
-            self._sums[mode].append(sums.sum(0))
+            self._meter.add(mode, sums.sum(0))
         if mode == "train":
             mask = inputs.get("attention_mask")
-            self._tokens_seen = self._tokens_seen + (labels.numel() if mask is None else mask.sum())
+            self._meter.see(labels.numel() if mask is None else mask.sum())
 
         if not return_outputs:
             return loss
@@ -257,36 +265,35 @@ class TemperatureKDTrainer(SFTTrainer):
             columns.append(aux_loss.detach() * kept)
         return out.loss, aux_loss, torch.stack([c.float().view_as(targets).sum(1) for c in columns], dim=1)
 
-    def _mean_metrics(self, mode: str) -> dict[str, float]:
-        """Means over the tokens since the last call, over all ranks. The only host synchronisation of the metrics."""
-        if not self._sums[mode]:
-            return {}
-        kept, *sums = self.accelerator.reduce(torch.stack(self._sums[mode]).sum(0), reduction="sum").tolist()
-        self._sums[mode].clear()
-        names = ("loss", *_METRICS.values(), *(["aux_loss"] if self.aux_loss_enabled else []))
-        return {name: total / max(kept, 1) for name, total in zip(names, sums, strict=True)}
-
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        start = time.perf_counter()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with self._meter.paused():  # `tokens_per_second` is about training
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         # `loss` among them: the mean over tokens in place of the mean over batches
-        metrics = {**self._temperature_logs(), **self._mean_metrics("eval")}
+        metrics = {**self._temperature_logs(), **self._meter.means("eval")}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        if self._last_log_time is not None:  # `tokens_per_second` is about training
-            self._last_log_time += time.perf_counter() - start
+        if metric_key_prefix.startswith("eval"):
+            self.rollouts.observe(metric_key_prefix, output.metrics[f"{metric_key_prefix}_loss"])
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.model.training and "loss" in logs and self._last_log_time is not None:  # the loop's own, on every rank
-            seen = torch.as_tensor(self._tokens_seen, device=self.args.device)
-            seen = self.accelerator.reduce(seen, reduction="sum").item() // self.get_tp_size()
-            now = time.perf_counter()
-            self._total_train_tokens += seen
+        if self.model.training and "loss" in logs:  # the loop's own, on every rank
+            seen, per_second = self._meter.speed()
+            self._total_train_tokens += seen // self.get_tp_size()
             # The loop's own `loss` stays: it is the mean over all steps since the last log
-            logs.update({name: value for name, value in self._mean_metrics("train").items() if name != "loss"})
+            logs.update({name: value for name, value in self._meter.means("train").items() if name != "loss"})
             logs.update(self._temperature_logs())
             logs["num_tokens"] = self._total_train_tokens
-            logs["tokens_per_second"] = seen / (now - self._last_log_time)
-            self._tokens_seen = 0
-            self._last_log_time = now
+            logs["tokens_per_second"] = per_second / self.get_tp_size()
+            logs.update(self.rollouts.metrics())
         super().log(logs, start_time)
+        if self.model.training and self.args.log_completions:
+            self.rollouts.log_completions(self.state.global_step)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        self.rollouts.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.rollouts.load(checkpoint)

@@ -92,6 +92,7 @@ def launcher_actions() -> dict[str, argparse.Action]:
 # The class that first defines a field -> the group under which `--help` lists it. The order is that of `--help`.
 GROUPS = {
     "KDConfig": "distillation",
+    "RolloutConfig": "on-policy training: who writes the completions, and how",
     "ScriptArguments": "data",
     "DatasetMixtureConfig": "data mixtures (a list in the recipe)",
     "ModelConfig": "student model, LoRA and quantization",

@@ -76,7 +76,7 @@ def resolve_model(name: str | None, option: str) -> str:
 
     Args:
         name (`str` or `None`):
-            A built-in model, a folder, or a model on the Hub.
+            A built-in model, a folder, a model on the Hub, or as the teacher `student_base`.
         option (`str`):
             The option that it comes from, for the message.
     """

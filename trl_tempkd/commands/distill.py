@@ -19,7 +19,7 @@ Train a student model on the distributions of a teacher.
 
 The objective is one of the divergences that `trl-tempkd divergences` lists, between teacher and student softened by
 the temperature --kd_temperature. A recipe (--config) is a YAML file of these same options; the command line wins over
-it. --accelerate_config names how to run it (single_gpu, multi_gpu, zero1, zero2, zero3, fsdp1, fsdp2, or a file), and
+it. --accelerate_config names how to run it (single_gpu, multi_gpu, zero1, zero2, zero3, fsdp2, or a file), and
 every option of `accelerate launch`, as --num_processes, passes through."""
 
 EPILOG = """\
@@ -62,9 +62,12 @@ def main(
     """
     from trl import get_peft_config, get_quantization_config
 
+    from ..teachers import STUDENT_BASE
     from ..trainer import TemperatureKDTrainer
     from .data import check_model, load_data, select_split
+    from .launch import check_started
 
+    check_started(training_args)
     # What can be wrong with the names is found before any weights are loaded.
     student, teacher = check(script_args, training_args, model_args, dataset_args)
     dataset = load_data(script_args, dataset_args)
@@ -74,7 +77,8 @@ def main(
         eval_dataset = select_split(dataset, script_args.dataset_test_split, "dataset_test_split")
     trust = training_args.trust_remote_code
     check_model(student, model_args.model_revision, trust, "model_name_or_path")
-    check_model(teacher, training_args.teacher_model_revision, trust, "teacher_model_name_or_path")
+    if teacher != STUDENT_BASE:
+        check_model(teacher, training_args.teacher_model_revision, trust, "teacher_model_name_or_path")
     checkpoint = find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
 
     training_args.teacher_model_name_or_path = teacher
@@ -124,8 +128,8 @@ def check(
     dataset_args: "DatasetMixtureConfig",
 ) -> tuple[str, str]:
     """
-    Stop at a name that is missing, or that is a path with nothing there. The command line checks this too, before it
-    starts any process.
+    Stop at a name that is missing, or that is a path with nothing there, and at options that need others. The command
+    line checks this too, before it starts any process.
 
     Returns:
         `tuple[str, str]`: The student and the teacher, as `from_pretrained` takes them.
@@ -136,7 +140,25 @@ def check(
     student = resolve_model(model_args.model_name_or_path, "model_name_or_path")
     teacher = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
     find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
+    check_adapter(model_args, teacher)
     return student, teacher
+
+
+def check_adapter(model_args: "ModelConfig", teacher: str) -> None:
+    """Stop at what can't be had without an adapter on the student, or without bitsandbytes."""
+    from transformers import utils
+
+    from ..teachers import STUDENT_BASE
+
+    quantize = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit" if model_args.load_in_8bit else None
+    if not model_args.use_peft and teacher == STUDENT_BASE:
+        raise UsageError(
+            f"--teacher_model_name_or_path {STUDENT_BASE} is the student without its adapter: it needs --use_peft"
+        )
+    if not model_args.use_peft and quantize:
+        raise UsageError(f"--{quantize} freezes the student's weights: it needs --use_peft")
+    if quantize and not utils.is_bitsandbytes_available():
+        raise UsageError(f"--{quantize} needs bitsandbytes: pip install 'trl-tempkd[quantization]'")
 
 
 def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:

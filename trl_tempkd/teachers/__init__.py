@@ -1,23 +1,51 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Where the target distribution comes from."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..heads import Head
-from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher
+from .base import STUDENT_BASE, BaseTeacher
+from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher, refuse_options
 
 
-__all__ = ["LiveTeacher", "Teacher", "check_separate", "check_vocabulary", "load_teacher"]
+__all__ = [
+    "STUDENT_BASE",
+    "BaseTeacher",
+    "LiveTeacher",
+    "Teacher",
+    "check_separate",
+    "check_vocabulary",
+    "load_teacher",
+    "make_teacher",
+]
 
 
 class Teacher(Protocol):
     """
     What the trainer asks of a teacher: its last hidden state and its head. Together they are its exact distribution at
     every temperature, and far smaller than its logits.
+
+    Attributes:
+        model (`torch.nn.Module` or `None`):
+            The teacher's own model as it is wrapped, if it has one.
     """
+
+    model: Any
+
+    def wrapped(self) -> nn.Module:
+        """The module that is the teacher inside of `active()`, as it is wrapped at the moment; to generate with it."""
+        ...
+
+    def active(self) -> AbstractContextManager[None]:
+        """Context in which `wrapped()` is the teacher. The other methods enter it themselves."""
+        ...
 
     def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Last hidden state for a batch as the data collator made it, of shape `(B, L, H_t)`, without gradient."""
@@ -26,3 +54,54 @@ class Teacher(Protocol):
     def head(self) -> AbstractContextManager[Head]:
         """Context in which the teacher's head is whole, on every rank."""
         ...
+
+
+class TeacherOptions(Protocol):
+    """What [`make_teacher`] reads of a configuration."""
+
+    teacher_model_init_kwargs: Any
+    teacher_model_revision: str | None
+    trust_remote_code: bool
+
+
+def make_teacher(
+    teacher: str | PreTrainedModel,
+    student: Callable[[], nn.Module],
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    options: TeacherOptions,
+) -> Teacher:
+    """
+    Make the teacher of a student: load it, check that it fits, prepare it for the accelerator.
+
+    Args:
+        teacher (`str` or [`~transformers.PreTrainedModel`]):
+            Name or path, the model itself, or `"student_base"`: the student without its PEFT adapter.
+        student (`Callable[[], torch.nn.Module]`):
+            Gives the student as it is wrapped at the moment.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the student and of the data.
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator of the trainer.
+        options ([`TeacherOptions`]):
+            How to load the teacher.
+
+    Returns:
+        [`Teacher`]: The teacher, ready to be asked.
+
+    Raises:
+        `ValueError`: If the teacher shares parameters with the student or has another tokenizer, if the student has no
+            adapter to switch off or its base is trained too, or if an option says how to load what isn't loaded.
+    """
+    origin: dict[str, Any] = {
+        "revision": options.teacher_model_revision,
+        "trust_remote_code": options.trust_remote_code,
+    }
+    if isinstance(teacher, str) and teacher == STUDENT_BASE:
+        refuse_options(f"{STUDENT_BASE!r}, which is in memory", options.teacher_model_init_kwargs, origin["revision"])
+        return BaseTeacher(student, accelerator)
+    model = load_teacher(teacher, options.teacher_model_init_kwargs, **origin)
+    unwrapped = accelerator.unwrap_model(student())
+    check_separate(unwrapped, model)
+    check_vocabulary(tokenizer, unwrapped, model, **origin)
+    return LiveTeacher(model, accelerator)

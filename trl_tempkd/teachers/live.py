@@ -1,7 +1,8 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """A teacher that runs beside the student."""
 
-from contextlib import AbstractContextManager
+import copy
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
@@ -42,23 +44,41 @@ class LiveTeacher:
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.model = prepare_deepspeed(model, accelerator)
         elif accelerator.is_fsdp2:
-            self.model = prepare_fsdp(model, accelerator)
+            self.model = _shard(model, accelerator)
         else:
             self.model = accelerator.prepare_model(model, evaluation_mode=True)
         self._accelerator = accelerator
         self._forward_redirection = _ForwardRedirection()
 
+    def wrapped(self) -> nn.Module:
+        return self.model
+
+    def active(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     @torch.no_grad()
     def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:
         model = self._accelerator.unwrap_model(self.model)
         # Through the wrapper, which gathers the shards of the parameters
-        return self._forward_redirection(self.model, model, partial(_last_hidden_state, model, inputs))
+        return self._forward_redirection(self.model, model, partial(last_hidden_state, model, inputs))
 
     def head(self) -> AbstractContextManager[Head]:
         return gathered_head(self._accelerator.unwrap_model(self.model))
 
 
-def _last_hidden_state(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+def _shard(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
+    # Layer by layer, as Accelerate shards the student: TRL's `prepare_fsdp` would make one piece of the whole model,
+    # which each forward gathers. The plugin keeps the layers of the first model it sees, so it gets to see a copy.
+    plugin = accelerator.state.fsdp_plugin
+    accelerator.state.fsdp_plugin = copy.copy(plugin)
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = None
+    try:
+        return fsdp2_prepare_model(accelerator, model).eval()
+    finally:
+        accelerator.state.fsdp_plugin = plugin
+
+
+def last_hidden_state(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     return backbone(model)(**inputs, use_cache=False).last_hidden_state
 
 
@@ -89,12 +109,7 @@ def load_teacher(
         `ValueError`: If it is said how to load a teacher that is loaded already.
     """
     if not isinstance(teacher, str):
-        for name, value in {"teacher_model_init_kwargs": init_kwargs, "teacher_model_revision": revision}.items():
-            if value is not None:
-                raise ValueError(
-                    f"`{name}` is {value!r}, but the teacher is a model already. Pass the teacher's name or path "
-                    f"instead, or leave `{name}` unset."
-                )
+        refuse_options("a model already", init_kwargs, revision)
         return teacher
     kwargs = {"dtype": "auto", "trust_remote_code": trust_remote_code, **(init_kwargs or {})}
     if revision is not None:
@@ -103,6 +118,16 @@ def load_teacher(
     if PartialState().distributed_type in [DistributedType.MULTI_GPU, DistributedType.DEEPSPEED]:
         kwargs["device_map"] = None
     return create_model_from_path(teacher, **kwargs)
+
+
+def refuse_options(what: str, init_kwargs: Any, revision: str | None) -> None:
+    """Refuse what says how to load a teacher that isn't loaded, since it would have no effect."""
+    for name, value in {"teacher_model_init_kwargs": init_kwargs, "teacher_model_revision": revision}.items():
+        if value is not None:
+            raise ValueError(
+                f"`{name}` is {value!r}, but the teacher is {what}. Pass the teacher's name or path instead, or leave "
+                f"`{name}` unset."
+            )
 
 
 def check_separate(student: nn.Module, teacher: nn.Module) -> None:
@@ -116,7 +141,8 @@ def check_separate(student: nn.Module, teacher: nn.Module) -> None:
     if shared:
         raise ValueError(
             f"The teacher shares {len(shared)} parameters with the student, so training would change the target. Load "
-            "the teacher separately, or pass `copy.deepcopy(model)`."
+            "the teacher separately, or pass `copy.deepcopy(model)`. For the student without its PEFT adapter, pass "
+            "`teacher_model='student_base'`."
         )
 
 

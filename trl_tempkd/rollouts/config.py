@@ -1,0 +1,294 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""The options of where a batch's completions come from: data set, student, teacher, replay buffer."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers.utils import logging
+from trl import SFTConfig
+
+
+logger = logging.get_logger(__name__)
+
+SHARE_SCHEDULES = ("constant", "adaptive")
+VLLM_MODES = ("colocate", "server")
+
+
+@dataclass
+class RolloutConfig(SFTConfig):
+    r"""
+    The part of [`KDConfig`] that is about on-policy training. Names that TRL's `GKDConfig` or `DistillationConfig` has
+    mean here what they mean there, but for `temperature`: it is the temperature of sampling, and only that.
+
+    Parameters:
+        > Parameters that control where the completions come from
+
+        lmbda (`float`, *optional*, defaults to `0.0`):
+            Share of the optimizer steps whose completions the student generates itself, in [0, 1]. `0.0` trains on the
+            data set's completions, `1.0` is fully on-policy.
+        lmbda_schedule (`str`, *optional*, defaults to `"constant"`):
+            `"adaptive"` starts at `lmbda` and adds 0.1 each time the validation loss is higher than the time before
+            (DistiLLM, arXiv 2402.03898). It needs evaluations during the training.
+        seq_kd (`bool`, *optional*, defaults to `False`):
+            Whether the teacher generates the completions of the steps in which the student doesn't.
+        replay_size (`int`, *optional*, defaults to `0`):
+            Number of completions of the student, over all processes, that are kept to be trained on again (DistiLLM).
+            `0` keeps none. Nothing is replayed before so many have been generated.
+        replay_ratio (`float`, *optional*):
+            Share of the student's steps that take their completions from those kept, in [0, 1]. If `None`, it rises
+            linearly from 0 to 1 over the training, as in DistiLLM.
+
+        > Parameters that control generation
+
+        max_new_tokens (`int`, *optional*, defaults to `128`):
+            Maximum number of tokens to generate per completion.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of sampling. The divergence has its own, `kd_temperature`. `0.0` is greedy.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Sample from the most probable tokens that hold this much probability together.
+        top_k (`int`, *optional*, defaults to `0`):
+            Sample from this many of the most probable tokens. `0` is all of them.
+        min_p (`float`, *optional*):
+            Leave out tokens with less than this share of the most probable token's probability.
+        repetition_penalty (`float`, *optional*, defaults to `1.0`):
+            Above 1, tokens that have occurred before become less probable.
+        generation_kwargs (`dict[str, Any]`, *optional*):
+            More arguments of [`~transformers.GenerationConfig`], or of vLLM's `SamplingParams`. They win over the
+            options above.
+        cache_implementation (`str`, *optional*):
+            Implementation of the KV cache, where vLLM isn't used.
+        generation_batch_size (`int`, *optional*):
+            Number of completions that are generated together, over all processes. Smaller means less memory for the KV
+            cache. If `None`, all those of an optimizer step.
+        ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
+            Whether every process holds the whole model while it generates, under DeepSpeed ZeRO-3 and FSDP2. Otherwise
+            the layers are gathered one by one for every token: much slower, for models that don't fit.
+
+        > Parameters that control generation with vLLM
+
+        use_vllm (`bool`, *optional*, defaults to `False`):
+            Whether vLLM generates the student's completions.
+        vllm_mode (`str`, *optional*, defaults to `"colocate"`):
+            `"colocate"` runs vLLM in the training processes, `"server"` asks one that `trl vllm-serve` has started.
+        vllm_model_impl (`str`, *optional*, defaults to `"vllm"`):
+            Implementation of the model: `"vllm"` or `"transformers"`.
+        vllm_enable_sleep_mode (`bool`, *optional*, defaults to `False`):
+            Whether vLLM frees its memory during the optimizer step.
+        vllm_structured_outputs_regex (`str`, *optional*):
+            Regular expression that the completions must match.
+        vllm_server_base_url (`str`, *optional*):
+            URL of the server, in place of host and port.
+        vllm_server_host (`str`, *optional*, defaults to `"0.0.0.0"`):
+            Host of the server.
+        vllm_server_port (`int`, *optional*, defaults to `8000`):
+            Port of the server.
+        vllm_server_timeout (`float`, *optional*, defaults to `240.0`):
+            Seconds to wait for the server.
+        vllm_group_port (`int`, *optional*, defaults to `51216`):
+            Port over which the weights are sent to the server.
+        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
+            Share of the GPU's memory that colocated vLLM takes.
+        vllm_max_model_length (`int`, *optional*):
+            Longest sequence, prompt included, for colocated vLLM.
+        vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
+            Number of GPUs that share one colocated vLLM model.
+
+        > Parameters that control the logging of completions
+
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Whether to print the latest generated completions with every log, and store them in
+            `output_dir/completions`, one parquet file each.
+        num_completions_to_print (`int`, *optional*):
+            Number of them to print. If `None`, all.
+        log_unique_prompts (`bool`, *optional*, defaults to `False`):
+            Whether to send only one completion per prompt to the trackers.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*SFTConfig._VALID_DICT_FIELDS, "generation_kwargs"]
+
+    # Parameters that control where the completions come from
+    lmbda: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the optimizer steps whose completions the student generates itself, in [0, 1]. 0 trains "
+            "on the data set's completions, 1 is fully on-policy."
+        },
+    )
+    lmbda_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "'adaptive' starts at `lmbda` and adds 0.1 each time the validation loss is higher than the time "
+            "before. It needs evaluations during the training.",
+            "choices": list(SHARE_SCHEDULES),
+        },
+    )
+    seq_kd: bool = field(
+        default=False,
+        metadata={"help": "Whether the teacher generates the completions of the steps in which the student doesn't."},
+    )
+    replay_size: int = field(
+        default=0,
+        metadata={
+            "help": "Number of completions of the student, over all processes, that are kept to be trained on again. "
+            "Nothing is replayed before so many have been generated."
+        },
+    )
+    replay_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the student's steps that take their completions from those kept, in [0, 1]. If not set, "
+            "it rises linearly from 0 to 1 over the training, as in DistiLLM."
+        },
+    )
+
+    # Parameters that control generation
+    max_new_tokens: int = field(default=128, metadata={"help": "Maximum number of tokens to generate per completion."})
+    temperature: float = field(
+        default=1.0,
+        metadata={"help": "Temperature of sampling. The divergence has its own, `kd_temperature`. 0 is greedy."},
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata={"help": "Sample from the most probable tokens that hold this much probability together."},
+    )
+    top_k: int = field(
+        default=0, metadata={"help": "Sample from this many of the most probable tokens. 0 is all of them."}
+    )
+    min_p: float | None = field(
+        default=None,
+        metadata={"help": "Leave out tokens with less than this share of the most probable token's probability."},
+    )
+    repetition_penalty: float = field(
+        default=1.0, metadata={"help": "Above 1, tokens that have occurred before become less probable."}
+    )
+    generation_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "More arguments of transformers' `GenerationConfig`, or of vLLM's `SamplingParams`. They win over "
+            "the options above."
+        },
+    )
+    cache_implementation: str | None = field(
+        default=None, metadata={"help": "Implementation of the KV cache, where vLLM isn't used."}
+    )
+    generation_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of completions that are generated together, over all processes. Smaller means less memory "
+            "for the KV cache. If not set, all those of an optimizer step."
+        },
+    )
+    ds3_gather_for_generation: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether every process holds the whole model while it generates, under DeepSpeed ZeRO-3 and "
+            "FSDP2. Otherwise the layers are gathered one by one for every token: much slower, for models that don't "
+            "fit."
+        },
+    )
+
+    # Parameters that control generation with vLLM
+    use_vllm: bool = field(default=False, metadata={"help": "Whether vLLM generates the student's completions."})
+    vllm_mode: str = field(
+        default="colocate",
+        metadata={
+            "help": "'colocate' runs vLLM in the training processes, 'server' asks one that `trl vllm-serve` has "
+            "started.",
+            "choices": list(VLLM_MODES),
+        },
+    )
+    vllm_model_impl: str = field(
+        default="vllm", metadata={"help": "Implementation of the model: 'vllm' or 'transformers'."}
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False, metadata={"help": "Whether vLLM frees its memory during the optimizer step."}
+    )
+    vllm_structured_outputs_regex: str | None = field(
+        default=None, metadata={"help": "Regular expression that the completions must match."}
+    )
+    vllm_server_base_url: str | None = field(
+        default=None, metadata={"help": "URL of the server, in place of host and port."}
+    )
+    vllm_server_host: str = field(default="0.0.0.0", metadata={"help": "Host of the vLLM server."})
+    vllm_server_port: int = field(default=8000, metadata={"help": "Port of the vLLM server."})
+    vllm_server_timeout: float = field(default=240.0, metadata={"help": "Seconds to wait for the server."})
+    vllm_group_port: int = field(
+        default=51216, metadata={"help": "Port over which the weights are sent to the server."}
+    )
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "Share of the GPU's memory that colocated vLLM takes."}
+    )
+    vllm_max_model_length: int | None = field(
+        default=None, metadata={"help": "Longest sequence, prompt included, for colocated vLLM."}
+    )
+    vllm_tensor_parallel_size: int = field(
+        default=1, metadata={"help": "Number of GPUs that share one colocated vLLM model."}
+    )
+
+    # Parameters that control the logging of completions
+    log_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to print the latest generated completions with every log, and store them in "
+            "`output_dir/completions`."
+        },
+    )
+    num_completions_to_print: int | None = field(
+        default=None, metadata={"help": "Number of completions to print. If not set, all."}
+    )
+    log_unique_prompts: bool = field(
+        default=False, metadata={"help": "Whether to send only one completion per prompt to the trackers."}
+    )
+
+    @property
+    def generates(self) -> bool:
+        """Whether completions are generated in this run at all."""
+        return self.lmbda > 0 or self.lmbda_schedule == "adaptive" or self.seq_kd
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.generation_kwargs, str):
+            raise ValueError(
+                '`generation_kwargs` must be a dict, or on the command line its JSON, e.g. \'{"no_repeat_ngram_size": '
+                f"3}}', got {self.generation_kwargs!r}."
+            )
+        for name, ok, wanted in (
+            ("lmbda", 0 <= self.lmbda <= 1, "in [0, 1]"),
+            ("replay_ratio", self.replay_ratio is None or 0 <= self.replay_ratio <= 1, "in [0, 1]"),
+            ("replay_size", self.replay_size >= 0, "at least 0"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < float("inf"), "at least 0 (greedy) and finite"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("top_k", self.top_k >= 0, "at least 0 (all tokens)"),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]"),
+            ("repetition_penalty", self.repetition_penalty > 0, "positive"),
+            ("lmbda_schedule", self.lmbda_schedule in SHARE_SCHEDULES, f"one of {', '.join(SHARE_SCHEDULES)}"),
+            ("vllm_mode", self.vllm_mode in VLLM_MODES, f"one of {', '.join(VLLM_MODES)}"),
+        ):
+            if not ok:
+                raise ValueError(f"`{name}` must be {wanted}, got {getattr(self, name)!r}.")
+        size = self.generation_batch_size
+        if size is not None and (size < 1 or size % self.world_size):
+            raise ValueError(
+                f"`generation_batch_size` counts the completions of all processes, so it must be a multiple of their "
+                f"number, {self.world_size}, got {size}."
+            )
+        if self.temperature != 1.0 and not self.generates:
+            logger.warning(
+                f"`temperature` is {self.temperature}, which is for sampling, and nothing is sampled with `lmbda` 0. "
+                "The temperature of the divergence is `kd_temperature`."
+            )
+        if self.replay_ratio is not None and self.replay_size == 0:
+            raise ValueError(
+                f"`replay_ratio` is {self.replay_ratio}, but `replay_size` is 0, so there is nothing to replay. Set "
+                "`replay_size`, e.g. to 1000."
+            )
+        if self.lmbda_schedule == "adaptive" and self.eval_strategy == "no":
+            raise ValueError(
+                "`lmbda_schedule` is 'adaptive', which follows the validation loss, but `eval_strategy` is 'no'. Set "
+                "`eval_strategy` to 'steps' and `eval_steps`."
+            )
+        if self.use_vllm and not self.ds3_gather_for_generation:
+            raise ValueError(
+                "`ds3_gather_for_generation` must be True with `use_vllm`, got False: vLLM is sent whole weights."
+            )

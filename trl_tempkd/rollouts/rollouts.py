@@ -1,0 +1,298 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""One draw per optimizer step decides who completes the prompts of its batches, on every rank the same."""
+
+import json
+import os
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import send_to_device
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..teachers import Teacher
+from .config import RolloutConfig
+from .rows import ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
+from .samples import log_samples
+from .sampling import ModelSampler, Sampler, VLLMSampler, longest_prompt, most_over_ranks, stop_tokens
+
+
+logger = get_logger(__name__)
+
+Batch = dict[str, Any]
+Collator = Callable[[list[dict[str, Any]]], Batch]
+
+SHARE_STEP = 0.1  # of DistiLLM's adaptive schedule (its algorithm 1)
+
+
+class Rollouts:
+    """
+    Replaces the completions of the batches of an optimizer step, all of them at once.
+
+    With probability `lmbda` the student completes their prompts, or the step is trained on what it completed before;
+    else the teacher does, with `seq_kd`; else the data set's completions stay. The draw depends on the seed and the
+    step alone, so it is the same on every rank and after a resume.
+
+    Source: GKD (arXiv 2306.13649), algorithm 1; DistiLLM (arXiv 2402.03898), section 3.2 and algorithm 1.
+
+    Args:
+        args ([`RolloutConfig`]):
+            Options.
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator of the trainer.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the data, to show completions.
+        collator (`Callable`):
+            Data collator of the trainer: new rows are put together as those of the data set are.
+        stops (`list[int]`):
+            Tokens that end a completion.
+        student ([`Sampler`], *optional*):
+            Completes with the student. Required unless its share is 0.
+        teacher ([`Sampler`], *optional*):
+            Completes with the teacher. Required with `seq_kd`.
+        max_prompt (`int`, *optional*):
+            Number of tokens of a prompt that are kept, those at its end.
+    """
+
+    def __init__(
+        self,
+        args: RolloutConfig,
+        accelerator: Accelerator,
+        tokenizer: PreTrainedTokenizerBase,
+        collator: Collator,
+        stops: list[int],
+        student: Sampler | None = None,
+        teacher: Sampler | None = None,
+        max_prompt: int | None = None,
+    ):
+        self.args = args
+        self.accelerator = accelerator
+        self.tokenizer = tokenizer
+        self.collator = collator
+        self.stops = stops
+        self.samplers = {"student": student, "teacher": teacher}
+        self.max_prompt = max_prompt
+        self.share = args.lmbda
+        self.losses: dict[str, float] = {}  # of the last evaluation, by data set
+        self.replay_size = -(-args.replay_size // accelerator.num_processes)  # of this rank
+        self.replay: deque[Row] = deque(maxlen=self.replay_size)
+        self.latest: list[tuple[list[int], list[int]]] = []  # prompts and completions that were generated last
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, batches: list[Batch], step: int, progress: float) -> list[Batch]:
+        """
+        Args:
+            batches (`list[dict]`):
+                The batches of one optimizer step, as the data collator makes them.
+            step (`int`):
+                Number of optimizer steps before this one.
+            progress (`float`):
+                Share of the training that lies behind, in [0, 1].
+
+        Returns:
+            `list[dict]`: As many batches.
+        """
+        source = self._source(step, progress)
+        if source != "dataset" and batches:
+            rows = [row for batch in batches for row in rows_of(batch)]
+            rng = self._rng(step, self.accelerator.process_index)
+            if source == "replay":
+                kept = list(self.replay)
+                rows = rng.sample(kept, len(rows)) if len(rows) <= len(kept) else rng.choices(kept, k=len(rows))
+            else:
+                rows = self._complete(rows, source, rng.getrandbits(32))
+            groups = split_evenly(rows, len(batches))
+            batches = [self.collator([row._asdict() for row in group]) for group in groups]
+            batches = [send_to_device(batch, self.accelerator.device) for batch in batches]
+        for batch in batches:
+            self.counts[source] += (batch["labels"][..., 1:] != -100).sum()
+        return batches
+
+    def _rng(self, *of: int) -> random.Random:
+        return random.Random(" ".join(map(str, (self.args.seed, *of))))
+
+    def _source(self, step: int, progress: float) -> str:
+        rng = self._rng(step)
+        of_student, of_replay = rng.random(), rng.random()
+        if of_student >= self.share:
+            return "teacher" if self.args.seq_kd else "dataset"
+        ratio = progress if self.args.replay_ratio is None else self.args.replay_ratio
+        return "replay" if of_replay < ratio and self._replay_is_full() else "student"
+
+    def _replay_is_full(self) -> bool:
+        if not self.args.replay_size:
+            return False
+        missing = self.replay_size - len(self.replay)
+        return most_over_ranks(missing, self.accelerator) == 0
+
+    def _complete(self, rows: list[Row], source: str, seed: int) -> list[Row]:
+        sampler = self.samplers[source]
+        assert sampler is not None
+        prompts = [self._shortened(row.prompt) for row in rows]
+        given = [i for i, prompt in enumerate(prompts) if prompt]
+        if len(given) < len(rows):
+            logger.warning_once(
+                "Some rows have nothing before their first label, so there is no prompt to complete: they keep the "
+                "data set's text."
+            )
+        completions = sampler([prompts[i] for i in given], seed)
+        self.latest = [(prompts[i], completion) for i, completion in zip(given, completions, strict=True)]
+        new = [completed(*pair) for pair in self.latest]
+        if source == "student":
+            self.replay.extend(new)
+        self.counts["rows"] += len(completions)
+        self.counts["tokens"] += sum(map(len, completions))
+        self.counts["clipped"] += sum(not {*completion[-1:]} & {*self.stops} for completion in completions)
+        return [row for row, prompt in zip(rows, prompts, strict=True) if not prompt] + new
+
+    def _shortened(self, prompt: list[int]) -> list[int]:
+        if self.max_prompt is None or len(prompt) <= self.max_prompt:
+            return prompt
+        logger.warning_once(
+            f"Prompts are cut to their last {self.max_prompt} tokens, so that {self.args.max_new_tokens} new ones fit "
+            "into the positions of the model."
+        )
+        return prompt[-self.max_prompt :]
+
+    def observe(self, name: str, loss: float) -> None:
+        """Take note of a validation loss: with the adaptive schedule, a rise raises the student's share."""
+        if self.args.lmbda_schedule == "adaptive" and loss > self.losses.get(name, float("inf")):
+            self.share = min(self.share + SHARE_STEP, 1.0)
+        self.losses[name] = loss
+
+    def metrics(self) -> dict[str, float]:
+        """
+        What happened since the last call, over all ranks: the share of the trained tokens that the student has just
+        generated and of those replayed; the mean length of what was generated, in tokens, and the share of it that was
+        cut off at `max_new_tokens`, under TRL's names.
+        """
+        names = ("student", "replay", "teacher", "dataset", "rows", "tokens", "clipped")
+        counts = torch.tensor([float(self.counts[name]) for name in names], device=self.accelerator.device)
+        of = dict(zip(names, self.accelerator.reduce(counts, reduction="sum").tolist(), strict=True))
+        self.counts.clear()
+        trained = max(of["student"] + of["replay"] + of["teacher"] + of["dataset"], 1)
+        metrics = {"on_policy_share": of["student"] / trained}
+        if self.args.generates:
+            metrics["lmbda"] = self.share
+        if self.args.replay_size:
+            metrics["replay_share"] = of["replay"] / trained
+        if of["rows"]:
+            metrics["completions/mean_length"] = of["tokens"] / of["rows"]
+            metrics["completions/clipped_ratio"] = of["clipped"] / of["rows"]
+        return metrics
+
+    def log_completions(self, step: int) -> None:
+        """Show and store what was generated last. Every rank must call."""
+        log_samples(self.latest, self.tokenizer, self.accelerator, self.args, step)
+        self.latest = []
+
+    def _file(self, folder: str) -> Path:
+        return Path(folder) / f"rollouts_{self.accelerator.process_index}.safetensors"
+
+    def save(self, folder: str) -> None:
+        """Write what a resume needs into a checkpoint: every rank its own file."""
+        if not self.args.generates:
+            return
+        path = self._file(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {"share": self.share, "losses": self.losses}
+        unfinished = path.with_suffix(".tmp")
+        save_file(join(list(self.replay)), unfinished, metadata={"state": json.dumps(state)})
+        os.replace(unfinished, path)
+
+    def load(self, folder: str) -> None:
+        """Go on from a checkpoint."""
+        if not self.args.generates:
+            return
+        path = self._file(folder)
+        if not path.is_file():
+            logger.warning(
+                f"{path} doesn't exist: the replay buffer of this rank starts empty.", main_process_only=False
+            )
+            return
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            self.replay.clear()
+            self.replay.extend(split({name: file.get_tensor(name) for name in ROW_TENSORS}))
+        self.share, self.losses = state["share"], state["losses"]
+
+
+def make_rollouts(
+    student: Callable[[], nn.Module],
+    teacher: Teacher,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    collator: Collator,
+    args: RolloutConfig,
+    dataset: Iterable[dict[str, Any]] | None = None,
+) -> Rollouts:
+    """
+    What completes the batches of a run. Where nothing is to be generated, it leaves them as they are.
+
+    Args:
+        student (`Callable[[], torch.nn.Module]`):
+            Gives the student as it is wrapped at the time.
+        teacher ([`Teacher`]):
+            Teacher.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of both.
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator of the trainer.
+        collator (`Callable`):
+            Data collator of the trainer.
+        args ([`RolloutConfig`]):
+            Options.
+        dataset (`Iterable`, *optional*):
+            Training data as the trainer has prepared it, to be checked.
+
+    Raises:
+        `ValueError`: If the models have no room for `max_new_tokens`, or the data no prompts.
+        `ImportError`: If vLLM is asked for and isn't installed.
+    """
+    stops = stop_tokens(accelerator.unwrap_model(student()), tokenizer)
+    if not args.generates:
+        return Rollouts(args, accelerator, tokenizer, collator, stops)
+    if dataset is not None:
+        check_prompts(dataset, collator)
+    models = [accelerator.unwrap_model(model()) for model in (student, teacher.wrapped)]
+    limits = [longest_prompt(model, args.max_new_tokens) for model in models]
+    if args.use_vllm:
+        of_student: Sampler = VLLMSampler(models[0], accelerator, tokenizer, args)
+    else:
+        of_student = ModelSampler(student, accelerator, tokenizer, args)
+    of_teacher = None
+    if args.seq_kd:
+        of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, teacher.active)
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit)
+
+
+def check_prompts(dataset: Iterable[dict[str, Any]], collator: Collator) -> None:
+    """
+    Refuse a data set whose rows have no prompt.
+
+    Args:
+        dataset (`Iterable`):
+            Rows as the trainer has prepared them. The first few are looked at.
+        collator (`Callable`):
+            Data collator of the trainer.
+
+    Raises:
+        `ValueError`: If there is nothing to be completed in any of them.
+    """
+    rows = list(islice(dataset, 32))
+    if rows and not any(row.prompt for row in rows_of(collator(rows))):
+        raise ValueError(
+            "`lmbda` and `seq_kd` need prompts, but every token of the first rows is trained on, so nothing stands "
+            "before the part to be generated. Use data with `prompt` and `completion`, or `messages` with "
+            "`assistant_only_loss=True`, and leave `completion_only_loss` at its default."
+        )
