@@ -131,7 +131,8 @@ def memory(s: Setup) -> dict[str, float]:
         gathered = 2 * (min(total, LIVE) + min(teacher.parameters, LIVE))  # besides the heads, which the loss gathers
         buffers = 2 * 2 * min(trained, BUCKET)  # two, as communication overlaps with the backward pass
     elif s.config == "fsdp2":
-        gathered = 2 * teacher.parameters + 2 * 2 * student.layer + 2 * student.head  # the teacher is one unit
+        # The layer that runs and the next one; embedding or head, which stay once they are gathered
+        gathered = sum(2 * 2 * model.layer + 2 * model.head for model in (teacher, student))
     elif s.deepspeed:
         buffers = 2 * min(trained, BUCKET)
     else:
