@@ -15,7 +15,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 from trl.generation import vllm_generation
 
-from trl_tempkd.rollouts import sampling
+from trl_tempkd.rollouts import vllm
 from trl_tempkd.rollouts.rollouts import Rollouts
 from trl_tempkd.rollouts.rows import Row, completed, join, rows_of, split, split_evenly
 from trl_tempkd.rollouts.sampling import ModelSampler, stop_tokens
@@ -152,7 +152,7 @@ def test_completions_end_with_their_stop_token(make_sampler, make_model, tokeniz
     sampler = make_sampler(model, max_new_tokens=12)
     ids = {2} if not isinstance(stops, list) else {*stops}
     ends, lengths = Counter(), set()
-    for seed in range(8):
+    for seed in range(40):
         for completion in sampler(PROMPTS, seed):
             assert 1 <= len(completion) <= 12
             assert not ids & {*completion[:-1]}
@@ -182,15 +182,25 @@ def test_sampling_is_what_the_options_say(make_sampler, make_model):
     ]
 
 
-def test_sampling_follows_the_distribution(make_sampler, make_model):
+@pytest.mark.parametrize("kwargs", [None, {"num_beams": 1}], ids=["by inversion", "by transformers"])
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 2.0}, {"top_p": 0.7}, {"top_k": 5, "temperature": 3.0}, {"min_p": 0.1}], ids=str
+)
+def test_sampling_follows_the_distribution(make_sampler, make_model, fields, kwargs):
     model = make_model().eval()
-    sampler = make_sampler(model, temperature=2.0, max_new_tokens=1, kd_temperature=7.0)
+    sampler = make_sampler(model, max_new_tokens=1, kd_temperature=7.0, generation_kwargs=kwargs, **fields)
+    assert bool(sampler.processors) == (kwargs is None)
     counts = Counter(completion[0] for completion in sampler([PROMPTS[0]] * 20000, 0))
     logits = model(torch.tensor([PROMPTS[0]])).logits[0, -1]
-    expected = (logits / 2).softmax(-1)
-    found = torch.tensor([counts[i] / 20000 for i in range(len(expected))])
+    p, order = (logits / fields.get("temperature", 1.0)).softmax(-1).sort(descending=True)
+    keep = torch.arange(len(p)) < fields.get("top_k", len(p))
+    keep &= p.cumsum(0) - p < fields.get("top_p", 1.1)
+    keep &= p >= fields.get("min_p", 0.0) * p[0]
+    expected = torch.where(keep, p, 0.0) / p[keep].sum()
+    found = torch.tensor([counts[i] / 20000 for i in order.tolist()])
+    assert not found[~keep].any()
     assert (found - expected).abs().sum() < 0.08
-    assert (found - logits.softmax(-1)).abs().sum() > 0.2
+    assert (found - logits.softmax(-1)[order]).abs().sum() > 0.15
 
 
 def test_sampling_is_seeded_and_leaves_the_random_state_alone(make_sampler, make_model):
@@ -629,7 +639,7 @@ class VLLMServer:
 
 
 def test_vllm_server(make_trainer, monkeypatch, batches):
-    for module in (sampling, vllm_generation):
+    for module in (vllm, vllm_generation):
         monkeypatch.setattr(module, "is_vllm_available", lambda: True)
     monkeypatch.setattr(vllm_generation, "VLLMClient", VLLMServer)
     trainer = make_trainer(
@@ -651,7 +661,7 @@ def test_vllm_server(make_trainer, monkeypatch, batches):
 
 
 def test_vllm_is_asked_for_by_name_where_it_is_missing(make_trainer, monkeypatch):
-    monkeypatch.setattr(sampling, "is_vllm_available", lambda: False)
+    monkeypatch.setattr(vllm, "is_vllm_available", lambda: False)
     with pytest.raises(ImportError, match=r"trl\[vllm\]"):
         make_trainer(lmbda=1.0, use_vllm=True, max_new_tokens=9)
     make_trainer(use_vllm=True).train()  # nothing to generate

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from peft import PeftModel, PromptLearningConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
@@ -68,7 +67,7 @@ def logit_scale(config: PretrainedConfig) -> float:
 
 def unwrap_adapter(model: Any) -> PreTrainedModel:
     """The causal language model itself, its PEFT layers in place."""
-    return model.get_base_model() if is_peft_model(model) else model
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def backbone(model: nn.Module) -> nn.Module:
@@ -85,7 +84,7 @@ def backbone(model: nn.Module) -> nn.Module:
     Raises:
         `ValueError`: If the model isn't made of a backbone and a head, or has an adapter outside of them.
     """
-    if is_peft_model(model):
+    if isinstance(model, PeftModel):
         _check_adapter(model)
     model = unwrap_adapter(model)
     body = getattr(model, "base_model", model)

@@ -23,7 +23,8 @@ from ..teachers import Teacher
 from .config import RolloutConfig
 from .rows import ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
 from .samples import log_samples
-from .sampling import ModelSampler, Sampler, VLLMSampler, longest_prompt, most_over_ranks, stop_tokens
+from .sampling import ModelSampler, Sampler, longest_prompt, most_over_ranks, stop_tokens
+from .vllm import VLLMSampler
 
 
 logger = get_logger(__name__)

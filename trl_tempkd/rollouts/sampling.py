@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""From prompts to completions: by the student or the teacher, whole, sharded, or inside vLLM."""
+"""From prompts to completions: by the student or by the teacher, whole or sharded."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,10 +10,18 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from trl.distributed import DistributedBackend
-from trl.generation.vllm_generation import VLLMGeneration
-from trl.import_utils import is_vllm_available
 from trl.models.utils import _ForwardRedirection, add_hooks, remove_hooks
 
 from ..heads import unwrap_adapter
@@ -54,6 +62,35 @@ def most_over_ranks(count: int, accelerator: Accelerator) -> int:
     return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
 
 
+class Draw(LogitsProcessor):
+    """
+    Draws a token from the softmax of the scores, by inverting its cumulative distribution, and leaves it as the one
+    that greedy decoding takes. `torch.multinomial`, with which `generate` samples, draws a number for each entry of the
+    vocabulary instead; on a CPU that takes as long as a small model.
+    """
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        cumulated = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
+        at = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device) * cumulated[:, -1:]
+        drawn = torch.searchsorted(cumulated, at, right=True).clamp_(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+
+
+def processors_of(args: RolloutConfig) -> LogitsProcessorList:
+    """The options of sampling as `generate` applies them, in its order, and then the draw."""
+    processors = LogitsProcessorList()
+    if args.temperature != 1:
+        processors.append(TemperatureLogitsWarper(args.temperature))
+    if args.top_k > 0:
+        processors.append(TopKLogitsWarper(args.top_k))
+    if args.top_p < 1:
+        processors.append(TopPLogitsWarper(args.top_p))
+    if args.min_p is not None:
+        processors.append(MinPLogitsWarper(args.min_p))
+    processors.append(Draw())
+    return processors
+
+
 class ModelSampler:
     """
     Completions from a model in this process.
@@ -89,9 +126,14 @@ class ModelSampler:
         self.batch_size = args.generation_batch_size and args.generation_batch_size // accelerator.num_processes
         self.stop_tokens = stop_tokens(accelerator.unwrap_model(get_model()), tokenizer)
         self.pad: int = tokenizer.pad_token_id
+        assert not isinstance(args.generation_kwargs, str)
+        # With more options than our own, `generate` samples by itself
+        by_inversion = args.temperature > 0 and accelerator.device.type == "cpu" and not args.generation_kwargs
+        self.processors = processors_of(args) if by_inversion else LogitsProcessorList()
+        do_sample = args.temperature > 0 and not by_inversion
         kwargs: dict[str, Any] = {
             "max_new_tokens": args.max_new_tokens,
-            "do_sample": args.temperature > 0,
+            "do_sample": do_sample,
             "repetition_penalty": args.repetition_penalty,
             "eos_token_id": self.stop_tokens,
             "pad_token_id": self.pad,
@@ -99,9 +141,8 @@ class ModelSampler:
             "cache_implementation": args.cache_implementation,
             "disable_compile": True,  # every batch has its own shape
         }
-        if args.temperature > 0:
+        if do_sample:
             kwargs |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k, "min_p": args.min_p}
-        assert not isinstance(args.generation_kwargs, str)
         self.config = GenerationConfig(**{**kwargs, **(args.generation_kwargs or {})})
 
     def __call__(self, prompts: list[list[int]], seed: int) -> list[list[int]]:
@@ -134,6 +175,7 @@ class ModelSampler:
             input_ids=torch.tensor([[self.pad] * n + p for n, p in zip(padding, prompts, strict=True)], device=device),
             attention_mask=torch.tensor([[0] * n + [1] * (width - n) for n in padding], device=device),
             generation_config=self.config,
+            logits_processor=self.processors,
             synced_gpus=in_step,
         )
         return [self._up_to_stop(row) for row in output[:, width:].tolist()]
@@ -214,69 +256,3 @@ def with_whole_model(
                 add_hooks(wrapped)
     else:
         run(model, in_step)
-
-
-class VLLMSampler:
-    """
-    Completions from vLLM, which gets the student's weights anew for each batch. Sampling is seeded by vLLM itself.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The student, not wrapped.
-        accelerator ([`~accelerate.Accelerator`]):
-            Accelerator of the trainer.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model.
-        args ([`RolloutConfig`]):
-            How to sample, and where vLLM runs.
-
-    Raises:
-        `ImportError`: If vLLM isn't installed.
-    """
-
-    def __init__(
-        self, model: nn.Module, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase, args: RolloutConfig
-    ):
-        if not is_vllm_available():
-            raise ImportError(
-                "`use_vllm` is True, but vLLM isn't installed. Install a version that TRL supports with `pip install "
-                "'trl[vllm]'`, or leave `use_vllm` unset to generate with transformers."
-            )
-        self.accelerator = accelerator
-        self.pad: int = tokenizer.pad_token_id
-        self.vllm = VLLMGeneration(
-            model=model,
-            accelerator=accelerator,
-            processing_class=tokenizer,
-            mode=args.vllm_mode,
-            structured_outputs_regex=args.vllm_structured_outputs_regex,
-            server_base_url=args.vllm_server_base_url,
-            server_host=args.vllm_server_host,
-            server_port=args.vllm_server_port,
-            server_timeout=args.vllm_server_timeout,
-            group_port=args.vllm_group_port,
-            tensor_parallel_size=args.vllm_tensor_parallel_size,
-            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
-            max_model_length=args.vllm_max_model_length,
-            max_num_seqs=args.per_device_train_batch_size
-            * args.vllm_tensor_parallel_size
-            * args.gradient_accumulation_steps,
-            enable_sleep_mode=args.vllm_enable_sleep_mode,
-            model_impl=args.vllm_model_impl,
-            trust_remote_code=args.trust_remote_code,
-            repetition_penalty=args.repetition_penalty,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            min_p=args.min_p,
-            max_completion_length=args.max_new_tokens,
-            logprobs=None,
-            generation_kwargs=args.generation_kwargs,
-        )
-
-    def __call__(self, prompts: list[list[int]], seed: int) -> list[list[int]]:
-        # The server's answers are dealt out by rank, as many to each
-        missing = most_over_ranks(len(prompts), self.accelerator) - len(prompts)
-        self.vllm.sync_weights()
-        _, completions, *_ = self.vllm.generate(prompts + [[self.pad]] * missing, images=None, num_generations=1)
-        return [list(completion) for completion in completions[: len(prompts)]]

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import is_peft_model
 from peft import PeftModel
 from torch import nn
 from trl.models.utils import _ForwardRedirection
@@ -102,7 +101,7 @@ def check_base(student: nn.Module) -> None:
     Raises:
         `ValueError`: If it is no PEFT model, or if its base has changed or would change in training.
     """
-    if not is_peft_model(student):
+    if not isinstance(student, PeftModel):
         raise ValueError(
             f"The teacher (`teacher_model` or `teacher_model_name_or_path`) is {STUDENT_BASE!r}, the student without "
             f"its adapter, but the student is a {type(student).__name__} and has none. Give it one by `peft_config` "

@@ -2,7 +2,8 @@
 """A teacher that runs beside the student."""
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
@@ -62,8 +64,14 @@ class LiveTeacher:
         # Through the wrapper, which gathers the shards of the parameters
         return self._forward_redirection(self.model, model, partial(last_hidden_state, model, inputs))
 
-    def head(self) -> AbstractContextManager[Head]:
-        return gathered_head(self._accelerator.unwrap_model(self.model))
+    @contextmanager
+    def head(self) -> Iterator[Head]:
+        with gathered_head(self._accelerator.unwrap_model(self.model)) as head:
+            yield head
+        # FSDP2 keeps the head whole after a forward, for a backward that never comes here
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def _shard(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:

@@ -1,0 +1,77 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""From prompts to completions of the student, by vLLM, through TRL's own connection to it."""
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.import_utils import is_vllm_available
+
+from .config import RolloutConfig
+from .sampling import most_over_ranks
+
+
+class VLLMSampler:
+    """
+    Completions from vLLM, which gets the student's weights anew for each batch. Sampling is seeded by vLLM itself.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The student, not wrapped.
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator of the trainer.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        args ([`RolloutConfig`]):
+            How to sample, and where vLLM runs.
+
+    Raises:
+        `ImportError`: If vLLM isn't installed.
+    """
+
+    def __init__(
+        self, model: nn.Module, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase, args: RolloutConfig
+    ):
+        if not is_vllm_available():
+            raise ImportError(
+                "`use_vllm` is True, but vLLM isn't installed. Install a version that TRL supports with `pip install "
+                "'trl[vllm]'`, or leave `use_vllm` unset to generate with transformers."
+            )
+        self.accelerator = accelerator
+        self.pad: int = tokenizer.pad_token_id
+        self.vllm = VLLMGeneration(
+            model=model,
+            accelerator=accelerator,
+            processing_class=tokenizer,
+            mode=args.vllm_mode,
+            structured_outputs_regex=args.vllm_structured_outputs_regex,
+            server_base_url=args.vllm_server_base_url,
+            server_host=args.vllm_server_host,
+            server_port=args.vllm_server_port,
+            server_timeout=args.vllm_server_timeout,
+            group_port=args.vllm_group_port,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            max_model_length=args.vllm_max_model_length,
+            max_num_seqs=args.per_device_train_batch_size
+            * args.vllm_tensor_parallel_size
+            * args.gradient_accumulation_steps,
+            enable_sleep_mode=args.vllm_enable_sleep_mode,
+            model_impl=args.vllm_model_impl,
+            trust_remote_code=args.trust_remote_code,
+            repetition_penalty=args.repetition_penalty,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=args.min_p,
+            max_completion_length=args.max_new_tokens,
+            logprobs=None,
+            generation_kwargs=args.generation_kwargs,
+        )
+
+    def __call__(self, prompts: list[list[int]], seed: int) -> list[list[int]]:
+        # The server's answers are dealt out by rank, as many to each
+        missing = most_over_ranks(len(prompts), self.accelerator) - len(prompts)
+        self.vllm.sync_weights()
+        _, completions, *_ = self.vllm.generate(prompts + [[self.pad]] * missing, images=None, num_generations=1)
+        return [list(completion) for completion in completions[: len(prompts)]]
