@@ -65,8 +65,8 @@ def most_over_ranks(count: int, accelerator: Accelerator) -> int:
 class Draw(LogitsProcessor):
     """
     Draws a token from the softmax of the scores, by inverting its cumulative distribution, and leaves it as the one
-    that greedy decoding takes. `torch.multinomial`, with which `generate` samples, draws a number for each entry of the
-    vocabulary instead; on a CPU that takes as long as a small model.
+    that greedy decoding takes. `torch.multinomial`, with which `generate` samples, draws a number for each entry of
+    the vocabulary instead; on a CPU that takes as long as a small model.
     """
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
