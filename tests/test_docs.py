@@ -53,7 +53,7 @@ def test_python_in_the_readme_runs(code, tmp_path, monkeypatch, make_model, toke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: chat_dataset)
     small = 'max_steps=2, max_length=48, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, '
-    code = code.replace("KDConfig(", f"KDConfig({small}")
+    code = code.replace("KDConfig(", f"KDConfig({small}").replace("max_new_tokens=256", "max_new_tokens=8")
     code = code.replace("Qwen/Qwen3-0.6B", student).replace("Qwen/Qwen3-8B", teacher)
     exec(compile(code, "README.md", "exec"), {})
 

@@ -6,11 +6,16 @@ import inspect
 import pytest
 import transformers
 import trl
-from trl import SFTConfig, SFTTrainer
-from trl.models import prepare_deepspeed, prepare_fsdp
-from trl.models.utils import _ForwardRedirection
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from trl import DistillationConfig, SFTConfig, SFTTrainer
+from trl.distributed import DistributedBackend
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.models import prepare_deepspeed
+from trl.models.utils import _ForwardRedirection, add_hooks, remove_hooks
 from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, maybe_gather_lm_head_ctx
+
+from trl_tempkd import KDConfig
 
 
 def names(function):
@@ -33,7 +38,15 @@ def test_trl_version():
         (create_model_from_path, ["model_id", "architecture", "kwargs"]),
         (disable_dropout_in_model, ["model"]),
         (prepare_deepspeed, ["model", "accelerator"]),
-        (prepare_fsdp, ["model", "accelerator"]),
+        (fsdp2_prepare_model, ["accelerator", "model"]),
+        (remove_hooks, ["model"]),
+        (add_hooks, ["model"]),
+        (DistributedBackend.gather_params, ["self", "params"]),
+        (VLLMGeneration.generate, ["self", "prompts", "images", "num_generations", "profiler"]),
+        (transformers.Trainer.get_batch_samples, ["self", "epoch_iterator", "num_batches", "device"]),
+        (transformers.Trainer._get_num_items_in_batch, ["self", "batch_samples", "device"]),
+        (transformers.Trainer._save_optimizer_and_scheduler, ["self", "output_dir"]),
+        (transformers.Trainer._load_optimizer_and_scheduler, ["self", "checkpoint"]),
         (
             transformers.Trainer.evaluation_loop,
             ["self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
@@ -53,6 +66,39 @@ def test_positional_arguments_of_the_trainer():
     assert {"train_dataset", "eval_dataset", "processing_class", "compute_loss_func", "peft_config"} <= set(
         names(SFTTrainer.__init__)
     )
+
+
+def test_options_of_generation_are_those_of_trl(monkeypatch):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.gkd import GKDConfig
+
+    def fields(config, start):
+        return {name: field.default for name, field in config.__dataclass_fields__.items() if name.startswith(start)}
+
+    assert fields(KDConfig, ("vllm", "use_vllm")) == fields(DistillationConfig, ("vllm", "use_vllm"))
+    sampling = ("top_", "min_p", "repetition", "generation_kwargs", "cache_impl", "ds3_", "log_comp", "num_comp")
+    assert fields(KDConfig, sampling) == fields(DistillationConfig, sampling)
+    for name in ("temperature", "log_unique_prompts"):
+        assert fields(KDConfig, name) == fields(DistillationConfig, name)
+    # Of GKD the names, but not its defaults: it mixes half of the student's completions in
+    assert {"lmbda", "seq_kd", "max_new_tokens"} <= set(GKDConfig.__dataclass_fields__)
+    assert fields(KDConfig, ("seq_kd", "max_new")) == fields(GKDConfig, ("seq_kd", "max_new"))
+
+
+def test_the_optimizer_step_begins_with_its_batches():
+    # Completions are generated in `get_batch_samples`, and `_load_optimizer_and_scheduler` comes before the first
+    source = inspect.getsource(transformers.Trainer._run_epoch)
+    assert source.index("self.get_batch_samples(") < source.index("self.training_step(")
+    assert "_load_optimizer_and_scheduler" in inspect.getsource(transformers.Trainer._prepare_for_training)
+
+
+def test_fsdp2_keeps_its_settings_where_they_are_read():
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+
+    source = inspect.getsource(FSDPModule.set_reshard_after_forward)
+    assert "_fsdp_param_groups" in source and "post_forward_mesh_info" in source
+    assert "post_forward_mesh_info" in inspect.getsource(_fsdp_param_group.FSDPParamGroup._reshard_after_forward.fget)
 
 
 def test_attributes_of_a_trainer(make_trainer, prompt_dataset):
