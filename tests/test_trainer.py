@@ -322,7 +322,7 @@ def test_resume_reproduces_the_run(make_trainer, tmp_path):
     whole.train()
     resumed = make_trainer("gpt2", "gpt2", **fields)
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
-    for name in ("loss", "kd_temperature", "kl_tau1"):
+    for name in ("loss", "kd_temperature", "kl_tau1", "num_tokens"):
         assert len(logged(resumed, name)) == 6
         assert logged(resumed, name) == logged(whole, name)
     torch.testing.assert_close(parameters(resumed.model), parameters(whole.model), rtol=0, atol=0)

@@ -105,7 +105,6 @@ def test_attributes_of_a_trainer(make_trainer, prompt_dataset):
     trainer = make_trainer("mixtral", "mixtral", eval_dataset=prompt_dataset)
     assert trainer._is_vlm is False
     assert trainer.aux_loss_enabled is True and trainer.router_aux_loss_coef > 0
-    assert trainer._total_train_tokens == 0
     assert trainer._tokenizer is trainer.processing_class
     assert trainer.get_tp_size() == 1
     assert trainer.accelerator.parallelism_config is None and trainer.accelerator.is_fsdp2 is False

@@ -278,11 +278,11 @@ class TemperatureKDTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and "loss" in logs:  # the loop's own, on every rank
             seen, per_second = self._meter.speed()
-            self._total_train_tokens += seen // self.get_tp_size()
+            before = next((entry["num_tokens"] for entry in self.state.log_history[::-1] if "num_tokens" in entry), 0)
             # The loop's own `loss` stays: it is the mean over all steps since the last log
             logs.update({name: value for name, value in self._meter.means("train").items() if name != "loss"})
             logs.update(self._temperature_logs())
-            logs["num_tokens"] = self._total_train_tokens
+            logs["num_tokens"] = before + seen // self.get_tp_size()
             logs["tokens_per_second"] = per_second / self.get_tp_size()
             logs.update(self.rollouts.metrics())
         super().log(logs, start_time)

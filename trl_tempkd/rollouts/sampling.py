@@ -256,3 +256,9 @@ def with_whole_model(
                 add_hooks(wrapped)
     else:
         run(model, in_step)
+        # DeepSpeed fetches for the next forward what it has seen in this one. The loss, which doesn't call the head,
+        # would find it half gathered, and lose it before its gradient has come.
+        offload = getattr(wrapped.optimizer, "parameter_offload", wrapped.optimizer)
+        coordinator = offload.get_param_coordinator()
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()

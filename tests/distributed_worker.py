@@ -1,0 +1,171 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""What `accelerate launch` starts for `test_distributed.py`: trains scenario after scenario, a JSON for each."""
+
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from datasets import load_from_disk
+from peft import LoraConfig
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+import trl_tempkd.trainer as trainer_module
+from trl_tempkd import KDConfig, TemperatureKDTrainer
+from trl_tempkd.commands.distill import find_checkpoint
+
+
+WRAPPERS = {"single": None, "ddp": "DistributedDataParallel", "fsdp2": "FSDP"}  # every other one is DeepSpeed
+
+
+class Watch(TrainerCallback):
+    """Counts the losses that are computed inside the wrapper's forward and outside of it; may kill its process."""
+
+    def __init__(self, kill_at: int | None):
+        self.kill_at = kill_at
+        self.depth = 0
+        self.losses = {"inside": 0, "outside": 0}
+        self.sharded: list[list[bool]] = []  # of each step: student and teacher
+        self.longest: list[int] = []  # completion that was generated on this rank, of each step
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        wrapper = self.trainer.model_wrapped
+        wrapper.register_forward_pre_hook(lambda *_: self.enter(1))
+        wrapper.register_forward_hook(lambda *_: self.enter(-1), always_call=True)
+
+    def enter(self, change: int) -> None:
+        self.depth += change
+
+    def on_step_end(self, args, state, control, **kwargs):
+        latest = self.trainer.rollouts.latest if self.trainer.rollouts else []
+        # Here, since FSDP keeps the root's parameters whole after an evaluation
+        unwrap, models = (
+            self.trainer.accelerator.unwrap_model,
+            (self.trainer.model_wrapped, self.trainer.teacher_model),
+        )
+        self.sharded.append([all(map(is_sharded, unwrap(model).parameters())) for model in models])
+        self.longest.append(max((len(completion) for _, completion in latest), default=0))
+        if state.global_step == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    @contextmanager
+    def counting(self, trainer: TemperatureKDTrainer):
+        self.trainer, loss = trainer, trainer_module.chunked_kd_loss
+
+        def counted(*args, **kwargs):
+            if torch.is_grad_enabled():  # evaluation needs no wrapper
+                self.losses["inside" if self.depth else "outside"] += 1
+            return loss(*args, **kwargs)
+
+        trainer_module.chunked_kd_loss = counted
+        yield
+        trainer_module.chunked_kd_loss = loss
+
+
+def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """A copy of a parameter that may be sharded. Every rank must call it."""
+    if isinstance(parameter, DTensor):
+        return parameter.detach().full_tensor().clone()
+    context = nullcontext()
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        context = deepspeed.zero.GatheredParameters([parameter])
+    with context:
+        return parameter.detach().clone()
+
+
+def is_sharded(parameter: torch.nn.Parameter) -> bool:
+    if isinstance(parameter, DTensor):
+        return parameter.to_local().numel() < parameter.numel()
+    return hasattr(parameter, "ds_id") and parameter.numel() == 0
+
+
+def prepare(backend: str) -> None:
+    """Before the first arguments are made."""
+    if backend.startswith("zero"):
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled first
+
+
+def make_trainer(backend: str, scenario: dict[str, Any], watch: Watch) -> TemperatureKDTrainer:
+    processes = 1 if backend == "single" else 2
+    fields = dict(scenario["fields"])
+    # The scenario says how many rows a step has, on however many processes
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        fields[name] //= processes
+    args = KDConfig(use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, **fields)
+    if backend == "fsdp2":  # without it, FSDP2 on CPU is DDP without a sign
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    lora, load = scenario.get("lora"), AutoModelForCausalLM.from_pretrained if scenario.get("loaded") else str
+    trainer = TemperatureKDTrainer(
+        model=load(scenario["student"]),
+        teacher_model=load(scenario["teacher"]),
+        args=args,
+        processing_class=AutoTokenizer.from_pretrained(scenario["student"]),
+        train_dataset=load_from_disk(scenario["train_dataset"]),
+        eval_dataset=load_from_disk(scenario["eval_dataset"]),
+        compute_metrics=(lambda output: {"rows": len(output.predictions)})
+        if scenario.get("compute_metrics")
+        else None,
+        peft_config=LoraConfig(**lora) if lora else None,
+        callbacks=[watch],
+    )
+    assert trainer.accelerator.num_processes == processes, trainer.accelerator.num_processes
+    return trainer
+
+
+def run(backend: str, scenario: dict[str, Any]) -> dict[str, Any]:
+    watch = Watch(scenario.get("kill_at"))
+    trainer = make_trainer(backend, scenario, watch)
+    checkpoint = find_checkpoint("auto", trainer.args.output_dir) if scenario.get("resume") else None
+    with watch.counting(trainer):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    wrapper = type(trainer.model_wrapped).__name__
+    expected = WRAPPERS.get(backend, "DeepSpeedEngine")
+    assert expected is None or wrapper.startswith(expected), wrapper
+
+    student = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    teacher = trainer.accelerator.unwrap_model(trainer.teacher_model)
+    sums = torch.stack([whole(p).double().abs().sum() for p in student.parameters()])
+    teacher_now = {name: whole(p) for name, p in teacher.named_parameters()}
+    teacher_before = load_file(f"{scenario['teacher']}/model.safetensors")
+    result = {
+        "wrapper": wrapper,
+        "checkpoint": checkpoint and Path(checkpoint).name,
+        "losses": watch.losses,
+        "sharded": watch.sharded,
+        "teacher_is_untouched": all(torch.equal(p, teacher_now[name]) for name, p in teacher_before.items()),
+        "longest_completions": trainer.accelerator.gather(torch.tensor([watch.longest])).tolist(),
+        "parameter_sums": trainer.accelerator.gather(sums[None]).tolist(),
+        "zero_stage": getattr(trainer.model_wrapped, "zero_optimization_stage", int)(),
+    }
+    trainer.save_model(trainer.args.output_dir)
+    trainer.evaluate()
+    return {**result, "log_history": trainer.state.log_history}
+
+
+def main(backend: str, folder: Path) -> None:
+    """`folder/plan.json`: scenarios by name; their results go to `folder/NAME.json`."""
+    prepare(backend)
+    for name, scenario in json.loads((folder / "plan.json").read_text()).items():
+        result = run(backend, scenario)
+        if PartialState().is_main_process:
+            (folder / f"{name}.json").write_text(json.dumps(result))
+        PartialState().wait_for_everyone()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's teardown aborts now and then, after everything has succeeded
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,294 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""Two processes give what one gives: DDP, ZeRO-1 to 3, FSDP2; LoRA, sharded teachers, uneven batches, resuming."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from conftest import SENTENCES, build_model, build_tokenizer
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+
+pytestmark = pytest.mark.distributed
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+TIMEOUT = 240  # seconds that a launch may take; it takes 10 to 30
+
+LAUNCH = (
+    "-m accelerate.commands.launch --num_processes 2 --num_machines 1 --dynamo_backend no --mixed_precision no "
+    "--main_process_port 0 "
+)
+FSDP2 = (
+    "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_cpu_ram_efficient_loading "
+    "false --fsdp_state_dict_type FULL_STATE_DICT --fsdp_reshard_after_forward true"
+)
+# By default a tiny model isn't sharded
+ZERO3 = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
+ZERO = {
+    "zero1": {"stage": 1},
+    "zero2": {"stage": 2},
+    "zero3": ZERO3,
+    "zero3_offload": {**ZERO3, "offload_optimizer": {"device": "cpu"}},
+}
+
+DEFAULTS = {
+    "student": "untied",
+    "teacher": "untied_teacher",
+    "train_dataset": "prompts",
+    "eval_dataset": "seven_rows",
+}
+FIELDS = {
+    "per_device_train_batch_size": 4,  # of a single process: two have half of it each
+    "per_device_eval_batch_size": 4,
+    "max_steps": 5,
+    "learning_rate": 1e-2,
+    "divergence": "jsd",
+    "kd_ratio": 0.7,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "max_length": None,
+    "gradient_checkpointing": False,
+}
+LORA = {"lora": {"target_modules": ["q_proj", "v_proj"]}, "fields": {"learning_rate": 0.1}}
+ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+UNLABELLED = {"train_dataset": "unlabelled", "fields": {"train_sampling_strategy": "sequential"}}
+GREEDY = {"lmbda": 1.0, "max_new_tokens": 8, "temperature": 0.0}
+SCENARIOS = {
+    "untied": {"fields": {"eval_strategy": "steps", "eval_steps": 2}, "compute_metrics": True},
+    "tied": {"student": "tied", "teacher": "tied_teacher", "loaded": True},  # as models, not as names
+    "lora": LORA,
+    "lora_and_head": {**LORA, "lora": {**LORA["lora"], "modules_to_save": ["lm_head"]}},
+    "accumulated": {"fields": {**ACCUMULATED, "gradient_checkpointing": True}},
+    # Accelerate fills the last batch up with the first rows, so that every rank has one
+    "uneven": {
+        "train_dataset": "ten_rows",
+        "single": {"train_dataset": "ten_rows_and_two"},
+        "fields": {"train_sampling_strategy": "sequential", "num_train_epochs": 1, "max_steps": -1},
+    },
+    "unlabelled": UNLABELLED,
+    "on_policy": {"fields": GREEDY},
+    "on_policy_lora": {**LORA, "fields": {**LORA["fields"], **GREEDY}},
+    "on_policy_unlabelled": {**UNLABELLED, "fields": {**UNLABELLED["fields"], **GREEDY}},
+    "of_teacher": {"fields": {**GREEDY, **ACCUMULATED, "lmbda": 0.0, "seq_kd": True}},
+    # The ranks end their completions after different numbers of tokens, and gather the layers for each of them
+    "stopping": {
+        "student": "stopping",
+        "teacher": "stopping_teacher",
+        "fields": {**GREEDY, "ds3_gather_for_generation": False},
+    },
+}
+FEW = ["untied", "tied", "lora"]
+# What is killed and resumed, and compared with a run that isn't. With this seed, the completions come from: the data
+# set, the student, replay, replay right after the checkpoint, the student, replay, replay, the student.
+RESUMED = {
+    "fields": {"max_steps": 8, "save_strategy": "steps", "save_steps": 3, "seed": 49}
+    | {"lmbda": 0.7, "max_new_tokens": 8, "replay_size": 4, "replay_ratio": 0.5}
+}
+BACKENDS = {
+    "ddp": list(SCENARIOS),
+    "zero1": FEW,
+    "zero2": list(SCENARIOS),
+    "zero3": list(SCENARIOS),
+    "zero3_offload": FEW,
+    "fsdp2": list(SCENARIOS),
+}
+RESUMING = ["ddp", "zero2", "zero3", "fsdp2"]
+SHARDING = ["zero3", "zero3_offload", "fsdp2"]
+EVERY = [(backend, name) for backend, names in BACKENDS.items() for name in names]
+
+
+class Launcher:
+    """Models and data on disk, and the results of every launch, each of which happens once."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.results: dict[str, dict] = {}
+        tokenizer = build_tokenizer()
+        for name, architecture in (("untied", "llama"), ("tied", "qwen3"), ("stopping", "phi")):
+            for seed, side in enumerate(("", "_teacher")):
+                model = build_model(architecture, seed)
+                if name == "stopping":
+                    model.lm_head.bias.data[tokenizer.eos_token_id] += 1  # about every sixth token ends the text
+                model.save_pretrained(folder / (name + side))
+                tokenizer.save_pretrained(folder / (name + side))
+
+        pairs = [sentence.split(" ", 3) for sentence in SENTENCES]
+        rows = [{"prompt": " ".join(p[:3]), "completion": " " + p[3]} for p in pairs]
+        self.save("prompts", rows * 3)
+        self.save("ten_rows", (rows * 2)[:10])
+        self.save("ten_rows_and_two", (rows * 2)[:10] + rows[:2])
+        self.save("seven_rows", rows[:7])
+        # The first step has no label on the second rank, the second none on the first, the third none at all
+        ids = [tokenizer(sentence)["input_ids"] for sentence in SENTENCES * 3]
+        without = {2, 3, 4, 5, 8, 9, 10, 11}
+        labels = [[-100] * (len(row) if i in without else 3) + row[3:] for i, row in enumerate(ids)]
+        labels = [row_labels[: len(row)] for row_labels, row in zip(labels, ids, strict=True)]
+        self.save("unlabelled", [{"input_ids": i, "labels": j} for i, j in zip(ids, labels, strict=True)])
+
+    def save(self, name: str, rows: list[dict]) -> None:
+        datasets.Dataset.from_list(rows).save_to_disk(self.folder / name)
+
+    def scenario(self, backend: str, name: str, scenario: dict) -> dict:
+        out = {**DEFAULTS, **scenario, **(scenario.get("single", {}) if backend == "single" else {})}
+        out.update({key: str(self.folder / out[key]) for key in DEFAULTS})
+        output_dir = str(self.folder / backend / name)
+        return {**out, "fields": {**FIELDS, **scenario.get("fields", {}), "output_dir": output_dir}}
+
+    def run(self, backend: str, name: str) -> dict:
+        """Result of one scenario."""
+        if backend not in self.results:
+            self.results[backend] = {}
+            self.launch(backend)
+        if name not in self.results[backend]:
+            pytest.fail(f"{backend} {name} gave no result:\n{self.log(backend)[-5000:]}")
+        return self.results[backend][name]
+
+    def launch(self, backend: str) -> None:
+        plan = {name: SCENARIOS[name] for name in (SCENARIOS if backend == "single" else BACKENDS[backend])}
+        if backend not in RESUMING:
+            self.start(backend, plan)
+            return
+        # A killed run ends its launch, so it comes last. What it has left is for a second launch.
+        plan = {**plan, "unbroken": RESUMED, "killed": {**RESUMED, "kill_at": 4}}
+        self.start(backend, plan)
+        if "unbroken" in self.results[backend]:
+            left = sorted(path.name for path in (self.folder / backend / "killed").glob("checkpoint-*"))
+            assert "killed" not in self.results[backend] and left == ["checkpoint-3"]
+            self.start(backend, {"killed": {**RESUMED, "resume": True}})
+
+    def start(self, backend: str, scenarios: dict[str, dict]) -> int:
+        folder = self.folder / backend
+        folder.mkdir(exist_ok=True)
+        plan = {name: self.scenario(backend, name, scenario) for name, scenario in scenarios.items()}
+        (folder / "plan.json").write_text(json.dumps(plan))
+        command = [sys.executable, *self.options(backend), str(WORKER), backend, str(folder)]
+        with (folder / "log").open("a") as log:
+            process = subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # the launcher then ends its workers, which it wouldn't if it were killed
+            process.wait(30)
+            pytest.fail(f"{backend} hangs:\n{self.log(backend)[-5000:]}")
+        for name in plan:
+            if (path := folder / f"{name}.json").exists():
+                self.results[backend][name] = json.loads(path.read_text())
+        return code
+
+    def options(self, backend: str) -> list[str]:
+        if backend == "single":
+            return []
+        if backend in ZERO:
+            auto = "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping"
+            config = {**dict.fromkeys(auto.split(), "auto"), "zero_optimization": ZERO[backend]}
+            config["zero_force_ds_cpu_optimizer"] = False  # it would be compiled first
+            path = self.folder / backend / "deepspeed.json"
+            path.write_text(json.dumps(config))
+            kind = (
+                f"--use_deepspeed --zero3_init_flag {str('zero3' in backend).lower()} --deepspeed_config_file {path}"
+            )
+        else:
+            kind = {"ddp": "--multi_gpu", "fsdp2": FSDP2, "cpu": "--cpu"}[backend]
+        return (LAUNCH + kind).split()
+
+    def log(self, backend: str) -> str:
+        return (self.folder / backend / "log").read_text(errors="replace")
+
+
+def environment() -> dict[str, str]:
+    launched = ("ACCELERATE_", "FSDP_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
+    return {**inherited, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory) -> Launcher:
+    return Launcher(tmp_path_factory.mktemp("distributed"))
+
+
+def history(result: dict) -> dict[str, list[float]]:
+    """Every number that is logged, but for those that measure time or count padding."""
+    measured = ("_second", "_runtime", "total_flos")
+    names = {name for entry in result["log_history"] for name in entry if not name.endswith(measured)}
+    return {name: [entry[name] for entry in result["log_history"] if name in entry] for name in names}
+
+
+def logits_of(folder: Path, base: Path | None = None) -> torch.Tensor:
+    """From a saved model, or from an adapter and its base."""
+    model = AutoModelForCausalLM.from_pretrained(base or folder)
+    if base is not None:
+        model = PeftModel.from_pretrained(model, folder)
+    with torch.no_grad():
+        return model(torch.arange(24).view(2, 12)).logits
+
+
+@pytest.mark.parametrize(("backend", "name"), EVERY)
+def test_same_trajectory(launcher, backend, name):
+    expected, result = history(launcher.run("single", name)), history(launcher.run(backend, name))
+    assert set(result) == set(expected)
+    assert {"loss", "grad_norm", "kl_tau1", "num_tokens", "eval_loss", "eval_kl_tau1"} <= set(result)
+    assert len(result["loss"]) == (3 if name == "uneven" else 5)
+    assert max(expected["loss"]) - min(expected["loss"]) > 0.05
+    for key, values in expected.items():
+        assert result[key] == pytest.approx(values, rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize(("backend", "name"), EVERY)
+def test_same_model_is_saved(launcher, backend, name):
+    launcher.run(backend, name), launcher.run("single", name)
+    scenario = launcher.scenario(backend, name, SCENARIOS[name])
+    base = Path(scenario["student"])
+    adapter_base = base if "lora" in scenario else None
+    expected = logits_of(launcher.folder / "single" / name, adapter_base)
+    torch.testing.assert_close(
+        logits_of(launcher.folder / backend / name, adapter_base), expected, rtol=1e-4, atol=1e-4
+    )
+    assert (logits_of(base) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("backend", "name"), EVERY)
+def test_set_up(launcher, backend, name):
+    result = launcher.run(backend, name)
+    assert result["wrapper"].startswith({"ddp": "DistributedDataParallel", "fsdp2": "FSDP"}.get(backend, "DeepSpeed"))
+    assert result["zero_stage"] == ZERO.get(backend, {"stage": 0})["stage"]
+    # Outside of the wrapper's forward no gradient would be reduced
+    steps = len(history(result)["loss"]) * SCENARIOS[name].get("fields", {}).get("gradient_accumulation_steps", 1)
+    assert result["losses"] == {"inside": steps, "outside": 0}
+    first, second = result["parameter_sums"]
+    assert first == second and len(first) > 10
+    assert result["sharded"] == [[backend in SHARDING] * 2] * len(result["sharded"])
+    assert result["teacher_is_untouched"]
+
+
+@pytest.mark.parametrize("backend", RESUMING)
+def test_completions_are_generated(launcher, backend):
+    for name, share in (("on_policy", 1), ("on_policy_lora", 1), ("of_teacher", 0)):
+        result = launcher.run(backend, name)
+        assert history(result)["on_policy_share"] == [share] * 5
+        assert all(0 < length <= 8 for lengths in result["longest_completions"] for length in lengths)
+    first, second = launcher.run(backend, "stopping")["longest_completions"]
+    assert sum(a != b for a, b in zip(first, second, strict=True)) >= 2, (first, second)
+
+
+@pytest.mark.parametrize("backend", RESUMING)
+def test_killed_and_resumed(launcher, backend):
+    expected, result = launcher.run(backend, "unbroken"), launcher.run(backend, "killed")
+    assert result["checkpoint"] == "checkpoint-3"
+    expected, result = history(expected), history(result)
+    assert expected["on_policy_share"] == [0, 1, 0, 0, 1, 0, 0, 1]
+    assert expected["replay_share"] == [0, 0, 1, 1, 0, 1, 1, 0]
+    for name in ("on_policy_share", "replay_share", "loss", "grad_norm", "kl_tau1", "num_tokens", "eval_loss"):
+        assert result[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_the_worker_refuses_one_process(launcher):
+    # What `accelerate launch --cpu --num_processes 2` starts: every comparison above would hold
+    launcher.results["cpu"] = {}
+    assert launcher.start("cpu", {"untied": {}}) != 0
+    assert "AssertionError: 1" in launcher.log("cpu") and not launcher.results["cpu"]
