@@ -69,6 +69,7 @@ def test_every_field_is_documented_and_explained():
         ({"loss_type": "dft"}, "`loss_type`.*dft"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`.*0.1"),
         ({"use_liger_kernel": True}, "`use_liger_kernel`"),
+        ({"torch_compile": True}, "`torch_compile`.*backbone"),
     ],
 )
 def test_refusals_name_the_field_and_the_value(make_config, fields, message):

@@ -55,7 +55,10 @@ FIELDS = {
     "max_length": None,
     "gradient_checkpointing": False,
 }
-LORA = {"lora": {"target_modules": ["q_proj", "v_proj"]}, "fields": {"learning_rate": 0.1}}
+LORA = {
+    "lora": {"target_modules": ["q_proj", "v_proj"]},
+    "fields": {"learning_rate": 0.1, "gradient_checkpointing": True},  # reentrant under ZeRO-3
+}
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 UNLABELLED = {"train_dataset": "unlabelled", "fields": {"train_sampling_strategy": "sequential"}}
 GREEDY = {"lmbda": 1.0, "max_new_tokens": 8, "temperature": 0.0}

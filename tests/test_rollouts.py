@@ -12,9 +12,11 @@ import torch
 from conftest import SENTENCES
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import DataCollatorForSeq2Seq, TrainerCallback
 from trl.generation import vllm_generation
 
+import trl_tempkd.rollouts as rollouts_package
+from trl_tempkd.rollouts import rollouts as rollouts_module
 from trl_tempkd.rollouts import vllm
 from trl_tempkd.rollouts.rollouts import Rollouts
 from trl_tempkd.rollouts.rows import Row, completed, join, rows_of, split, split_evenly
@@ -74,24 +76,27 @@ def test_the_prompt_is_what_stands_before_the_last_turn():
 
 
 def test_rows_of_padded_and_padding_free_batches():
-    rows = [Row([1, 2, 3], [-100, 2, 3]), Row([4, 5], [-100, 5])]
+    rows = [Row([1, 2, 3, 4], [-100, -100, 3, 4]), Row([5, 6, 7], [-100, -100, 7]), Row([8, 9], [8, 9])]
     padded = {
-        "input_ids": torch.tensor([[1, 2, 3], [4, 5, 0]]),
-        "labels": torch.tensor([[-100, 2, 3], [-100, 5, -100]]),
-        "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        "input_ids": torch.tensor([[1, 2, 3, 4], [5, 6, 7, 0], [8, 9, 0, 0]]),
+        "labels": torch.tensor([[-100, -100, 3, 4], [-100, -100, 7, -100], [8, 9, -100, -100]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]),
     }
-    free = {
-        "input_ids": torch.tensor([[1, 2, 3, 4, 5, 0, 0]]),
-        "labels": torch.tensor([[-100, 2, 3, -100, 5, -100, -100]]),
-        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 0, 0]]),
+    free = {  # where the first label of a sequence is always missing
+        "input_ids": torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0]]),
+        "labels": torch.tensor([[-100, -100, 3, 4, -100, -100, 7, -100, 9, -100, -100]]),
+        "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 0]]),
     }
     assert rows_of(padded) == rows_of(free) == rows
+    assert [row.prompt for row in rows] == [[1, 2], [5, 6], []]
+    with pytest.raises(ValueError, match=r"position_ids.*got input_ids, labels"):
+        rows_of({"input_ids": padded["input_ids"], "labels": padded["labels"]})
 
 
 def test_split_evenly():
     rows = [Row([0] * n, [0] * n) for n in random.Random(0).sample(range(1, 30), 11)]
     groups = split_evenly(rows, 4)
-    assert [len(group) for group in groups] == [3, 3, 2, 3] or sorted(map(len, groups)) == [2, 3, 3, 3]
+    assert sorted(map(len, groups)) == [2, 3, 3, 3]
     assert [*chain(*groups)] == sorted(rows, key=lambda row: -len(row.input_ids))
     groups = split_evenly(rows[:1], 3)
     assert [len(group) for group in groups] == [1, 1, 1] and sum(row.targets for g in groups[1:] for row in g) == 0
@@ -126,7 +131,7 @@ def make_sampler(make_config, tokenizer):
             state=SimpleNamespace(deepspeed_plugin=None, fsdp_plugin=None),
         )  # fmt: skip
         fields = {"max_new_tokens": 8, "lmbda": 1.0, **fields}
-        return ModelSampler(lambda: model, accelerator, tokenizer, make_config(**fields))
+        return ModelSampler(lambda: model, accelerator, tokenizer, make_config(**fields), len(tokenizer))
 
     return make
 
@@ -177,9 +182,8 @@ def test_sampling_is_what_the_options_say(make_sampler, make_model):
     penalised = make_sampler(model, temperature=0.0, repetition_penalty=1e6)(PROMPTS, 0)
     for prompt, completion in zip(PROMPTS, penalised, strict=True):
         assert len({*prompt, *completion}) == len(prompt) + len(completion)
-    assert make_sampler(model, temperature=0.0, generation_kwargs={"max_new_tokens": 2})(PROMPTS, 0) == [
-        completion[:2] for completion in reference
-    ]
+    kwargs = {"repetition_penalty": 1e6}
+    assert make_sampler(model, temperature=0.0, generation_kwargs=kwargs)(PROMPTS, 0) == penalised
 
 
 @pytest.mark.parametrize("kwargs", [None, {"num_beams": 1}], ids=["by inversion", "by transformers"])
@@ -348,7 +352,7 @@ def test_adaptive_share_rises_with_the_validation_loss(make_rollouts):
     assert constant.share == 0.2
 
 
-def test_state_survives(make_rollouts, tmp_path, caplog):
+def test_state_survives(make_rollouts, tmp_path, caplog, monkeypatch):
     fields = {"lmbda": 0.5, "replay_size": 4, "lmbda_schedule": "adaptive", "eval_strategy": "steps", "eval_steps": 1}
     rollouts = make_rollouts(**fields)
     for step in range(4):
@@ -360,8 +364,11 @@ def test_state_survives(make_rollouts, tmp_path, caplog):
     other = make_rollouts(**fields)
     other.load(str(tmp_path))
     assert (other.replay, other.share, other.losses) == (rollouts.replay, 0.6, {"eval": 2.0}) and other.replay
-    make_rollouts(rank=1, ranks=2, **fields).load(str(tmp_path))  # more processes than before
-    assert "rollouts_1.safetensors" in caplog.text
+    # More processes than before: the first one tells the others what all must know
+    monkeypatch.setattr(rollouts_module, "broadcast_object_list", lambda objects: [{"share": 0.6, "losses": {}}])
+    second = make_rollouts(rank=1, ranks=2, **fields)
+    second.load(str(tmp_path))
+    assert "rollouts_1.safetensors" in caplog.text and second.share == 0.6 and not second.replay
 
 
 def test_counts(make_rollouts):
@@ -381,6 +388,7 @@ def test_rows_without_a_prompt_stay(make_rollouts, caplog):
     (result,) = rollouts([batch], 0, 0.0)
     assert sorted(row.input_ids for row in rows_of(result)) == [[10, 11, 50, 51], [10, 11, 72, 73]]
     assert "no prompt" in caplog.text
+    assert rollouts.metrics()["on_policy_share"] == 2 / 5  # two tokens of the student, three of the data set
 
 
 # In the trainer
@@ -505,10 +513,41 @@ def test_every_data_format_gives_its_prompts(
     assert logged(trainer, "loss")[0] > 0
 
 
-@pytest.mark.parametrize("fields", [{"lmbda": 0.5}, {"seq_kd": True}])
+@pytest.mark.parametrize(
+    "fields", [{"lmbda": 0.5}, {"seq_kd": True}, {"lmbda": 1.0, "packing": True, "max_length": 32}], ids=str
+)
+@pytest.mark.filterwarnings("ignore:.*[Ff]lash:UserWarning")
 def test_refuses_data_without_prompts(make_trainer, text_dataset, fields):
     with pytest.raises(ValueError, match="need prompts"):
         make_trainer(train_dataset=text_dataset, **fields)
+
+
+@pytest.mark.parametrize("larger", ["student", "teacher"])
+def test_the_padding_of_a_vocabulary_is_never_said(make_trainer, make_model, tokenizer, batches, larger):
+    models = {"student": make_model(), "teacher": make_model(seed=1)}
+    models[larger] = make_model(seed=2, vocab_size=len(tokenizer) + 64)
+    with torch.no_grad():
+        models[larger].lm_head.weight[len(tokenizer) :] *= 4  # which it would like to
+    make_trainer(**models, lmbda=0.5, seq_kd=True, max_new_tokens=8, max_steps=4, seed=1).train()
+    assert max(token for rows in batches for row in rows for token in row.input_ids) < len(tokenizer)
+
+
+def test_a_collator_that_fails_on_text(make_trainer, tokenizer, batches):
+    collator = DataCollatorForSeq2Seq(tokenizer)
+    make_trainer(lmbda=1.0, max_new_tokens=4, max_steps=1, kwargs={"data_collator": collator}).train()
+    assert all(row.prompt and 1 <= row.targets <= 4 for row in batches[0])
+
+
+def test_the_stop_tokens_of_both_models_count(make_trainer, make_model):
+    teacher = make_model(seed=1)
+    teacher.generation_config.eos_token_id = 40
+    assert make_trainer(teacher=teacher, seq_kd=True, max_new_tokens=30).rollouts.stops == [2, 40]
+
+
+def test_empty_evaluation(make_trainer, prompt_dataset):
+    trainer = make_trainer(lmbda=1.0, max_new_tokens=3, eval_dataset=prompt_dataset)
+    trainer.evaluate(trainer.eval_dataset.select([]))
+    assert trainer.rollouts.losses == {}
 
 
 def test_evaluation_uses_the_data_set(make_trainer, prompt_dataset):
@@ -597,6 +636,10 @@ def test_log_completions(make_trainer, tmp_path, capsys, batches, tokenizer):
         ({"repetition_penalty": 0.0}, "`repetition_penalty`.*0.0"),
         ({"generation_batch_size": 0}, "`generation_batch_size`.*0"),
         ({"generation_kwargs": "num_beams=2"}, "generation_kwargs.*JSON"),
+        ({"generation_kwargs": ["num_beams"]}, "generation_kwargs.*JSON"),
+        ({"generation_kwargs": {"max_new_tokens": 3, "num_beams": 2}}, "can't set max_new_tokens:"),
+        ({"generation_kwargs": {"no_repeat_ngramm_size": 3}}, "no_repeat_ngramm_size.*GenerationConfig"),
+        ({"lmbda": 1.0, "packing": True, "packing_strategy": "wrapped"}, "`packing_strategy`.*bfd.*wrapped"),
         ({"vllm_mode": "remote"}, "`vllm_mode`.*server.*remote"),
         ({"use_vllm": True, "ds3_gather_for_generation": False}, "ds3_gather_for_generation"),
     ],
@@ -665,3 +708,13 @@ def test_vllm_is_asked_for_by_name_where_it_is_missing(make_trainer, monkeypatch
     with pytest.raises(ImportError, match=r"trl\[vllm\]"):
         make_trainer(lmbda=1.0, use_vllm=True, max_new_tokens=9)
     make_trainer(use_vllm=True).train()  # nothing to generate
+    make_trainer(use_vllm=True, seq_kd=True, max_new_tokens=9)  # nothing by the student
+
+
+def test_vllm_has_a_length_of_its_own(make_trainer, monkeypatch):
+    monkeypatch.setattr(rollouts_package, "VLLMSampler", lambda *args: None)
+    fields = {"lmbda": 1.0, "use_vllm": True, "max_new_tokens": 6}
+    assert make_trainer(vllm_max_model_length=8, **fields).rollouts.max_prompt == 2
+    assert make_trainer(**fields).rollouts.max_prompt == 58
+    with pytest.raises(ValueError, match=r"`max_new_tokens`.*6 positions"):
+        make_trainer(vllm_max_model_length=6, **fields)

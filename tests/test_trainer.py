@@ -390,6 +390,22 @@ def test_tokens_per_second_is_about_training(make_trainer, prompt_dataset, monke
     assert logged(trainer, "tokens_per_second") == [seen[0] / 2, (seen[1] - seen[0]) / 2]
 
 
+def test_an_interrupted_evaluation_leaves_nothing(make_trainer, text_dataset):
+    expected = make_trainer(eval_dataset=text_dataset, per_device_eval_batch_size=2).evaluate()
+
+    class Interrupt(TrainerCallback):
+        def on_prediction_step(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    trainer = make_trainer(
+        eval_dataset=text_dataset, per_device_eval_batch_size=2, kwargs={"callbacks": [interrupt := Interrupt()]}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.evaluate()
+    trainer.remove_callback(interrupt)
+    assert trainer.evaluate()["eval_kl_tau1"] == expected["eval_kl_tau1"]
+
+
 @pytest.mark.parametrize("strategy", ["epoch", "no"])
 def test_logging_strategies(make_trainer, strategy, calls):
     trainer = make_trainer(logging_strategy=strategy)

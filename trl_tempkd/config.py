@@ -183,10 +183,11 @@ class KDConfig(RolloutConfig):
                 setattr(self, new, getattr(self, old))
         super().__post_init__()
 
-        for name in ("divergence_kwargs", "teacher_model_init_kwargs"):
+        examples = {"divergence_kwargs": '{"beta": 0.1}', "teacher_model_init_kwargs": '{"dtype": "bfloat16"}'}
+        for name, example in examples.items():
             if isinstance(getattr(self, name), str):
                 raise ValueError(
-                    f"`{name}` must be a dict, or on the command line its JSON, e.g. '{{\"beta\": 0.1}}', got "
+                    f"`{name}` must be a dict, or on the command line its JSON, e.g. '{example}', got "
                     f"{getattr(self, name)!r}."
                 )
         assert not isinstance(self.divergence_kwargs, str)
@@ -242,6 +243,11 @@ class KDConfig(RolloutConfig):
             raise ValueError(
                 f"`label_smoothing_factor` must be 0, got {self.label_smoothing_factor}: it acts on SFT's loss, which "
                 "the divergence replaces. A higher `teacher_kd_temperature` smooths the target."
+            )
+        if self.torch_compile:
+            raise ValueError(
+                "`torch_compile` must be False, got True: it compiles the model's forward, and the loss calls its "
+                "backbone. The loss compiles itself; for the layers, call `model.model.compile()` before training."
             )
         if self.use_liger_kernel:
             raise ValueError(

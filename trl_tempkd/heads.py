@@ -67,6 +67,7 @@ def logit_scale(config: PretrainedConfig) -> float:
 
 def unwrap_adapter(model: Any) -> PreTrainedModel:
     """The causal language model itself, its PEFT layers in place."""
+    model = getattr(model, "_orig_mod", model)  # inside `torch.compile`
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

@@ -44,13 +44,21 @@ class Meter:
         """Start the clock, if it isn't running."""
         self._since = time.perf_counter() if self._since is None else self._since
 
+    def reset(self) -> None:
+        """Forget what was measured, and stop the clock: a training begins."""
+        self._sums["train"].clear()
+        self._tokens, self._since = 0, None
+
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stop the clock for the duration of the context."""
+    def evaluation(self) -> Iterator[None]:
+        """Forget what an evaluation that was interrupted has left, and stop the clock for the duration of this one."""
         start = time.perf_counter()
-        yield
-        if self._since is not None:
-            self._since += time.perf_counter() - start
+        self._sums["eval"].clear()
+        try:
+            yield
+        finally:
+            if self._since is not None:
+                self._since += time.perf_counter() - start
 
     def see(self, tokens: torch.Tensor | int) -> None:
         """Count tokens of this rank."""

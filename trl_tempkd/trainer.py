@@ -139,7 +139,7 @@ class TemperatureKDTrainer(SFTTrainer):
         student = partial(getattr, self, "model_wrapped")  # as it is at the time
         self.teacher = make_teacher(teacher_model, student, self._tokenizer, self.accelerator, args)
         self.teacher_model = self.teacher.model  # as TRL's trainers call it
-        parts = (self._tokenizer, self.accelerator, self.data_collator)
+        parts = (self._tokenizer, self.accelerator, self._get_collator_with_removed_columns(self.data_collator))
         self.rollouts = make_rollouts(student, self.teacher, *parts, args, self.train_dataset)
 
         self._forward_redirection = _ForwardRedirection()
@@ -218,8 +218,7 @@ class TemperatureKDTrainer(SFTTrainer):
             sums = self.accelerator.gather_for_metrics(sums) if mode == "eval" else sums
             self._meter.add(mode, sums.sum(0))
         if mode == "train":
-            mask = inputs.get("attention_mask")
-            self._meter.see(labels.numel() if mask is None else mask.sum())
+            self._meter.see(inputs["attention_mask"].sum() if "attention_mask" in inputs else labels.numel())
 
         if not return_outputs:
             return loss
@@ -266,12 +265,12 @@ class TemperatureKDTrainer(SFTTrainer):
         return out.loss, aux_loss, torch.stack([c.float().view_as(targets).sum(1) for c in columns], dim=1)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        with self._meter.paused():  # `tokens_per_second` is about training
+        with self._meter.evaluation():  # `tokens_per_second` is about training
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         # `loss` among them: the mean over tokens in place of the mean over batches
         metrics = {**self._temperature_logs(), **self._meter.means("eval")}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        if metric_key_prefix.startswith("eval"):
+        if metric_key_prefix.startswith("eval") and "loss" in metrics:  # the data set may be empty
             self.rollouts.observe(metric_key_prefix, output.metrics[f"{metric_key_prefix}_loss"])
         return output
 
@@ -295,5 +294,6 @@ class TemperatureKDTrainer(SFTTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        self._meter.reset()
         if checkpoint is not None:
             self.rollouts.load(checkpoint)

@@ -1,8 +1,99 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Where a batch's completions come from: data set, student, teacher, or what the student has said before."""
 
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+from accelerate import Accelerator, DistributedType
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..teachers import Teacher
 from .config import RolloutConfig
-from .rollouts import Rollouts, make_rollouts
+from .rollouts import Collator, Rollouts
+from .rows import rows_of
+from .sampling import ModelSampler, Sampler, longest_prompt, room_for_prompts, stop_tokens
+from .vllm import VLLMSampler
 
 
 __all__ = ["RolloutConfig", "Rollouts", "make_rollouts"]
+
+
+def make_rollouts(
+    student: Callable[[], nn.Module],
+    teacher: Teacher,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    collator: Collator,
+    args: RolloutConfig,
+    dataset: Iterable[dict[str, Any]] | None = None,
+) -> Rollouts:
+    """
+    What completes the batches of a run. Where nothing is to be generated, it leaves them as they are.
+
+    Args:
+        student (`Callable[[], torch.nn.Module]`):
+            Gives the student as it is wrapped at the time.
+        teacher ([`Teacher`]):
+            Teacher.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of both.
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator of the trainer.
+        collator (`Callable`):
+            Data collator of the trainer.
+        args ([`RolloutConfig`]):
+            Options.
+        dataset (`Iterable`, *optional*):
+            Training data as the trainer has prepared it, to be checked.
+
+    Raises:
+        `ValueError`: If the models have no room for `max_new_tokens`, the data no prompts, or the parallelism isn't
+            supported.
+        `ImportError`: If vLLM is asked for and isn't installed.
+    """
+    models = [accelerator.unwrap_model(model()) for model in (student, teacher.wrapped)]
+    stops = sorted({token for model in models for token in stop_tokens(model, tokenizer)})
+    if not args.generates:
+        return Rollouts(args, accelerator, tokenizer, collator, stops)
+    _check_parallelism(accelerator, models[0])
+    if dataset is not None:
+        _check_prompts(dataset, collator)
+    limits = [longest_prompt(model, args.max_new_tokens) for model in models]
+    # What one of the models pads its vocabulary with, the other may have no embedding for
+    vocabulary = min(model.config.get_text_config().vocab_size for model in models)
+    of_student: Sampler | None = None
+    if args.lmbda > 0 or args.lmbda_schedule == "adaptive":
+        if args.use_vllm:
+            of_student = VLLMSampler(models[0], accelerator, tokenizer, args, vocabulary)
+            if args.vllm_mode == "colocate" and args.vllm_max_model_length is not None:
+                limits.append(room_for_prompts(args.vllm_max_model_length, args.max_new_tokens))
+        else:
+            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary)
+    of_teacher = None
+    if args.seq_kd:
+        of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active)
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit)
+
+
+def _check_parallelism(accelerator: Accelerator, model: nn.Module) -> None:
+    parallelism = accelerator.parallelism_config
+    if getattr(model, "_tp_size", None) or (parallelism is not None and parallelism.tp_enabled):
+        raise ValueError(
+            "`lmbda` and `seq_kd` aren't supported with tensor parallelism. Use ZeRO-3 or FSDP2 for memory."
+        )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("`lmbda` and `seq_kd` aren't supported with FSDP 1. Use `fsdp_version` 2, or ZeRO-3.")
+
+
+def _check_prompts(dataset: Iterable[dict[str, Any]], collator: Collator) -> None:
+    """Refuse data whose first rows have no prompt."""
+    rows = list(islice(dataset, 32))
+    if rows and not any(row.prompt for row in rows_of(collator(rows))):
+        raise ValueError(
+            "`lmbda` and `seq_kd` need prompts, but every token of the first rows is trained on, so nothing stands "
+            "before the part to be generated. Use data with `prompt` and `completion`, or `messages` with "
+            "`assistant_only_loss=True`, and leave `completion_only_loss` at its default."
+        )

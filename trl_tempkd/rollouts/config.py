@@ -4,11 +4,18 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from transformers import GenerationConfig
 from transformers.utils import logging
 from trl import SFTConfig
 
 
 logger = logging.get_logger(__name__)
+
+# What the trainer relies on in what is generated, in the words of transformers and of vLLM
+FIXED = {
+    "max_new_tokens", "max_length", "max_tokens", "n", "num_return_sequences", "return_dict_in_generate",
+    "eos_token_id", "pad_token_id", "stop_strings", "stop", "stop_token_ids",
+}  # fmt: skip
 
 SHARE_SCHEDULES = ("constant", "adaptive")
 VLLM_MODES = ("colocate", "server")
@@ -245,13 +252,28 @@ class RolloutConfig(SFTConfig):
         """Whether completions are generated in this run at all."""
         return self.lmbda > 0 or self.lmbda_schedule == "adaptive" or self.seq_kd
 
+    def _check_generation_kwargs(self) -> None:
+        kwargs = {} if self.generation_kwargs is None else self.generation_kwargs
+        if not isinstance(kwargs, dict):
+            raise ValueError(
+                "`generation_kwargs` must be a dict, or on the command line its JSON, e.g. "
+                f"'{{\"no_repeat_ngram_size\": 3}}', got {kwargs!r}."
+            )
+        fixed = sorted({*kwargs} & FIXED)
+        if fixed:
+            raise ValueError(
+                f"`generation_kwargs` can't set {', '.join(fixed)}: the trainer does. The length is `max_new_tokens`, "
+                "and what ends a completion is in the generation config of the model."
+            )
+        unknown = [] if self.use_vllm else sorted({*kwargs} - {*GenerationConfig().to_dict()})
+        if unknown:
+            raise ValueError(
+                f"`generation_kwargs` has {', '.join(unknown)}, which `transformers.GenerationConfig` doesn't know."
+            )
+
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.generation_kwargs, str):
-            raise ValueError(
-                '`generation_kwargs` must be a dict, or on the command line its JSON, e.g. \'{"no_repeat_ngram_size": '
-                f"3}}', got {self.generation_kwargs!r}."
-            )
+        self._check_generation_kwargs()
         for name, ok, wanted in (
             ("lmbda", 0 <= self.lmbda <= 1, "in [0, 1]"),
             ("replay_ratio", self.replay_ratio is None or 0 <= self.replay_ratio <= 1, "in [0, 1]"),
@@ -287,6 +309,11 @@ class RolloutConfig(SFTConfig):
             raise ValueError(
                 "`lmbda_schedule` is 'adaptive', which follows the validation loss, but `eval_strategy` is 'no'. Set "
                 "`eval_strategy` to 'steps' and `eval_steps`."
+            )
+        if self.packing and self.packing_strategy != "bfd" and self.generates:
+            raise ValueError(
+                f"`packing_strategy` must be 'bfd' with `lmbda` or `seq_kd`, got {self.packing_strategy!r}, which "
+                "cuts rows into pieces that don't start with their prompt."
             )
         if self.use_vllm and not self.ds3_gather_for_generation:
             raise ValueError(

@@ -5,26 +5,22 @@ import json
 import os
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..teachers import Teacher
 from .config import RolloutConfig
-from .rows import ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
+from .rows import IGNORED, ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
 from .samples import log_samples
-from .sampling import ModelSampler, Sampler, longest_prompt, most_over_ranks, stop_tokens
-from .vllm import VLLMSampler
+from .sampling import Sampler, most_over_ranks
 
 
 logger = get_logger(__name__)
@@ -109,13 +105,14 @@ class Rollouts:
             if source == "replay":
                 kept = list(self.replay)
                 rows = rng.sample(kept, len(rows)) if len(rows) <= len(kept) else rng.choices(kept, k=len(rows))
+                self.counts["replay"] += sum(row.targets for row in rows)
             else:
                 rows = self._complete(rows, source, rng.getrandbits(32))
             groups = split_evenly(rows, len(batches))
             batches = [self.collator([row._asdict() for row in group]) for group in groups]
-            batches = [send_to_device(batch, self.accelerator.device) for batch in batches]
+            return [send_to_device(batch, self.accelerator.device) for batch in batches]
         for batch in batches:
-            self.counts[source] += (batch["labels"][..., 1:] != -100).sum()
+            self.counts["dataset"] += (batch["labels"][..., 1:] != IGNORED).sum()
         return batches
 
     def _rng(self, *of: int) -> random.Random:
@@ -148,12 +145,15 @@ class Rollouts:
         completions = sampler([prompts[i] for i in given], seed)
         self.latest = [(prompts[i], completion) for i, completion in zip(given, completions, strict=True)]
         new = [completed(*pair) for pair in self.latest]
+        stay = [row for row, prompt in zip(rows, prompts, strict=True) if not prompt]
         if source == "student":
             self.replay.extend(new)
+        self.counts[source] += sum(row.targets for row in new)
+        self.counts["dataset"] += sum(row.targets for row in stay)
         self.counts["rows"] += len(completions)
         self.counts["tokens"] += sum(map(len, completions))
         self.counts["clipped"] += sum(not {*completion[-1:]} & {*self.stops} for completion in completions)
-        return [row for row, prompt in zip(rows, prompts, strict=True) if not prompt] + new
+        return stay + new
 
     def _shortened(self, prompt: list[int]) -> list[int]:
         if self.max_prompt is None or len(prompt) <= self.max_prompt:
@@ -215,85 +215,18 @@ class Rollouts:
         if not self.args.generates:
             return
         path = self._file(folder)
-        if not path.is_file():
+        state = {"share": self.share, "losses": self.losses}
+        self.replay.clear()
+        if path.is_file():
+            with safe_open(path, "pt") as file:
+                state = json.loads(file.metadata()["state"])
+                self.replay.extend(split({name: file.get_tensor(name) for name in ROW_TENSORS}))
+        else:
             logger.warning(
-                f"{path} doesn't exist: the replay buffer of this rank starts empty.", main_process_only=False
+                f"{path} doesn't exist: nothing is kept for replay on this rank, and if it is the first, the share of "
+                "the student starts anew.",
+                main_process_only=False,
             )
-            return
-        with safe_open(path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-            self.replay.clear()
-            self.replay.extend(split({name: file.get_tensor(name) for name in ROW_TENSORS}))
+        # Ranks without a file, because there were fewer of them, must draw as the others do
+        (state,) = broadcast_object_list([state])
         self.share, self.losses = state["share"], state["losses"]
-
-
-def make_rollouts(
-    student: Callable[[], nn.Module],
-    teacher: Teacher,
-    tokenizer: PreTrainedTokenizerBase,
-    accelerator: Accelerator,
-    collator: Collator,
-    args: RolloutConfig,
-    dataset: Iterable[dict[str, Any]] | None = None,
-) -> Rollouts:
-    """
-    What completes the batches of a run. Where nothing is to be generated, it leaves them as they are.
-
-    Args:
-        student (`Callable[[], torch.nn.Module]`):
-            Gives the student as it is wrapped at the time.
-        teacher ([`Teacher`]):
-            Teacher.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of both.
-        accelerator ([`~accelerate.Accelerator`]):
-            Accelerator of the trainer.
-        collator (`Callable`):
-            Data collator of the trainer.
-        args ([`RolloutConfig`]):
-            Options.
-        dataset (`Iterable`, *optional*):
-            Training data as the trainer has prepared it, to be checked.
-
-    Raises:
-        `ValueError`: If the models have no room for `max_new_tokens`, or the data no prompts.
-        `ImportError`: If vLLM is asked for and isn't installed.
-    """
-    stops = stop_tokens(accelerator.unwrap_model(student()), tokenizer)
-    if not args.generates:
-        return Rollouts(args, accelerator, tokenizer, collator, stops)
-    if dataset is not None:
-        check_prompts(dataset, collator)
-    models = [accelerator.unwrap_model(model()) for model in (student, teacher.wrapped)]
-    limits = [longest_prompt(model, args.max_new_tokens) for model in models]
-    if args.use_vllm:
-        of_student: Sampler = VLLMSampler(models[0], accelerator, tokenizer, args)
-    else:
-        of_student = ModelSampler(student, accelerator, tokenizer, args)
-    of_teacher = None
-    if args.seq_kd:
-        of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, teacher.active)
-    limit = min((limit for limit in limits if limit is not None), default=None)
-    return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit)
-
-
-def check_prompts(dataset: Iterable[dict[str, Any]], collator: Collator) -> None:
-    """
-    Refuse a data set whose rows have no prompt.
-
-    Args:
-        dataset (`Iterable`):
-            Rows as the trainer has prepared them. The first few are looked at.
-        collator (`Callable`):
-            Data collator of the trainer.
-
-    Raises:
-        `ValueError`: If there is nothing to be completed in any of them.
-    """
-    rows = list(islice(dataset, 32))
-    if rows and not any(row.prompt for row in rows_of(collator(rows))):
-        raise ValueError(
-            "`lmbda` and `seq_kd` need prompts, but every token of the first rows is trained on, so nothing stands "
-            "before the part to be generated. Use data with `prompt` and `completion`, or `messages` with "
-            "`assistant_only_loss=True`, and leave `completion_only_loss` at its default."
-        )

@@ -53,8 +53,18 @@ def rows_of(batch: dict[str, Any]) -> list[Row]:
 
     Padding is what the attention mask leaves out. In a padding-free batch, which has none, a sequence starts where the
     positions start anew, and one without a label is padding, or has nothing to be learnt from.
+
+    Raises:
+        `ValueError`: If the batch has neither `attention_mask` nor `position_ids`.
     """
-    return list(_padding_free_rows(batch) if "attention_mask" not in batch else _padded_rows(batch))
+    if "attention_mask" in batch:
+        return list(_padded_rows(batch))
+    if "position_ids" in batch:
+        return list(_padding_free_rows(batch))
+    raise ValueError(
+        "With `lmbda` or `seq_kd` the data collator must give `attention_mask`, or `position_ids` without padding, "
+        f"beside `input_ids` and `labels`, got {', '.join(batch)}."
+    )
 
 
 def _padded_rows(batch: dict[str, Any]) -> Iterator[Row]:
@@ -67,6 +77,9 @@ def _padding_free_rows(batch: dict[str, Any]) -> Iterator[Row]:
         starts = (positions == 0).nonzero().flatten().tolist()
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
             row = Row(ids[start:end].tolist(), labels[start:end].tolist())
+            # The collator drops the first label, which nothing predicts. It tells text without a prompt from one with.
+            if row.labels[1:2] not in ([], [IGNORED]):
+                row.labels[0] = row.input_ids[0]
             if row.targets:
                 yield row
 

@@ -47,8 +47,11 @@ def longest_prompt(model: nn.Module, max_new_tokens: int) -> int | None:
         `ValueError`: If there is no room for any prompt.
     """
     positions = getattr(unwrap_adapter(model).config.get_text_config(), "max_position_embeddings", None)
-    if not positions or positions < 0:
-        return None
+    return room_for_prompts(positions, max_new_tokens) if positions and positions > 0 else None
+
+
+def room_for_prompts(positions: int, max_new_tokens: int) -> int:
+    """Number of tokens of a prompt that leave room for a completion among `positions`, or a `ValueError`."""
     if max_new_tokens >= positions:
         raise ValueError(
             f"`max_new_tokens` must leave room for a prompt in the {positions} positions that the model has, got "
@@ -107,6 +110,8 @@ class ModelSampler:
             Tokenizer of the model.
         args ([`RolloutConfig`]):
             How to sample.
+        vocabulary (`int`):
+            Number of tokens to choose from, the first ones of the model's vocabulary.
         around (`Callable[[], AbstractContextManager]`, *optional*):
             Context to generate in.
     """
@@ -117,6 +122,7 @@ class ModelSampler:
         accelerator: Accelerator,
         tokenizer: PreTrainedTokenizerBase,
         args: RolloutConfig,
+        vocabulary: int,
         around: Callable[[], AbstractContextManager] = nullcontext,
     ):
         self.get_model = get_model
@@ -124,7 +130,8 @@ class ModelSampler:
         self.gather = args.ds3_gather_for_generation
         self.around = around
         self.batch_size = args.generation_batch_size and args.generation_batch_size // accelerator.num_processes
-        self.stop_tokens = stop_tokens(accelerator.unwrap_model(get_model()), tokenizer)
+        model = accelerator.unwrap_model(get_model())
+        self.stop_tokens = stop_tokens(model, tokenizer)
         self.pad: int = tokenizer.pad_token_id
         assert not isinstance(args.generation_kwargs, str)
         # With more options than our own, `generate` samples by itself
@@ -137,6 +144,7 @@ class ModelSampler:
             "repetition_penalty": args.repetition_penalty,
             "eos_token_id": self.stop_tokens,
             "pad_token_id": self.pad,
+            "suppress_tokens": [*range(vocabulary, model.config.get_text_config().vocab_size)] or None,
             "use_cache": True,
             "cache_implementation": args.cache_implementation,
             "disable_compile": True,  # every batch has its own shape
@@ -157,9 +165,8 @@ class ModelSampler:
         def run(model: nn.Module, in_step: bool) -> None:
             with _as_in_use(model) as base:
                 for batch in batches:
-                    for i, completion in zip(
-                        batch, self._complete(base, [prompts[i] for i in batch], in_step), strict=False
-                    ):
+                    new = self._complete(base, [prompts[i] for i in batch], in_step)
+                    for i, completion in zip(batch, new, strict=True):
                         completions[i] = completion
 
         with _seeded(seed, self.accelerator.device), self.accelerator.autocast(), self.around():
@@ -167,6 +174,7 @@ class ModelSampler:
         return completions
 
     def _complete(self, model: PreTrainedModel, prompts: list[list[int]], in_step: bool) -> list[list[int]]:
+        given = len(prompts)
         prompts = prompts or [[self.pad]]
         width = max(map(len, prompts))
         device = self.accelerator.device
@@ -178,7 +186,7 @@ class ModelSampler:
             logits_processor=self.processors,
             synced_gpus=in_step,
         )
-        return [self._up_to_stop(row) for row in output[:, width:].tolist()]
+        return [self._up_to_stop(row) for row in output[:given, width:].tolist()]
 
     def _up_to_stop(self, completion: list[int]) -> list[int]:
         # Not by comparing with the padding, which is often the same token as EOS

@@ -1,6 +1,10 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """From prompts to completions of the student, by vLLM, through TRL's own connection to it."""
 
+from functools import partial
+from itertools import takewhile
+from operator import gt
+
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -24,13 +28,20 @@ class VLLMSampler:
             Tokenizer of the model.
         args ([`RolloutConfig`]):
             How to sample, and where vLLM runs.
+        vocabulary (`int`):
+            Number of tokens that the teacher knows. A completion ends before one that it doesn't.
 
     Raises:
         `ImportError`: If vLLM isn't installed.
     """
 
     def __init__(
-        self, model: nn.Module, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase, args: RolloutConfig
+        self,
+        model: nn.Module,
+        accelerator: Accelerator,
+        tokenizer: PreTrainedTokenizerBase,
+        args: RolloutConfig,
+        vocabulary: int,
     ):
         if not is_vllm_available():
             raise ImportError(
@@ -38,6 +49,7 @@ class VLLMSampler:
                 "'trl[vllm]'`, or leave `use_vllm` unset to generate with transformers."
             )
         self.accelerator = accelerator
+        self.vocabulary = vocabulary
         self.pad: int = tokenizer.pad_token_id
         self.vllm = VLLMGeneration(
             model=model,
@@ -74,4 +86,5 @@ class VLLMSampler:
         missing = most_over_ranks(len(prompts), self.accelerator) - len(prompts)
         self.vllm.sync_weights()
         _, completions, *_ = self.vllm.generate(prompts + [[self.pad]] * missing, images=None, num_generations=1)
-        return [list(completion) for completion in completions[: len(prompts)]]
+        known = partial(gt, self.vocabulary)
+        return [list(takewhile(known, completion)) for completion in completions[: len(prompts)]]

@@ -131,7 +131,7 @@ def load_teacher(
 def refuse_options(what: str, init_kwargs: Any, revision: str | None) -> None:
     """Refuse what says how to load a teacher that isn't loaded, since it would have no effect."""
     for name, value in {"teacher_model_init_kwargs": init_kwargs, "teacher_model_revision": revision}.items():
-        if value is not None:
+        if value:
             raise ValueError(
                 f"`{name}` is {value!r}, but the teacher is {what}. Pass the teacher's name or path instead, or leave "
                 f"`{name}` unset."
