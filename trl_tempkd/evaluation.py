@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .heads import backbone, gathered_head
 from .losses import chunked_kd_loss
+from .rollouts.sampling import by_length, complete, stop_tokens
 
 
 @contextmanager
@@ -28,12 +29,6 @@ def evaluating(*models: torch.nn.Module) -> Iterator[None]:
     finally:
         for model, training in zip(models, modes, strict=True):
             model.train(training)
-
-
-def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of similar length, the longest first: little padding, and too little memory shows at once."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def generate(
@@ -79,14 +74,13 @@ def generate(
     """
     if temperature < 0:
         raise ValueError(f"`temperature` must be 0 (greedy) or positive, got {temperature}.")
-    own = model.generation_config.eos_token_id
-    eos = {i for i in (own if isinstance(own, list) else [own]) if i is not None} | {tokenizer.eos_token_id}
+    stops = stop_tokens(model, tokenizer)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
     config = GenerationConfig(
         **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, **sampling},
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(eos),
+        eos_token_id=stops,
         pad_token_id=pad,
         use_cache=True,  # trainers turn it off in the model's config
     )
@@ -99,18 +93,9 @@ def generate(
     ):
         torch.manual_seed(seed)
         for batch in by_length([len(row) for row in ids], batch_size):
-            longest = len(ids[batch[0]])
-            # On the left, so that the completions begin at the same place
-            rows = [[pad] * (longest - len(ids[i])) + ids[i] for i in batch]
-            mask = [[0] * (longest - len(ids[i])) + [1] * len(ids[i]) for i in batch]
-            output = model.generate(
-                input_ids=torch.tensor(rows, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                generation_config=config,
-            )
-            for i, row in zip(batch, output[:, longest:].tolist(), strict=True):
-                end = next((at for at, token in enumerate(row) if token in eos), len(row))
-                completions[i] = tokenizer.decode(row[:end], skip_special_tokens=True)
+            for i, row in zip(batch, complete(model, [ids[j] for j in batch], config, model.device), strict=True):
+                text = [token for token in row if token not in stops]
+                completions[i] = tokenizer.decode(text, skip_special_tokens=True)
             bar.update(len(batch))
     return completions
 

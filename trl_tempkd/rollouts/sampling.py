@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """From prompts to completions: by the student or by the teacher, whole or sharded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -58,6 +58,60 @@ def room_for_prompts(positions: int, max_new_tokens: int) -> int:
             f"{max_new_tokens}."
         )
     return positions - max_new_tokens
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in batches of similar length, the longest first: little padding, and too little memory shows at once."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def complete(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    device: torch.device,
+    processors: LogitsProcessorList | None = None,
+    in_step: bool = False,
+) -> list[list[int]]:
+    """
+    Complete a batch of prompts.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model.
+        prompts (`list[list[int]]`):
+            Tokens of each prompt, none empty.
+        config ([`~transformers.GenerationConfig`]):
+            How to generate. It says what stops a completion and what pads it.
+        device (`torch.device`):
+            Where the model runs: its parameters may be offloaded.
+        processors ([`~transformers.LogitsProcessorList`], *optional*):
+            Applied to the logits after those that the configuration asks for.
+        in_step (`bool`, *optional*, defaults to `False`):
+            Whether all ranks go on until the last one of them has finished.
+
+    Returns:
+        `list[list[int]]`: The completion of each prompt, with the token that stopped it, if one did.
+    """
+    width = max(map(len, prompts))
+    padding = [width - len(prompt) for prompt in prompts]
+    # On the left, so that the completions begin at the same place
+    rows = [[config.pad_token_id] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]
+    output = model.generate(
+        input_ids=torch.tensor(rows, device=device),
+        attention_mask=torch.tensor([[0] * n + [1] * (width - n) for n in padding], device=device),
+        generation_config=config,
+        logits_processor=processors,
+        synced_gpus=in_step,
+    )
+    # Not by comparing with the padding, which is often the same token as EOS
+    return [_up_to_stop(row, config.eos_token_id) for row in output[:, width:].tolist()]
+
+
+def _up_to_stop(completion: list[int], stops: list[int]) -> list[int]:
+    end = next((i for i, token in enumerate(completion) if token in stops), len(completion))
+    return completion[: end + 1]
 
 
 def most_over_ranks(count: int, accelerator: Accelerator) -> int:
@@ -131,8 +185,6 @@ class ModelSampler:
         self.around = around
         self.batch_size = args.generation_batch_size and args.generation_batch_size // accelerator.num_processes
         model = accelerator.unwrap_model(get_model())
-        self.stop_tokens = stop_tokens(model, tokenizer)
-        self.pad: int = tokenizer.pad_token_id
         assert not isinstance(args.generation_kwargs, str)
         # With more options than our own, `generate` samples by itself
         by_inversion = args.temperature > 0 and accelerator.device.type == "cpu" and not args.generation_kwargs
@@ -142,8 +194,8 @@ class ModelSampler:
             "max_new_tokens": args.max_new_tokens,
             "do_sample": do_sample,
             "repetition_penalty": args.repetition_penalty,
-            "eos_token_id": self.stop_tokens,
-            "pad_token_id": self.pad,
+            "eos_token_id": stop_tokens(model, tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
             "suppress_tokens": [*range(vocabulary, model.config.get_text_config().vocab_size)] or None,
             "use_cache": True,
             "cache_implementation": args.cache_implementation,
@@ -154,10 +206,7 @@ class ModelSampler:
         self.config = GenerationConfig(**{**kwargs, **(args.generation_kwargs or {})})
 
     def __call__(self, prompts: list[list[int]], seed: int) -> list[list[int]]:
-        # Longest first: little is padding, and if the memory doesn't last, it shows at once
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        size = self.batch_size or max(len(prompts), 1)
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        batches = by_length([len(prompt) for prompt in prompts], self.batch_size or max(len(prompts), 1))
         # Where the layers are gathered for each forward, every rank must take part in as many
         batches += [[]] * (most_over_ranks(len(batches), self.accelerator) - len(batches))
         completions: list[list[int]] = [[]] * len(prompts)
@@ -165,33 +214,15 @@ class ModelSampler:
         def run(model: nn.Module, in_step: bool) -> None:
             with _as_in_use(model) as base:
                 for batch in batches:
-                    new = self._complete(base, [prompts[i] for i in batch], in_step)
-                    for i, completion in zip(batch, new, strict=True):
+                    # A rank that has no more rows goes along with one that nobody reads
+                    rows = [prompts[i] for i in batch] or [[self.config.pad_token_id]]
+                    new = complete(base, rows, self.config, self.accelerator.device, self.processors, in_step)
+                    for i, completion in zip(batch, new, strict=False):
                         completions[i] = completion
 
         with _seeded(seed, self.accelerator.device), self.accelerator.autocast(), self.around():
             with_whole_model(self.get_model(), self.accelerator, self.gather, run)
         return completions
-
-    def _complete(self, model: PreTrainedModel, prompts: list[list[int]], in_step: bool) -> list[list[int]]:
-        given = len(prompts)
-        prompts = prompts or [[self.pad]]
-        width = max(map(len, prompts))
-        device = self.accelerator.device
-        padding = [width - len(prompt) for prompt in prompts]
-        output = model.generate(
-            input_ids=torch.tensor([[self.pad] * n + p for n, p in zip(padding, prompts, strict=True)], device=device),
-            attention_mask=torch.tensor([[0] * n + [1] * (width - n) for n in padding], device=device),
-            generation_config=self.config,
-            logits_processor=self.processors,
-            synced_gpus=in_step,
-        )
-        return [self._up_to_stop(row) for row in output[:given, width:].tolist()]
-
-    def _up_to_stop(self, completion: list[int]) -> list[int]:
-        # Not by comparing with the padding, which is often the same token as EOS
-        stops = [i for i, token in enumerate(completion) if token in self.stop_tokens]
-        return completion[: stops[0] + 1] if stops else completion
 
 
 @contextmanager
