@@ -146,6 +146,12 @@ def test_greedy_completions_are_those_of_each_prompt_alone(make_sampler, make_mo
     assert sampler([], 0) == []
 
 
+def test_nothing_may_stop_a_completion(make_sampler, make_model, tokenizer):
+    model = make_model()
+    model.generation_config.eos_token_id = tokenizer.eos_token = None
+    assert {len(completion) for completion in make_sampler(model)(PROMPTS, 0)} == {8}
+
+
 @pytest.mark.parametrize("stops", [None, 2, [2, 40, 41]])
 def test_completions_end_with_their_stop_token(make_sampler, make_model, tokenizer, stops):
     model = make_model()

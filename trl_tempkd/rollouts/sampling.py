@@ -106,7 +106,7 @@ def complete(
         synced_gpus=in_step,
     )
     # Not by comparing with the padding, which is often the same token as EOS
-    return [_up_to_stop(row, config.eos_token_id) for row in output[:, width:].tolist()]
+    return [_up_to_stop(row, config.eos_token_id or []) for row in output[:, width:].tolist()]
 
 
 def _up_to_stop(completion: list[int], stops: list[int]) -> list[int]:
@@ -194,7 +194,7 @@ class ModelSampler:
             "max_new_tokens": args.max_new_tokens,
             "do_sample": do_sample,
             "repetition_penalty": args.repetition_penalty,
-            "eos_token_id": stop_tokens(model, tokenizer),
+            "eos_token_id": stop_tokens(model, tokenizer) or None,
             "pad_token_id": tokenizer.pad_token_id,
             "suppress_tokens": [*range(vocabulary, model.config.get_text_config().vocab_size)] or None,
             "use_cache": True,
