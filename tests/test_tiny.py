@@ -291,8 +291,8 @@ def test_models_are_small_and_bf16(models):
 
 
 def test_teacher_beats_student_on_held_out_rows(dataset, tokenizer, models):
-    rows = dataset["test"].shuffle(seed=1).take(300)
-    losses = {name: measure(model, tokenizer, rows)["loss"] for name, model in models.items()}
+    # All of them: a sample's margin moves with the rows, which other versions of the packages change
+    losses = {name: measure(model, tokenizer, dataset["test"])["loss"] for name, model in models.items()}
     assert losses["teacher"] < losses["student"] - 0.05
 
 
