@@ -7,7 +7,17 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from trl_tempkd.evaluation import bootstrap_interval, divergence_to_teacher, generate, rouge_l, tokenize
+from trl_tempkd import evaluation, kd_loss
+from trl_tempkd.evaluation import (
+    bootstrap_interval,
+    divergence_to_teacher,
+    evaluate_model,
+    generate,
+    rouge_l,
+    sample,
+    tokenize,
+)
+from trl_tempkd.prompts import read_rows
 
 
 PROMPTS = ["the cat", "a teacher gives soft targets to a student", "warm logits", "what is the capital of the moon"]
@@ -100,6 +110,17 @@ class TestGenerate:
         model.generation_config.update(top_k=1, repetition_penalty=1.7, do_sample=True)
         assert sample(10) == first
 
+    def test_lengths_and_stops(self, make_model, tokenizer):
+        model = make_model()
+        ids = tokenizer(PROMPTS[0])["input_ids"]
+        said = sample(model, tokenizer, [ids], temperature=0, max_new_tokens=12, progress=False)[0]
+        assert (said.length, said.stopped) == (12, False)
+        tokens = model.eval().generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+        model.generation_config.eos_token_id = [tokens[5]]
+        said = sample(model, tokenizer, [PROMPTS[0]], temperature=0, max_new_tokens=12, progress=False)[0]
+        assert (said.length, said.stopped) == (tokens.index(tokens[5]) + 1, True)
+        assert len(generate(model, tokenizer, PROMPTS, max_new_tokens=3, progress=False)) == len(PROMPTS)
+
     def test_refuses_negative_temperature(self, make_model, tokenizer):
         with pytest.raises(ValueError, match="got -1"):
             generate(make_model(), tokenizer, PROMPTS, temperature=-1)
@@ -115,7 +136,8 @@ class TestDivergenceToTeacher:
 
         student.eval()
         teacher.eval()
-        kl = ce = student_entropy = teacher_entropy = agreement = count = 0.0
+        kl = reverse = ce = student_entropy = teacher_entropy = agreement = count = 0.0
+        guesses = []
         for row in rows:  # one by one: no padding
             ids = torch.tensor([row["input_ids"]])
             with torch.no_grad():
@@ -123,19 +145,29 @@ class TestDivergenceToTeacher:
             for at, label in enumerate(row["labels"][1:]):
                 if label != -100:
                     kl += (log_p[at].exp() * (log_p[at] - log_q[at])).sum().item()
+                    reverse += kd_loss(log_q[at], log_p[at], divergence="reverse_kl").item()
                     ce -= log_q[at, label].item()
+                    guesses.append((log_q[at].max().exp().item(), log_q[at].argmax().item() == label))
                     student_entropy -= (log_q[at].exp() * log_q[at]).sum().item()
                     teacher_entropy -= (log_p[at].exp() * log_p[at]).sum().item()
                     agreement += (log_p[at].argmax() == log_q[at].argmax()).item()
                     count += 1
+        ece = 0.0
+        for bin in range(15):
+            inside = [(top, right) for top, right in guesses if bin / 15 < top <= (bin + 1) / 15]
+            if inside:
+                ece += abs(sum(top for top, _ in inside) - sum(right for _, right in inside)) / count
+        assert ece > 0.005
         expected = {
             "tokens": count,
             "kl_tau1": kl / count,
+            "reverse_kl_tau1": reverse / count,
             "ce": ce / count,
             "student_entropy": student_entropy / count,
             "teacher_entropy": teacher_entropy / count,
             "agreement": agreement / count,
             "perplexity": math.exp(ce / count),
+            "ece": ece,
         }
         assert found == pytest.approx(expected, rel=1e-4)
 
@@ -156,6 +188,12 @@ class TestDivergenceToTeacher:
         assert found["kl_tau1"] == pytest.approx(0, abs=1e-7)
         assert found["agreement"] == 1
 
+    def test_small_chunks_change_nothing(self, make_model, tokenizer, prompt_dataset, monkeypatch):
+        student, teacher, rows = make_model(), make_model(seed=1), tokenize(prompt_dataset, tokenizer)
+        expected = divergence_to_teacher(student, teacher, rows, progress=False)
+        monkeypatch.setattr(evaluation, "CHUNK_ELEMENTS", 500)
+        assert divergence_to_teacher(student, teacher, rows, progress=False) == pytest.approx(expected)
+
     def test_needs_labels(self, make_model):
         rows = [{"input_ids": [1, 2], "labels": [-100, -100]}]
         with pytest.raises(ValueError, match="no label"):
@@ -172,3 +210,76 @@ def test_tokenize_as_the_trainer_does(make_trainer, tokenizer, prompt_dataset):
     # Where the completion has its end token already, there is no second one
     ended = [{**row, "completion": row["completion"] + tokenizer.eos_token} for row in prompt_dataset]
     assert tokenize(ended, tokenizer) == rows
+
+
+class TestEvaluateModel:
+    @pytest.fixture
+    def evaluate(self, make_model, tokenizer, prompt_dataset):
+        model, teacher = make_model(), make_model(seed=1)
+        rows = read_rows(prompt_dataset, tokenizer)
+
+        def call(seeds=(10, 20), rows=rows, **kwargs):
+            kwargs = {"teacher": teacher, "max_new_tokens": 6, "batch_size": 3, "progress": False, **kwargs}
+            return evaluate_model(model, tokenizer, rows, seeds=seeds, **kwargs)
+
+        call.model, call.teacher = model, teacher
+        return call
+
+    def test_content(self, evaluate, tokenizer, prompt_dataset):
+        found = evaluate()
+        assert [run["seed"] for run in found["runs"]] == [10, 20, None]
+        prompts = prompt_dataset["prompt"]
+        said = generate(evaluate.model, tokenizer, prompts, max_new_tokens=6, seed=20, batch_size=3, progress=False)
+        assert found["runs"][1]["items"]["completion"] == said
+        greedy = generate(evaluate.model, tokenizer, prompts, max_new_tokens=6, temperature=0, progress=False)
+        assert found["runs"][2]["items"]["completion"] == greedy
+        for run in found["runs"]:
+            scores, items = run["scores"], run["items"]
+            assert items["rouge_l"] == rouge_l(items["completion"], prompt_dataset["completion"])
+            for name in ("rouge_l", "self_bleu", "length", "stop_rate"):
+                assert scores[name] == pytest.approx(sum(items[name]) / len(prompts))
+            assert 0 < scores["distinct_1"] <= scores["distinct_4"] <= 1
+        pair = [run["scores"]["rouge_l"] for run in found["runs"][:2]]
+        assert found["means"]["rouge_l"] == {
+            "mean": pytest.approx(sum(pair) / 2),
+            "std": pytest.approx(abs(pair[0] - pair[1]) / 2**0.5),
+        }
+        expected = divergence_to_teacher(
+            evaluate.model, evaluate.teacher, tokenize(prompt_dataset, tokenizer), progress=False
+        )
+        compared = found["compared"]
+        assert compared["scores"] == pytest.approx(expected)
+        for name in ("kl_tau1", "reverse_kl_tau1", "ce", "agreement"):
+            weighted = zip(compared["items"][name], compared["items"]["tokens"], strict=True)
+            assert sum(value * tokens for value, tokens in weighted) / expected["tokens"] == pytest.approx(
+                expected[name]
+            )
+        assert found["rows"][0] == {"prompt": prompts[0], "references": [prompt_dataset[0]["completion"]]}
+
+    def test_without_a_teacher(self, evaluate):
+        found = evaluate(seeds=(), greedy=False)["compared"]["scores"]
+        alone = evaluate(seeds=(), greedy=False, teacher=None)["compared"]["scores"]
+        assert set(alone) == {"tokens", "ce", "student_entropy", "perplexity", "ece"}
+        assert alone == pytest.approx({name: found[name] for name in alone})
+
+    def test_goes_on(self, evaluate, monkeypatch):
+        whole, saved = evaluate(), []
+        part = evaluate(seeds=(10,), greedy=False, save=lambda results: saved.append(len(results.get("runs", []))))
+        assert saved == [0, 1]
+        seeds = []
+        inner = evaluation.sample
+        monkeypatch.setattr(evaluation, "sample", lambda *a, **k: seeds.append(k.get("seed")) or inner(*a, **k))
+        monkeypatch.setattr(evaluation, "_compare", None)
+        assert evaluate(results=part) == whole
+        assert seeds == [20, None]
+
+    def test_text_alone_is_only_compared(self, evaluate, tokenizer, text_dataset):
+        found = evaluate(rows=read_rows(text_dataset, tokenizer))
+        assert found["runs"] == []
+        assert found["compared"]["scores"]["tokens"] > 50
+
+    def test_long_prompts_are_cut(self, evaluate, tokenizer):
+        rows = read_rows([{"prompt": "the cat sat on the mat " * 20, "completion": " and"}], tokenizer)
+        found = evaluate(rows=rows, greedy=False)
+        assert found["prompts_cut"] == 1
+        assert found["compared"]["items"]["tokens"] == [len(tokenizer(" and<eos>")["input_ids"])]

@@ -2,19 +2,53 @@
 """Generate from a model, score what it says, and measure how far it is from its teacher on a data set."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rouge_score.rouge_scorer import RougeScorer
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .heads import backbone, gathered_head
+from .heads import Head, backbone, gathered_head
 from .losses import chunked_kd_loss
-from .rollouts.sampling import by_length, complete, stop_tokens
+from .losses.chunked import CHUNK_ELEMENTS
+from .metrics import distinct_n, rouge_l, self_bleu
+from .prompts import tokenize
+from .rollouts.sampling import as_in_use, by_length, complete, longest_prompt, stop_tokens
+
+
+__all__ = [
+    "bootstrap_interval",
+    "divergence_to_teacher",
+    "evaluate_model",
+    "evaluating",
+    "generate",
+    "rouge_l",
+    "sample",
+    "tokenize",
+]
+
+SEEDS = (10, 20, 30, 40, 50)  # MiniLLM's
+ECE_BINS = 15
+PER_TOKEN = ("kl_tau1", "reverse_kl_tau1", "ce", "student_entropy", "teacher_entropy", "agreement")
+OF_THE_STUDENT = ("tokens", "ce", "student_entropy", "perplexity", "ece")  # these need no teacher
+
+
+class Completion(NamedTuple):
+    """
+    What a model said to a prompt.
+
+    Attributes:
+        text (`str`): Without special tokens.
+        length (`int`): Number of tokens, with the one that stopped it.
+        stopped (`bool`): Whether a stop token ended it, rather than the limit of its length.
+    """
+
+    text: str
+    length: int
+    stopped: bool
 
 
 @contextmanager
@@ -31,10 +65,10 @@ def evaluating(*models: torch.nn.Module) -> Iterator[None]:
             model.train(training)
 
 
-def generate(
+def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Sequence[list[int]],
     *,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
@@ -42,7 +76,7 @@ def generate(
     seed: int = 10,
     batch_size: int = 64,
     progress: bool = True,
-) -> list[str]:
+) -> list[Completion]:
     """
     Complete prompts, each until the end token.
 
@@ -54,8 +88,8 @@ def generate(
             Causal language model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
-        prompts (`Sequence[str]`):
-            Prompts.
+        prompts (`Sequence[str]` or `Sequence[list[int]]`):
+            Prompts, as text or as tokens.
         max_new_tokens (`int`, *optional*, defaults to `128`):
             Longest completion in tokens.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -70,7 +104,7 @@ def generate(
             Whether to show a progress bar over the prompts.
 
     Returns:
-        `list[str]`: The completions without special tokens, in the order of the prompts.
+        `list[Completion]`: The completions in the order of the prompts.
     """
     if temperature < 0:
         raise ValueError(f"`temperature` must be 0 (greedy) or positive, got {temperature}.")
@@ -84,42 +118,28 @@ def generate(
         pad_token_id=pad,
         use_cache=True,  # trainers turn it off in the model's config
     )
-    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-    completions = [""] * len(ids)
+    ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    completions = [Completion("", 0, False)] * len(ids)
     with (
-        evaluating(model),
+        torch.no_grad(),
+        as_in_use(model) as base,
         torch.random.fork_rng(),
         tqdm(total=len(ids), desc="Generating", unit="row", disable=not progress) as bar,
     ):
         torch.manual_seed(seed)
         for batch in by_length([len(row) for row in ids], batch_size):
-            for i, row in zip(batch, complete(model, [ids[j] for j in batch], config, model.device), strict=True):
-                text = [token for token in row if token not in stops]
-                completions[i] = tokenizer.decode(text, skip_special_tokens=True)
+            for i, row in zip(batch, complete(base, [ids[j] for j in batch], config, model.device), strict=True):
+                text = tokenizer.decode([token for token in row if token not in stops], skip_special_tokens=True)
+                completions[i] = Completion(text, len(row), row[-1] in stops)
             bar.update(len(batch))
     return completions
 
 
-def rouge_l(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[float]:
-    """
-    ROUGE-L of each prediction, as MiniLLM counts it: F-measure on stemmed words, best over the references, times 100.
-    What papers report is the mean.
-
-    Args:
-        predictions (`Sequence[str]`):
-            Texts to score.
-        references (`Sequence[str]` or `Sequence[Sequence[str]]`):
-            For each prediction its reference or references.
-
-    Returns:
-        `list[float]`: For each prediction its score, from 0 to 100.
-    """
-    if len(predictions) != len(references):
-        raise ValueError(f"Every prediction needs its references, got {len(predictions)} and {len(references)}.")
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    pairs = zip(predictions, references, strict=True)
-    targets = ((p, [r] if isinstance(r, str) else list(r)) for p, r in pairs)
-    return [100 * scorer.score_multi(r, p)["rougeL"].fmeasure for p, r in targets]
+def generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], **sampling: Any
+) -> list[str]:
+    """The texts alone of [`sample`], which has the same arguments."""
+    return [completion.text for completion in sample(model, tokenizer, prompts, **sampling)]
 
 
 def bootstrap_interval(
@@ -149,35 +169,6 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def tokenize(
-    dataset: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
-) -> list[dict[str, list[int]]]:
-    """
-    Tokenize prompt-completion rows as [`~trl.SFTTrainer`] does, the loss being on the completion and its end token.
-
-    Args:
-        dataset (`Iterable[dict[str, Any]]`):
-            Rows with the texts `prompt` and `completion`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer.
-        max_length (`int`, *optional*):
-            Where to cut the rows off.
-
-    Returns:
-        `list[dict[str, list[int]]]`: Rows with `input_ids` and `labels`, the latter -100 in the prompt.
-    """
-    rows = []
-    for row in dataset:
-        prompt = tokenizer(row["prompt"])["input_ids"]
-        ids = tokenizer(row["prompt"] + row["completion"].removesuffix(tokenizer.eos_token) + tokenizer.eos_token)[
-            "input_ids"
-        ]
-        # Tokens may merge across the boundary: the completion starts where the two differ
-        start = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
-        rows.append({"input_ids": ids[:max_length], "labels": ([-100] * start + ids[start:])[:max_length]})
-    return rows
-
-
 def divergence_to_teacher(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
@@ -203,12 +194,24 @@ def divergence_to_teacher(
 
     Returns:
         `dict[str, float]`: `tokens`, the number of labels; means over them, in nats: `kl_tau1` (KL(p, q) of the
-        student q from the teacher p), `ce` (cross-entropy of the student with the labels), `student_entropy`,
-        `teacher_entropy`; `agreement`, the share with the same top choice; and `perplexity`, of the student.
+        student q from the teacher p), `reverse_kl_tau1` (KL(q, p)), `ce` (cross-entropy of the student with the
+        labels), `student_entropy`, `teacher_entropy`; `agreement`, the share with the same top choice; and of the
+        student `perplexity` and `ece`, the expected calibration error of its top choice in 15 bins.
     """
+    return _compare(student, teacher, dataset, batch_size, progress)[0]
+
+
+def _compare(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    dataset: Iterable[dict[str, Any]],
+    batch_size: int,
+    progress: bool,
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """The means over all tokens, and for each row its number of tokens and its sums over them."""
     rows = [(list(row["input_ids"]), list(row["labels"])) for row in dataset]
-    names = ("kl_tau1", "ce", "student_entropy", "teacher_entropy", "agreement")
-    sums, count = dict.fromkeys(names, 0.0), 0
+    by_row = {name: [0.0] * len(rows) for name in ("tokens", *PER_TOKEN)}
+    bins = torch.zeros(3, ECE_BINS, dtype=torch.float64)
     with (
         evaluating(student, teacher),
         gathered_head(student) as head,
@@ -233,15 +236,153 @@ def divergence_to_teacher(
                 teacher_hidden=teacher_hidden.flatten(0, 1),
                 **head.arguments("student"),
                 **teacher_head.arguments("teacher"),
+                divergence="reverse_kl",
                 labels=targets,
                 metrics=True,
             )
             assert output.metrics is not None
-            for name in names:
-                sums[name] += output.metrics[name].double().sum().item()
-            count += int((targets != -100).sum())
+            found = {**output.metrics, "reverse_kl_tau1": output.per_token, "tokens": targets != -100}
+            for name, values in by_row.items():
+                sums = found[name].view(len(batch), -1).double().sum(1).tolist()
+                for i, total in zip(batch, sums, strict=True):
+                    values[i] = total
+            bins += _calibration(hidden.flatten(0, 1), head, targets)
             bar.update(len(batch))
+    count = int(sum(by_row["tokens"]))
     if not count:
         raise ValueError("The data set has no label to compare at: every label is -100, or it has no rows.")
-    means = {name: total / count for name, total in sums.items()}
-    return {"tokens": count, **means, "perplexity": math.exp(means["ce"])}
+    means = {name: math.fsum(by_row[name]) / count for name in PER_TOKEN}
+    _, confidence, correct = bins
+    ece = (confidence - correct).abs().sum().item() / count
+    return {"tokens": count, **means, "perplexity": math.exp(means["ce"]), "ece": ece}, by_row
+
+
+def _calibration(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> torch.Tensor:
+    """Of each bin of the top choice's probability: tokens, the sum of this probability, and how often it is right."""
+    kept = (labels != -100).nonzero().squeeze(-1)
+    bins = torch.zeros(3, ECE_BINS, dtype=torch.float64)
+    for chunk in kept.split(max(1, CHUNK_ELEMENTS // head.weight.shape[0])):
+        logits = head.logits(hidden[chunk].to(head.weight.dtype)).float()
+        top, choice = logits.max(-1)
+        confidence = (top - logits.logsumexp(-1)).exp().double().cpu()
+        correct = (choice == labels[chunk]).double().cpu()
+        where = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1  # intervals (a, b]
+        for sums, values in zip(bins, (torch.ones_like(confidence), confidence, correct), strict=True):
+            sums.index_add_(0, where, values)
+    return bins
+
+
+def evaluate_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    *,
+    teacher: PreTrainedModel | None = None,
+    seeds: Sequence[int] = SEEDS,
+    greedy: bool = True,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 128,
+    batch_size: int = 32,
+    results: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] = lambda results: None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """
+    Compare a model with its teacher on the references, then generate once per seed and once greedily, and score.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        rows (`Sequence[dict[str, Any]]`):
+            What [`~trl_tempkd.prompts.read_rows`] has read.
+        teacher ([`~transformers.PreTrainedModel`], *optional*):
+            Teacher, on the same device. Without one there are no divergences.
+        seeds, greedy (`Sequence[int]`, `bool`):
+            Which runs to make.
+        temperature, top_p, max_new_tokens, batch_size:
+            As in [`sample`].
+        results (`dict[str, Any]`, *optional*):
+            Results with the same settings that an earlier call has saved: what they hold isn't run again.
+        save (`Callable`, *optional*):
+            Called with the results after each part.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show progress bars.
+
+    Returns:
+        `dict[str, Any]`: `rows` (prompts and references), `compared` (means over all tokens, and for each row its
+        tokens and means), `runs` (one per seed, the greedy one with `seed` `None`: `scores`, and the same for each
+        item with the completions) and `means` (over the sampled runs: `mean` and `std` of each score).
+    """
+    results = results if results is not None else {}
+    results["rows"] = [{name: row[name] for name in ("prompt", "references")} for row in rows]
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    with_text = [i for i, row in enumerate(rows) if row["completion"] is not None]
+    if with_text and "compared" not in results:
+        texts = tokenize([{**rows[i], "prompt": rows[i]["prompt"] or ""} for i in with_text], tokenizer)
+        if limit:  # cut as the prompts are, at the start
+            texts = [{name: column[-limit:] for name, column in text.items()} for text in texts]
+        scores, by_row = _compare(model, teacher or model, texts, batch_size, progress)
+        names = ("tokens", *PER_TOKEN, "perplexity", "ece") if teacher else OF_THE_STUDENT
+        items: dict[str, list[float | None]] = {name: [None] * len(rows) for name in names if name in by_row}
+        for name, column in items.items():
+            for i, total, tokens in zip(with_text, by_row[name], by_row["tokens"], strict=True):
+                column[i] = total if name == "tokens" else total / tokens if tokens else None
+        results["compared"] = {"scores": {name: scores[name] for name in names}, "items": items}
+        save(results)
+    runs = results.setdefault("runs", [])
+    wanted: list[int | None] = [*seeds, *([None] if greedy else [])] if rows[0]["prompt"] is not None else []
+    prompts = []
+    if wanted:
+        room = longest_prompt(model, max_new_tokens)
+        ids = [tokenizer(r["prompt"], add_special_tokens=not r["templated"])["input_ids"] for r in rows]
+        prompts = [row[max(0, len(row) - room) :] if room else row for row in ids]  # as training does: at the start
+        results["prompts_cut"] = sum(len(a) < len(b) for a, b in zip(prompts, ids, strict=True))
+    for seed in wanted:
+        if any(run["seed"] == seed for run in runs):
+            continue
+        sampling: dict[str, Any] = (
+            {"temperature": 0.0} if seed is None else {"temperature": temperature, "top_p": top_p, "seed": seed}
+        )
+        said = sample(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
+            **sampling,
+        )
+        runs.append({"seed": seed, **score_completions(said, [row["references"] for row in rows])})
+        results["means"] = _over_seeds(runs)
+        save(results)
+    return results
+
+
+def score_completions(completions: Sequence[Completion], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """
+    Score what a model said to the prompts of a data set.
+
+    Returns:
+        `dict[str, Any]`: `scores`: `rouge_l` (where every row has a reference) and `self_bleu` from 0 to 100, `distinct_1`
+        to `distinct_4` and `stop_rate` from 0 to 1, `length` in tokens. `items`: the same of each completion, and it.
+    """
+    texts = [completion.text for completion in completions]
+    items: dict[str, list[Any]] = {"rouge_l": rouge_l(texts, references)} if all(references) else {}
+    items["self_bleu"] = self_bleu(texts)
+    items["length"] = [completion.length for completion in completions]
+    items["stop_rate"] = [float(completion.stopped) for completion in completions]
+    scores = {name: float(np.mean(values)) for name, values in items.items()}
+    scores |= {f"distinct_{n}": distinct_n(texts, n) for n in range(1, 5)}
+    return {"scores": scores, "items": {"completion": texts, **items}}
+
+
+def _over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    scores = [run["scores"] for run in runs if run["seed"] is not None]
+    columns = {name: [score[name] for score in scores] for name in (scores[0] if scores else ())}
+    return {
+        name: {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+        for name, values in columns.items()
+    }

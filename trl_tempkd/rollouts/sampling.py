@@ -212,7 +212,7 @@ class ModelSampler:
         completions: list[list[int]] = [[]] * len(prompts)
 
         def run(model: nn.Module, in_step: bool) -> None:
-            with _as_in_use(model) as base:
+            with as_in_use(model) as base:
                 for batch in batches:
                     # A rank that has no more rows goes along with one that nobody reads
                     rows = [prompts[i] for i in batch] or [[self.config.pad_token_id]]
@@ -234,7 +234,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _as_in_use(model: nn.Module) -> Iterator[PreTrainedModel]:
+def as_in_use(model: nn.Module) -> Iterator[PreTrainedModel]:
     """The causal language model in evaluation mode, with no habits of its own: its generation config fills gaps."""
     base, training = unwrap_adapter(model), model.training
     own = base.generation_config

@@ -1,0 +1,160 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""Rows of a data set, in any of TRL's formats or as instructions -> prompts, references, and texts to compare at."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+
+# As in MiniLLM's tools/process_data_dolly.py, to the letter
+ALPACA = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+PROMPT_FORMATS = ("auto", "alpaca")
+
+
+def alpaca_prompt(instruction: str, input: str | None = None) -> str:
+    """The prompt of Stanford Alpaca in MiniLLM's words, which leave the line after `### Response:` to the model."""
+    # Not by `str.format` on both: an instruction may hold braces
+    template = ALPACA_WITH_INPUT if input else ALPACA
+    head, tail = template.split("{instruction}")
+    return head + instruction + tail.replace("{input}", input or "")
+
+
+def read_rows(
+    dataset: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, prompt_format: str = "auto"
+) -> list[dict[str, Any]]:
+    """
+    Read the rows of a data set as what a model is asked and what it should say.
+
+    | columns | prompt | references |
+    | --- | --- | --- |
+    | `prompt`, `completion` (or `chosen`) | as it is | the completion, one or a list of several |
+    | the same, conversational | by the chat template | the assistant's turn |
+    | `messages` | all before the last turn of the assistant | this turn |
+    | `instruction`, `input` or `context`, `output` or `response` | Alpaca's | the output, one or a list of several |
+    | `text` | none | none: only compared with the teacher |
+
+    A column `references` wins over what is said here of references.
+
+    Args:
+        dataset (`Iterable[dict[str, Any]]`):
+            Rows.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer with the chat template.
+        prompt_format (`str`, *optional*, defaults to `"auto"`):
+            `"alpaca"` puts the Alpaca prompt around prompts of plain text too.
+
+    Returns:
+        `list[dict[str, Any]]`: For each row `prompt` (text or `None`), `references` (texts), `completion` (text to
+        compare at, or `None`) and `templated`: whether the chat template has put in the special tokens already.
+    """
+    if prompt_format not in PROMPT_FORMATS:
+        raise ValueError(f"`prompt_format` must be one of {', '.join(PROMPT_FORMATS)}, got {prompt_format!r}.")
+    rows = []
+    for number, row in enumerate(dataset):
+        item = _read_row({name: value for name, value in row.items() if value is not None}, tokenizer, prompt_format)
+        if item["prompt"] == "":
+            raise ValueError(f"Row {number} has an empty prompt.")
+        rows.append(item)
+    if not rows:
+        raise ValueError("The data set has no rows.")
+    return rows
+
+
+def _read_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, prompt_format: str) -> dict[str, Any]:
+    prompt, answer = row.get("prompt"), row.get("completion", row.get("chosen"))
+    turns = row.get("messages", prompt if _is_chat(prompt) else None)
+    if turns is None and prompt is None and _is_chat(answer):  # preference rows without a prompt column
+        turns, answer = answer, None
+    if turns is not None:
+        if prompt_format == "alpaca":
+            raise ValueError("`prompt_format='alpaca'` is for plain text, but the rows are conversations.")
+        return _read_chat(turns, answer, row, tokenizer)
+    if prompt is not None or "instruction" in row:
+        if prompt is None:
+            prompt = alpaca_prompt(row["instruction"], row.get("input", row.get("context")))
+        elif prompt_format == "alpaca":
+            prompt = alpaca_prompt(prompt)
+        answer = next((row[name] for name in ("completion", "chosen", "output", "response") if name in row), None)
+        return _item(prompt, row.get("references", answer), answer, templated=False)
+    if "text" in row and prompt_format == "auto":
+        return _item(None, None, row["text"], templated=False)
+    raise ValueError(
+        "A row needs `prompt` and `completion`, `messages`, `instruction` and `output`, or `text`; it has "
+        f"{', '.join(row) or 'nothing'}."
+    )
+
+
+def _read_chat(turns: list[dict], answer: Any, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    if answer is None:  # the last turn of the assistant, and nothing after it
+        last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
+        turns, answer = (turns, None) if last is None else (turns[:last], turns[last : last + 1])
+    elif isinstance(answer, str):
+        answer = [{"role": "assistant", "content": answer}]
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("The rows are conversations, but the model's tokenizer has no chat template.")
+    kwargs = {"tools": row.get("tools"), "tokenize": False, **(row.get("chat_template_kwargs") or {})}
+    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **kwargs)
+    completion, said = None, None
+    if answer:
+        said = answer[-1]["content"]
+        whole = tokenizer.apply_chat_template([*turns, *answer], **kwargs)
+        if not whole.startswith(prompt):
+            raise ValueError(
+                "The chat template writes a conversation in another way than the prompt before it, so that no "
+                "completion can be cut out of it."
+            )
+        completion = whole.removeprefix(prompt)
+    return _item(prompt, row.get("references", said), completion, templated=True)
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _item(prompt: str | None, references: Any, completion: Any, templated: bool) -> dict[str, Any]:
+    references = [references] if isinstance(references, str) else list(references or [])
+    if isinstance(completion, list):
+        completion = completion[0] if completion else None
+    return {"prompt": prompt, "references": references, "completion": completion, "templated": templated}
+
+
+def tokenize(
+    dataset: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+) -> list[dict[str, list[int]]]:
+    """
+    Tokenize prompt-completion rows as [`~trl.SFTTrainer`] does, the loss being on the completion and its end token.
+
+    Args:
+        dataset (`Iterable[dict[str, Any]]`):
+            Rows with the texts `prompt` and `completion`. With `templated` they are out of a chat template, which has
+            put in the special tokens, the end among them.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        max_length (`int`, *optional*):
+            Where to cut the rows off.
+
+    Returns:
+        `list[dict[str, list[int]]]`: Rows with `input_ids` and `labels`, the latter -100 in the prompt.
+    """
+    rows = []
+    for row in dataset:
+        text, special = row["completion"], not row.get("templated")
+        if special:
+            text = text.removesuffix(tokenizer.eos_token) + tokenizer.eos_token
+        prompt, ids = (
+            tokenizer(part, add_special_tokens=special)["input_ids"] for part in (row["prompt"], row["prompt"] + text)
+        )
+        # Tokens may merge across the boundary: the completion starts where the two differ
+        start = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
+        rows.append({"input_ids": ids[:max_length], "labels": ([-100] * start + ids[start:])[:max_length]})
+    return rows
