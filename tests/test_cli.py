@@ -101,7 +101,7 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
     ("args", "message"),
     [
         (["distil"], "unknown command 'distil'; did you mean 'distill'?"),
-        (["x"], "choose from distill, divergences"),
+        (["x"], "choose from distill, evaluate, divergences"),
         (["divergences", "--format", "html"], "invalid choice: 'html'"),
         (["distill", "--use_cpu"], "no data set: give --dataset_name"),
         (["distill", "--use_cpu", "--dataset_name", "tiny"], "no model: give --model_name_or_path"),

@@ -30,6 +30,7 @@ class Command:
 
 COMMANDS = [
     Command("distill", "train a student on a teacher's distributions, at any temperature, with any divergence", True),
+    Command("evaluate", "generate from a model with fixed seeds, score it, and measure its distance from the teacher"),
     Command("divergences", "list the divergences, their parameters, defaults and sources"),
 ]
 
@@ -38,6 +39,7 @@ examples:
   trl-tempkd distill --config recipes/tiny/distill.yaml
   trl-tempkd distill --config recipes/qwen3/distill.yaml --kd_temperature 4 --divergence reverse_kl
   trl-tempkd distill --config recipes/qwen3/distill.yaml --accelerate_config zero2 --num_processes 4
+  trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd divergences
 
 `trl-tempkd COMMAND --help` explains a command."""
@@ -69,14 +71,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(command: Command, argv: list[str]) -> int:
     """Run one command in this process, or start the processes that train."""
-    from .commands.arguments import usage_errors_on_one_line
+    from .commands.arguments import RecipeParser, usage_errors_on_one_line
 
     prog = f"trl-tempkd {command.name}"
     module = importlib.import_module(f"trl_tempkd.commands.{command.name}")
     parser = module.make_parser(prog=prog)
     with usage_errors_on_one_line(prog):
         if not command.launched:
-            module.main(parser.parse_args(argv))
+            if isinstance(parser, RecipeParser):
+                module.main(*parser.parse_here(argv))
+            else:
+                module.main(parser.parse_args(argv))
             return 0
         from .commands.launch import launch
 

@@ -366,8 +366,8 @@ def score_completions(completions: Sequence[Completion], references: Sequence[Se
     Score what a model said to the prompts of a data set.
 
     Returns:
-        `dict[str, Any]`: `scores`: `rouge_l` (where every row has a reference) and `self_bleu` from 0 to 100, `distinct_1`
-        to `distinct_4` and `stop_rate` from 0 to 1, `length` in tokens. `items`: the same of each completion, and it.
+        `dict[str, Any]`: `scores`: `rouge_l` (where every row has a reference) and `self_bleu` from 0 to 100,
+        `distinct_1` to `distinct_4` and `stop_rate` from 0 to 1, `length` in tokens. `items`: of each completion.
     """
     texts = [completion.text for completion in completions]
     items: dict[str, list[Any]] = {"rouge_l": rouge_l(texts, references)} if all(references) else {}

@@ -95,6 +95,7 @@ GROUPS = {
     "RolloutConfig": "on-policy training: who writes the completions, and how",
     "ScriptArguments": "data",
     "DatasetMixtureConfig": "data mixtures (a list in the recipe)",
+    "EvaluateConfig": "evaluation",
     "ModelConfig": "student model, LoRA and quantization",
     "SFTConfig": "sequences (trl.SFTConfig)",
     "TrainingArguments": "optimization, logging and checkpoints (transformers.TrainingArguments)",
@@ -187,10 +188,12 @@ class RecipeParser(TrlParser):
             return "no"  # YAML reads a bare `no` as false, as in `eval_strategy: no`
         expected = _type_name(action)
         if expected in ("int", "float", "string_to_bool") and value is not None:
+            several = isinstance(value, list) and action.nargs in ("+", "*")
             try:
-                if isinstance(value, list | dict):
-                    raise ValueError
-                self._get_value(action, str(value))
+                for each in value if several else [value]:
+                    if isinstance(each, list | dict):
+                        raise ValueError
+                    self._get_value(action, str(each))
             except (ValueError, argparse.ArgumentError):
                 self.error(f"{key} in {self._recipe}: expected {expected.replace('string_to_', '')}, got {value!r}")
         if action.choices and value is not None and value not in action.choices:
@@ -269,3 +272,10 @@ class RecipeParser(TrlParser):
             else:
                 kept.append(arg)
         return values, for_launch + unknown, kept
+
+    def parse_here(self, args: list[str] | None = None) -> list[Any]:
+        """The dataclass instances, for a command that runs in this process and has nothing to launch."""
+        values, for_launch, _ = self.parse(args, launched=True)
+        if for_launch:
+            self.error(f"{for_launch[0]} is for `accelerate launch`, which this command does not use")
+        return values
