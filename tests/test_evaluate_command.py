@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from standins import save_pair
 
 from trl_tempkd import cli, evaluation
+from trl_tempkd.commands.evaluate import make_parser
 from trl_tempkd.evaluation import rouge_l
 from trl_tempkd.prompts import alpaca_prompt
 
@@ -161,6 +162,10 @@ def test_recipe_and_splits(evaluate, tmp_path, prompt_dataset, capsys):
         (["--dataset_test_split", "valid"], "no split 'valid'; it has: general, train"),
         (["--model_name_or_path", "./nope"], "no such model (--model_name_or_path): ./nope"),
         (["--model_name_or_path", "tiny:x"], "tiny:teacher"),
+        (
+            ["--model_name_or_path", "no-such-owner/no-such-model"],
+            "cannot load the model 'no-such-owner/no-such-model'",
+        ),
         (["--dataset_name", "./nope.jsonl"], "no such data set"),
         (["--output", __file__], "holds no results"),
     ],
@@ -180,6 +185,12 @@ def test_mistakes(tmp_path, capsys, args, message):
 def test_mistakes_in_a_recipe(tmp_path, capsys, text, message):
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     assert message in refused(capsys, cli.main, ["evaluate", *TINY, "--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_one_seed_in_a_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("seeds: 10\ngreedy: false\n", encoding="utf-8")
+    (args,) = make_parser().parse_here(["--config", str(tmp_path / "recipe.yaml")])
+    assert (args.seeds, args.greedy) == ([10], False)
 
 
 @pytest.mark.skipif(not DATA.is_file(), reason="needs the instructions of Self-Instruct")

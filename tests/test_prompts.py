@@ -54,6 +54,8 @@ def test_plain_rows(row, prompt, references, tokenizer):
 
 
 def test_alpaca_around_a_prompt(tokenizer):
+    processed = {"instruction": "Go.", "prompt": "Go!", "output": "gone"}
+    assert only(processed, tokenizer, prompt_format="alpaca")["prompt"] == alpaca_prompt("Go.")
     assert only({"prompt": "Go.", "completion": "x"}, tokenizer, prompt_format="alpaca")["prompt"] == alpaca_prompt(
         "Go."
     )

@@ -80,7 +80,7 @@ def _read_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, prompt_fo
             raise ValueError("`prompt_format='alpaca'` is for plain text, but the rows are conversations.")
         return _read_chat(turns, answer, row, tokenizer)
     if prompt is not None or "instruction" in row:
-        if prompt is None:
+        if prompt is None or (prompt_format == "alpaca" and "instruction" in row):
             prompt = alpaca_prompt(row["instruction"], row.get("input", row.get("context")))
         elif prompt_format == "alpaca":
             prompt = alpaca_prompt(prompt)

@@ -88,6 +88,8 @@ class EvaluateConfig:
     overwrite: bool = field(default=False, metadata={"help": "Start again, whatever the file of the results holds."})
 
     def __post_init__(self):
+        # A recipe may say `seeds: 10`
+        self.seeds = [int(seed) for seed in (self.seeds if isinstance(self.seeds, list) else [self.seeds])]
         for name in ("max_new_tokens", "batch_size", "num_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -187,7 +189,7 @@ def load_model(name: str, revision: str | None, args: EvaluateConfig, option: st
         adapter = find_adapter_config_file(name, revision=revision)
         loader = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
         return loader.from_pretrained(name, **{k: v for k, v in kwargs.items() if v is not None}).eval()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot load the model {name!r} (--{option}): {str(error).splitlines()[0]}") from error
 
 
