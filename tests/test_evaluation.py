@@ -110,6 +110,14 @@ class TestGenerate:
         model.generation_config.update(top_k=1, repetition_penalty=1.7, do_sample=True)
         assert sample(10) == first
 
+    def test_without_an_end_token(self, make_model, tokenizer, prompt_dataset):
+        model = make_model()
+        tokenizer.eos_token = tokenizer.pad_token = model.generation_config.eos_token_id = None
+        said = sample(model, tokenizer, PROMPTS, max_new_tokens=4, progress=False)
+        assert [(each.length, each.stopped) for each in said] == [(4, False)] * len(PROMPTS)
+        whole = tokenizer(prompt_dataset[0]["prompt"] + prompt_dataset[0]["completion"])["input_ids"]
+        assert tokenize(prompt_dataset, tokenizer)[0]["input_ids"] == whole
+
     def test_lengths_and_stops(self, make_model, tokenizer):
         model = make_model()
         ids = tokenizer(PROMPTS[0])["input_ids"]

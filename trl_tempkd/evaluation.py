@@ -109,12 +109,13 @@ def sample(
     if temperature < 0:
         raise ValueError(f"`temperature` must be 0 (greedy) or positive, got {temperature}.")
     stops = stop_tokens(model, tokenizer)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # Whatever pads is masked
+    pad = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
     config = GenerationConfig(
         **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, **sampling},
         max_new_tokens=max_new_tokens,
-        eos_token_id=stops,
+        eos_token_id=stops or None,
         pad_token_id=pad,
         use_cache=True,  # trainers turn it off in the model's config
     )

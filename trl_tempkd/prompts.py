@@ -150,7 +150,8 @@ def tokenize(
     for row in dataset:
         text, special = row["completion"], not row.get("templated")
         if special:
-            text = text.removesuffix(tokenizer.eos_token) + tokenizer.eos_token
+            end = tokenizer.eos_token or ""
+            text = text.removesuffix(end) + end
         prompt, ids = (
             tokenizer(part, add_special_tokens=special)["input_ids"] for part in (row["prompt"], row["prompt"] + text)
         )
