@@ -46,7 +46,7 @@ def evaluate(tmp_path, pair, prompt_dataset):
         assert cli.main(["evaluate", *given, *args]) == 0
         return json.loads(output.read_text(encoding="utf-8"))
 
-    call.output = output
+    call.output, call.data = output, data
     return call
 
 
@@ -78,7 +78,7 @@ def test_results(evaluate, prompt_dataset, capsys):
     assert [path.name for path in evaluate.output.parent.iterdir()] == ["results.json"]  # nothing partial
 
 
-def test_goes_on_and_refuses_other_settings(evaluate, capsys, monkeypatch, make_model, pair):
+def test_goes_on_and_refuses_other_settings(evaluate, capsys, monkeypatch, make_model, pair, prompt_dataset):
     first = evaluate("--seeds", "10", "--no_greedy")
     assert [run["seed"] for run in first["runs"]] == [10]
     monkeypatch.setattr(evaluation, "_compare", None)
@@ -89,6 +89,9 @@ def test_goes_on_and_refuses_other_settings(evaluate, capsys, monkeypatch, make_
     assert evaluate() == more
     monkeypatch.undo()
     assert "other settings (top_p)" in refused(capsys, evaluate, top_p=0.5)
+    evaluate.data.write_text(evaluate.data.read_text(encoding="utf-8").replace("moon", "sun"), encoding="utf-8")
+    assert "other settings (rows_sha256)" in refused(capsys, evaluate)
+    prompt_dataset.to_json(evaluate.data)
     make_model(seed=3).save_pretrained(pair[0])  # other weights in the same folder
     assert "other settings (model)" in refused(capsys, evaluate)
     again = evaluate("--overwrite", "--seeds", "--no_greedy", top_p=0.5)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
+from tokenizers.processors import TemplateProcessing
 
 from trl_tempkd import evaluation, kd_loss
 from trl_tempkd.evaluation import (
@@ -17,6 +18,7 @@ from trl_tempkd.evaluation import (
     sample,
     tokenize,
 )
+from trl_tempkd.heads import Head
 from trl_tempkd.prompts import read_rows
 
 
@@ -126,7 +128,11 @@ class TestGenerate:
         tokens = model.eval().generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
         model.generation_config.eos_token_id = [tokens[5]]
         said = sample(model, tokenizer, [PROMPTS[0]], temperature=0, max_new_tokens=12, progress=False)[0]
-        assert (said.length, said.stopped) == (tokens.index(tokens[5]) + 1, True)
+        length = tokens.index(tokens[5]) + 1
+        assert (said.length, said.stopped) == (length, True)
+        # At the last place there is
+        said = sample(model, tokenizer, [PROMPTS[0]], temperature=0, max_new_tokens=length, progress=False)[0]
+        assert (said.length, said.stopped) == (length, True)
         assert len(generate(model, tokenizer, PROMPTS, max_new_tokens=3, progress=False)) == len(PROMPTS)
 
     def test_refuses_negative_temperature(self, make_model, tokenizer):
@@ -201,6 +207,17 @@ class TestDivergenceToTeacher:
         expected = divergence_to_teacher(student, teacher, rows, progress=False)
         monkeypatch.setattr(evaluation, "CHUNK_ELEMENTS", 500)
         assert divergence_to_teacher(student, teacher, rows, progress=False) == pytest.approx(expected)
+
+    def test_calibration_bins(self):
+        tops = [0.06, 0.1, 0.95, 1.0]
+        hidden = torch.tensor([[top, *[(1 - top) / 20] * 20] for top in tops]).log().clamp(min=-1e9)
+        labels = torch.tensor([0, 3, 0, 1])
+        found = evaluation._calibration(hidden, Head(torch.eye(21)), labels)
+        expected = torch.zeros(3, 15, dtype=torch.float64)
+        expected[:, 0] = torch.tensor([1, 0.06, 1])
+        expected[:, 1] = torch.tensor([1, 0.1, 0])
+        expected[:, 14] = torch.tensor([2, 1.95, 1])
+        assert torch.allclose(found, expected)
 
     def test_needs_labels(self, make_model):
         rows = [{"input_ids": [1, 2], "labels": [-100, -100]}]
@@ -286,8 +303,24 @@ class TestEvaluateModel:
         assert found["runs"] == []
         assert found["compared"]["scores"]["tokens"] > 50
 
-    def test_long_prompts_are_cut(self, evaluate, tokenizer):
+    def test_special_tokens_once(self, evaluate, tokenizer, chat_dataset, monkeypatch):
+        pair = [("<eos>", tokenizer.eos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=pair)
+        assert tokenizer("the cat")["input_ids"][0] == tokenizer.eos_token_id
+        given = []
+        inner = evaluation.sample
+        monkeypatch.setattr(evaluation, "sample", lambda *args, **kw: given.append(args[2]) or inner(*args, **kw))
+        evaluate(rows=read_rows(chat_dataset, tokenizer), greedy=False)
+        assert tokenizer.eos_token_id not in [row[0] for row in given[0]]  # the chat template has put in its own
+        evaluate(rows=read_rows([{"prompt": "the cat"}], tokenizer), greedy=False)
+        assert given[-1][0][0] == tokenizer.eos_token_id
+
+    def test_long_prompts_are_cut(self, evaluate, tokenizer, monkeypatch):
         rows = read_rows([{"prompt": "the cat sat on the mat " * 20, "completion": " and"}], tokenizer)
+        given = []
+        inner = evaluation.sample
+        monkeypatch.setattr(evaluation, "sample", lambda *args, **kw: given.append(args[2]) or inner(*args, **kw))
         found = evaluate(rows=rows, greedy=False)
+        assert given[0] == [tokenizer(rows[0]["prompt"])["input_ids"][-58:]]  # 64 positions, 6 of them to write in
         assert found["prompts_cut"] == 1
         assert found["compared"]["items"]["tokens"] == [len(tokenizer(" and<eos>")["input_ids"])]
