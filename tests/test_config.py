@@ -66,6 +66,7 @@ def test_every_field_is_documented_and_explained():
         ({"kd_ratio": 1.1}, "`kd_ratio`.*1.1"),
         ({"kd_ratio": -0.1}, "`kd_ratio`.*-0.1"),
         ({"kd_chunk_size": 0}, "`kd_chunk_size`.*0"),
+        ({"kd_diagnostics_steps": 0}, "`kd_diagnostics_steps`.*0"),
         ({"loss_type": "dft"}, "`loss_type`.*dft"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`.*0.1"),
         ({"use_liger_kernel": True}, "`use_liger_kernel`"),

@@ -72,6 +72,14 @@ class KDConfig(RolloutConfig):
             teacher keeps the dtype of its checkpoint unless `"dtype"` says otherwise, since it is not trained.
         disable_dropout (`bool`, *optional*, defaults to `False`):
             Whether to disable dropout in the student. The teacher never has any.
+
+        > Parameters that control the diagnostics
+
+        kd_diagnostics_steps (`int`, *optional*):
+            Optimizer steps between two measurements of the gradients and of the student's errors, into
+            `diagnostics.csv` of the `output_dir`. `trl-tempkd distill` sees to it; in Python, add the callback that
+            measures: `trainer.add_callback(DiagnosticsCallback(trainer))`, from `trl_tempkd.diagnostics`. If `None`,
+            nothing is measured.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
@@ -173,6 +181,15 @@ class KDConfig(RolloutConfig):
         metadata={"help": "Whether to disable dropout in the student. The teacher never has any."},
     )
 
+    # Parameters that control the diagnostics
+    kd_diagnostics_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizer steps between two measurements of the gradients and of the student's errors, into "
+            "`diagnostics.csv` of the `output_dir`. If not set, nothing is measured."
+        },
+    )
+
     def __post_init__(self):
         # TRL sets its default under the old name, for which transformers would warn whatever the user does
         for old, new in (
@@ -231,6 +248,11 @@ class KDConfig(RolloutConfig):
         if self.kd_chunk_size is not None and self.kd_chunk_size < 1:
             raise ValueError(
                 f"`kd_chunk_size` must be at least 1, got {self.kd_chunk_size}. Leave it unset to let the loss choose."
+            )
+        if self.kd_diagnostics_steps is not None and self.kd_diagnostics_steps < 1:
+            raise ValueError(
+                f"`kd_diagnostics_steps` must be at least 1, got {self.kd_diagnostics_steps}. Leave it unset to "
+                "measure nothing."
             )
 
         # Options of SFT that act inside its loss, which the divergence replaces

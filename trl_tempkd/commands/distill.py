@@ -97,6 +97,10 @@ def main(
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    if training_args.kd_diagnostics_steps is not None:
+        from ..diagnostics import DiagnosticsCallback
+
+        trainer.add_callback(DiagnosticsCallback(trainer))
     say = trainer.accelerator.print
     if training_args.resume_from_checkpoint and checkpoint is None:
         say(f"No checkpoint in {training_args.output_dir} yet: starting from the beginning.")
