@@ -27,6 +27,8 @@ from trl_tempkd.divergences import DIVERGENCES
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "recipes/tiny/distill.yaml")
+PAIR = "--model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher"
+DIAGNOSE = ["diagnose", *PAIR.split(), "--dataset_name", "tiny"]
 
 
 def run(*args: str, module: str = "trl_tempkd") -> subprocess.CompletedProcess:
@@ -103,6 +105,22 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
         (["distil"], "unknown command 'distil'; did you mean 'distill'?"),
         (["x"], "choose from distill, evaluate, divergences"),
         (["divergences", "--format", "html"], "invalid choice: 'html'"),
+        (["diagnose"], "no data set: give --dataset_name"),
+        (["diagnose", "--dataset_name", "tiny"], "no model: give --model_name_or_path"),
+        ([*DIAGNOSE, "--temperature", "2"], "unknown flag --temperature; did you mean '--temperatures'?"),
+        ([*DIAGNOSE, "--temperatures", "1", "hot"], "invalid float value: 'hot'"),
+        ([*DIAGNOSE, "--temperatures", "0"], "must be positive and finite, got [0.0]"),
+        ([*DIAGNOSE, "--objectives", "kl"], "forward_kl"),
+        ([*DIAGNOSE, "--objective_kwargs", '{"jds": {}}'], "must have objectives for its keys"),
+        ([*DIAGNOSE, "--objective_kwargs", "{bad"], "'{bad' is not valid JSON"),
+        ([*DIAGNOSE, "--modes", "student"], "invalid choice: 'student'"),
+        ([*DIAGNOSE, "--num_rows", "0"], "`num_rows` must be at least 1, got 0"),
+        ([*DIAGNOSE, "--output", "table.json"], "`output` must end with .csv"),
+        (
+            [*DIAGNOSE, "--dataset_train_split", "nope"],
+            "the data set has no split 'nope'; it has: general, train, test",
+        ),
+        ([*DIAGNOSE, "--teacher_model_name_or_path", "tiny:x"], "tiny:teacher"),
         (["distill", "--use_cpu"], "no data set: give --dataset_name"),
         (["distill", "--use_cpu", "--dataset_name", "tiny"], "no model: give --model_name_or_path"),
         (["distill", "--config", TINY, "--dataset_name", "./nope.jsonl"], "no such data set: ./nope.jsonl"),

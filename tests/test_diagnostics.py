@@ -1,13 +1,17 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""The diagnostics: the identities that the gradients obey, the measures by hand, and the models of a trainer."""
+"""The diagnostics: the identities of the gradients, the measures by hand, the models of a trainer, the command."""
 
+import json
 import math
 
 import pandas as pd
 import pytest
 import torch
+from standins import save_pair
 
-from trl_tempkd import DIVERGENCES, kd_loss
+from trl_tempkd import DIVERGENCES, cli, kd_loss
+from trl_tempkd.commands import diagnose as command
+from trl_tempkd.commands import distill
 from trl_tempkd.diagnostics import (
     COLUMNS,
     DiagnosticsCallback,
@@ -227,17 +231,15 @@ def test_parameter_gradients_are_those_of_the_loss(architecture, make_trainer, m
     monkeypatch.setattr(diagnostics_models, "CHUNK_ELEMENTS", 1000)
     batches = collect(trainer, trainer.train_dataset, num_rows=5, batch_size=3)
     plan = Plan(["reverse_kl"], [1.0, 4.0], ["teacher"])
-    for batch, gradient in zip(
-        batches,
-        diagnostics_models.parameter_gradients(
-            trainer, batches, lambda chunk: plan.gradient("reverse_kl", chunk, 1.0, 4.0)
-        ),
-        strict=True,
-    ):
+    for batch in batches:
+        gradient, norms = diagnostics_models.parameter_gradient(
+            trainer, [batch], lambda chunk: plan.gradient("reverse_kl", chunk, 1.0, 4.0)
+        )
         z, v = (m(**batch.inputs).logits.flatten(0, 1)[batch.kept] for m in (trainer.model, trainer.teacher.model))
         loss = kd_loss(z, v, divergence="reverse_kl", teacher_temperature=4.0).mean()
         expected = torch.autograd.grad(loss, list(trainer.model.parameters()))
         torch.testing.assert_close(gradient, torch.cat([g.flatten() for g in expected]), atol=1e-5, rtol=1e-3)
+        assert norms == [pytest.approx(gradient.norm().item())]
     rows = table(measure_parameters(trainer, batches, plan))["value"].loc["reverse_kl", "teacher"]
     assert all(p.grad is None for p in trainer.model.parameters())
     assert rows[1.0, "parameter_cosine", "tau_1"] == pytest.approx(1)
@@ -285,3 +287,66 @@ def test_callback_goes_on_after_a_resume(make_trainer):
         measured = pd.read_csv(f"{trainer.args.output_dir}/diagnostics.csv")
         assert list(measured["step"].unique()) == list(range(steps + 1))
         assert not measured.duplicated(["step", *COLUMNS[:5]]).any()
+
+
+@pytest.fixture
+def pair(tmp_path, make_model, tokenizer, chat_dataset) -> dict:
+    """The options that name a random pair and its data."""
+    student, teacher = save_pair(tmp_path, make_model, tokenizer)
+    chat_dataset.save_to_disk(tmp_path / "data")
+    return {
+        "model_name_or_path": student,
+        "teacher_model_name_or_path": teacher,
+        "dataset_name": str(tmp_path / "data"),
+    }
+
+
+def flags(options: dict) -> list[str]:
+    return [part for key, value in options.items() for part in (f"--{key}", str(value))]
+
+
+def test_command(pair, tmp_path, capsys):
+    output = tmp_path / "new" / "table.csv"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "objectives: [forward_kl, jsd]\nobjective_kwargs: {jsd: {beta: 0.1}}\ntemperatures: [1, 3.0]\nnum_rows: 4\n"
+        "assistant_only_loss: true\nparameter_gradients: true\n",
+        encoding="utf-8",
+    )
+    assert cli.main(["diagnose", *flags(pair), "--config", str(recipe), "--output", str(output)]) == 0
+    measured = table(pd.read_csv(output).to_dict("records"))
+    settings = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
+    assert settings["objective_kwargs"] == {"jsd": {"beta": 0.1}}
+    assert (settings["num_rows"], settings["temperatures"]) == (4, [1.0, 3.0])
+    assert measured["tokens"].max() == settings["tokens"]
+    index = measured.reset_index()
+    assert set(index["objective"]) == {"forward_kl", "jsd", "-"}
+    assert {"mass_outside", "parameter_cosine", "clip_rate", "error"} <= set(index["measure"])
+    shown = capsys.readouterr().out
+    assert "student and teacher softened" in shown
+    assert "Gradient in the parameters, the teacher alone softened" in shown
+    # The columns that are shown are ones that exist
+    known = {(row["measure"], row["bucket"]) for _, row in index.iterrows()}
+    assert {key[:2] for columns in command.COLUMNS.values() for key in columns.values()} - known <= {
+        ("mass_outside", "top_100"),
+    }
+
+
+@pytest.mark.parametrize("line", ["temperatures: hot", "temperatures: [1, hot]", "modes: [both, x]", "tau: 1"])
+def test_command_reads_settings_strictly(line, pair, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(line, encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["diagnose", *flags(pair), "--config", str(recipe)])
+    assert stop.value.code == 2
+    assert str(recipe) in capsys.readouterr().err
+
+
+def test_distill_measures_live(pair, tmp_path):
+    options = {"output_dir": tmp_path / "out", "max_steps": 2, "kd_diagnostics_steps": 1, "divergence": "tvd"}
+    options |= {"use_cpu": True, "bf16": False, "report_to": "none", "max_length": 48, "disable_tqdm": True}
+    values, _, _ = distill.make_parser().parse(flags({**pair, **options}), launched=True)
+    distill.main(*values)
+    measured = pd.read_csv(tmp_path / "out/diagnostics.csv")
+    assert sorted(set(measured["step"])) == [0, 1, 2]
+    assert "tvd" in set(measured["objective"])

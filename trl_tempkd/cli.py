@@ -31,6 +31,7 @@ class Command:
 COMMANDS = [
     Command("distill", "train a student on a teacher's distributions, at any temperature, with any divergence", True),
     Command("evaluate", "generate from a model with fixed seeds, score it, and measure its distance from the teacher"),
+    Command("diagnose", "measure what objectives and temperatures do to a student's gradient, without training"),
     Command("divergences", "list the divergences, their parameters, defaults and sources"),
 ]
 
@@ -40,6 +41,7 @@ examples:
   trl-tempkd distill --config recipes/qwen3/distill.yaml --kd_temperature 4 --divergence reverse_kl
   trl-tempkd distill --config recipes/qwen3/distill.yaml --accelerate_config zero2 --num_processes 4
   trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
+  trl-tempkd diagnose --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd divergences
 
 `trl-tempkd COMMAND --help` explains a command."""

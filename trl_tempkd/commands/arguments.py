@@ -91,6 +91,7 @@ def launcher_actions() -> dict[str, argparse.Action]:
 
 # The class that first defines a field -> the group under which `--help` lists it. The order is that of `--help`.
 GROUPS = {
+    "DiagnoseArguments": "diagnostics",
     "KDConfig": "distillation",
     "RolloutConfig": "on-policy training: who writes the completions, and how",
     "ScriptArguments": "data",
@@ -184,16 +185,16 @@ class RecipeParser(TrlParser):
 
     def _checked(self, key: str, value: Any, action: argparse.Action) -> Any:
         """The value of a key of the recipe, held to the type and the choices that the flag of that name has."""
+        if isinstance(value, list) and action.nargs in ("+", "*"):
+            return [self._checked(key, each, action) for each in value]
         if value is False and action.choices and "no" in action.choices:
             return "no"  # YAML reads a bare `no` as false, as in `eval_strategy: no`
         expected = _type_name(action)
         if expected in ("int", "float", "string_to_bool") and value is not None:
-            several = isinstance(value, list) and action.nargs in ("+", "*")
             try:
-                for each in value if several else [value]:
-                    if isinstance(each, list | dict):
-                        raise ValueError
-                    self._get_value(action, str(each))
+                if isinstance(value, list | dict):
+                    raise ValueError
+                self._get_value(action, str(value))
             except (ValueError, argparse.ArgumentError):
                 self.error(f"{key} in {self._recipe}: expected {expected.replace('string_to_', '')}, got {value!r}")
         if action.choices and value is not None and value not in action.choices:

@@ -108,34 +108,42 @@ def diagnose(trainer: TemperatureKDTrainer, batches: Sequence[Batch], plan: Plan
         return measure_logits(chunks(), plan)
 
 
-def parameter_gradients(
+def parameter_gradient(
     trainer: TemperatureKDTrainer, batches: Sequence[Batch], gradient: Callable[[Chunk], Tensor]
-) -> list[Tensor]:
+) -> tuple[Tensor, list[float]]:
     """
-    For each batch the gradient of its mean loss in the student's trained parameters, in one flat tensor.
+    The gradient of the mean loss over all tokens in the student's trained parameters, and its norm batch by batch.
 
     Args:
         gradient (`Callable`):
             The gradient with respect to the logits, from which it is propagated on.
+
+    Returns:
+        `tuple[torch.Tensor, list[float]]`: One flat tensor; for each batch the norm of the gradient of its own mean.
     """
     if trainer.accelerator.num_processes > 1:
         raise ValueError(f"Parameter gradients are measured in one process, got {trainer.accelerator.num_processes}.")
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
-    before, results = [p.grad for p in parameters], []
+    before = [p.grad for p in parameters]
+    total, norms = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device), []
+    tokens = sum(len(batch.targets) for batch in batches)
     with evaluating(trainer.model), torch.enable_grad(), _heads(trainer) as heads:
         for batch in batches:
             trainer.model.zero_grad(set_to_none=True)
             hidden = student_hidden(trainer, batch)
             leaf = hidden.detach().requires_grad_()
             for chunk in logit_chunks(batch, leaf, *heads):
-                grad = nn.functional.pad(g := gradient(chunk), (0, chunk[0].shape[-1] - g.shape[-1]))
-                chunk[0].backward((grad / len(leaf)).to(chunk[0].dtype))
+                grad = gradient(chunk) / len(leaf)
+                padding = chunk[0].shape[-1] - grad.shape[-1]  # what the teacher's vocabulary doesn't have
+                chunk[0].backward(nn.functional.pad(grad, (0, padding)).to(chunk[0].dtype))
             hidden.backward(leaf.grad)
-            parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            results.append(torch.cat([part.flatten().float() for part in parts]))
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            flat = torch.cat([grad.flatten().float() for grad in grads])
+            norms.append(torch.linalg.vector_norm(flat).item())
+            total += flat * (len(leaf) / tokens)
     for parameter, grad in zip(parameters, before, strict=True):
         parameter.grad = grad
-    return results
+    return total, norms
 
 
 def measure_parameters(trainer: TemperatureKDTrainer, batches: Sequence[Batch], plan: Plan) -> list[dict[str, Any]]:
@@ -143,23 +151,16 @@ def measure_parameters(trainer: TemperatureKDTrainer, batches: Sequence[Batch], 
     Measures 2 to 5 on the gradient of the batch loss in the student's parameters, and 8, the clip rate: the share of
     `batches` where its norm exceeds the trainer's `max_grad_norm`.
     """
-    tokens = sum(len(batch.targets) for batch in batches)
-    weights = [len(batch.targets) / tokens for batch in batches]
-    limit = trainer.args.max_grad_norm
-
-    def total(gradient: Callable[[Chunk], Tensor]) -> tuple[Tensor, list[float]]:
-        per_batch = parameter_gradients(trainer, batches, gradient)
-        norms = [torch.linalg.vector_norm(g).item() for g in per_batch]
-        return sum((w * g for w, g in zip(weights, per_batch, strict=True)), torch.zeros_like(per_batch[0])), norms
-
+    tokens, limit = sum(len(batch.targets) for batch in batches), trainer.args.max_grad_norm
+    total = partial(parameter_gradient, trainer, batches)
     rows: list[dict[str, Any]] = []
-    references = {"difference": total(lambda chunk: difference(chunk[0].detach(), chunk[1]))[0]}
+    direction = total(lambda chunk: difference(chunk[0].detach(), chunk[1]))[0]
     at_1 = {name: total(partial(plan.gradient, name))[0] for name in plan.objectives}
     for mode, tau, tau_s, tau_t in plan.cells():
         totals = {name: total(partial(plan.gradient, name, tau_s=tau_s, tau_t=tau_t)) for name in plan.compared}
         for name in plan.objectives:
             cell, (g, norms) = (name, mode, tau), totals[name]
-            others = {"tau_1": at_1[name], **references}
+            others = {"tau_1": at_1[name], "difference": direction}
             others |= {other: totals[other][0] for other in ("forward_kl", "reverse_kl") if other != name}
             cosines = {other: cosine(g, h).item() for other, h in others.items()}
             factors = {"none": 1.0, "tau2": float(rescale_factor("tau2", tau_s, tau_t))}
