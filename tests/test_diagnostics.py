@@ -323,8 +323,8 @@ def test_command(pair, tmp_path, capsys):
     assert set(index["objective"]) == {"forward_kl", "jsd", "-"}
     assert {"mass_outside", "parameter_cosine", "clip_rate", "error"} <= set(index["measure"])
     shown = capsys.readouterr().out
-    assert "student and teacher softened" in shown
-    assert "Gradient in the parameters, the teacher alone softened" in shown
+    assert "Gradient in the logits, both softened" in shown
+    assert "Gradient in the parameters, teacher softened" in shown
     # The columns that are shown are ones that exist
     known = {(row["measure"], row["bucket"]) for _, row in index.iterrows()}
     assert {key[:2] for columns in command.COLUMNS.values() for key in columns.values()} - known <= {

@@ -15,7 +15,7 @@ from standins import save_pair
 import trl_tempkd
 from trl_tempkd import DIVERGENCES, KDConfig, chunked_kd_loss, kd_loss
 from trl_tempkd.cli import COMMANDS, EXAMPLES
-from trl_tempkd.commands import distill, divergences, evaluate
+from trl_tempkd.commands import diagnose, distill, divergences, evaluate
 
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +25,7 @@ TEXTS = {
     "trl-tempkd --help": EXAMPLES,
     "trl-tempkd distill --help": distill.DESCRIPTION + "\n" + distill.EPILOG,
     "trl-tempkd evaluate --help": evaluate.DESCRIPTION + "\n" + evaluate.EPILOG,
+    "trl-tempkd diagnose --help": diagnose.EPILOG,
     "trl-tempkd divergences --help": divergences.EPILOG,
     "examples/distill.py": (ROOT / "examples/distill.py").read_text(encoding="utf-8"),
     **{
@@ -69,6 +70,9 @@ def test_commands_parse(source, monkeypatch, capsys):
             arguments = command[2:]
         elif command[1] == "evaluate":
             evaluate.make_parser().parse_here(command[2:])
+            continue
+        elif command[1] == "diagnose":
+            diagnose.make_parser().parse_args(command[2:])
             continue
         else:
             assert command[1] in {"COMMAND", *(each.name for each in COMMANDS)}, command

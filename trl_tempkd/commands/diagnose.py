@@ -43,7 +43,7 @@ examples:
   trl-tempkd diagnose --model_name_or_path Qwen/Qwen3-0.6B --teacher_model_name_or_path Qwen/Qwen3-8B \\
       --dtype bfloat16 --dataset_name HuggingFaceTB/smol-smoltalk --dataset_train_split test --assistant_only_loss"""
 
-SOFTENED = {"both": "student and teacher softened", "teacher": "the teacher alone softened"}
+SOFTENED = {"both": "both softened", "teacher": "teacher softened"}
 
 # Of what -> the title of a column -> its measure, bucket and format
 COLUMNS = {
