@@ -7,9 +7,10 @@ import math
 import pandas as pd
 import pytest
 import torch
+from peft import LoraConfig
 from standins import save_pair
 
-from trl_tempkd import DIVERGENCES, cli, kd_loss
+from trl_tempkd import DIVERGENCES, TemperatureKDTrainer, cli, kd_loss
 from trl_tempkd.commands import diagnose as command
 from trl_tempkd.commands import distill
 from trl_tempkd.diagnostics import (
@@ -287,6 +288,27 @@ def test_callback_goes_on_after_a_resume(make_trainer):
         measured = pd.read_csv(f"{trainer.args.output_dir}/diagnostics.csv")
         assert list(measured["step"].unique()) == list(range(steps + 1))
         assert not measured.duplicated(["step", *COLUMNS[:5]]).any()
+
+
+def test_adapter_beside_its_own_base(make_model, make_config, tokenizer, prompt_dataset):
+    trainer = TemperatureKDTrainer(
+        model=make_model(),
+        teacher_model="student_base",
+        args=make_config(teacher_kd_temperature=2.0, student_kd_temperature=1.0, kd_diagnostics_steps=2),
+        train_dataset=prompt_dataset,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(target_modules="all-linear"),
+    )
+    callback = DiagnosticsCallback(trainer, num_rows=3)
+    assert callback.plan.temperatures == [1.0, 2.0]
+    trainer.add_callback(callback)
+    trainer.train()
+    measured = pd.read_csv(f"{trainer.args.output_dir}/diagnostics.csv", index_col="step")
+    errors = measured[measured["measure"] == "error"]["value"]
+    assert errors.loc[0].max() < 1e-6  # a fresh adapter changes nothing
+    assert errors.loc[2].min() > 1e-6
+    batches = collect(trainer, trainer.train_dataset, num_rows=3)
+    table(measure_parameters(trainer, batches, Plan(temperatures=[2.0], modes=["both"])))
 
 
 @pytest.fixture

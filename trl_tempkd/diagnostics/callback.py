@@ -61,7 +61,8 @@ class DiagnosticsCallback(TrainerCallback):
         if steps is None or steps < 1:
             raise ValueError(f"`steps` must be at least 1, got {steps}. Set it, or `kd_diagnostics_steps`.")
         names = list(dict.fromkeys([args.divergence, "forward_kl", "reverse_kl"]))
-        taus = sorted({1.0, args.kd_temperature, args.kd_temperature_final or args.kd_temperature})
+        own = (args.kd_temperature, args.kd_temperature_final, args.teacher_kd_temperature)
+        taus = sorted({1.0, *(tau for tau in own if tau is not None)})
         assert not isinstance(args.divergence_kwargs, str)
         self.plan = Plan(names, taus, kwargs={args.divergence: args.divergence_kwargs or {}}) if plan is None else plan
         self.trainer, self.steps, self.num_rows = trainer, steps, num_rows
