@@ -72,7 +72,7 @@ def test_commands_parse(source, monkeypatch, capsys):
             evaluate.make_parser().parse_here(command[2:])
             continue
         elif command[1] == "diagnose":
-            diagnose.make_parser().parse_args(command[2:])
+            diagnose.make_parser().parse_here(command[2:])
             continue
         else:
             assert command[1] in {"COMMAND", *(each.name for each in COMMANDS)}, command

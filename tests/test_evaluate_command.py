@@ -181,7 +181,7 @@ def test_mistakes(tmp_path, capsys, args, message):
     ("text", "message"),
     [
         ("sedes: [1]", "unknown key 'sedes'"),
-        ("seeds: [1, two]", "expected int, got [1, 'two']"),
+        ("seeds: [1, two]", "expected int, got 'two'"),
         ("num_processes: 2", "which this command does not use"),
     ],
 )

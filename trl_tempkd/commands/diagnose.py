@@ -136,12 +136,11 @@ class DiagnoseArguments:
             raise ValueError(f"`output` must end with .csv, got {self.output!r}.")
 
 
-def main(values: "tuple[DiagnoseArguments, ScriptArguments, DatasetMixtureConfig]") -> None:
+def main(args: DiagnoseArguments, script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") -> None:
     from rich.console import Console
 
     from ..diagnostics import Plan, collect, diagnose, measure_parameters, write_table, write_text
 
-    args, script_args, dataset_args = values
     assert not isinstance(args.objective_kwargs, str)
     plan = Plan(args.objectives, args.temperatures, args.modes, args.objective_kwargs)
     output = Path(args.output)
@@ -228,18 +227,10 @@ def tables(rows: list[dict[str, Any]], plan: "Plan") -> "list[Table]":
     return result
 
 
-class DiagnoseParser(RecipeParser):
-    """The strict parser of recipes, for a command that runs in this process."""
-
-    def parse_args(self, args=None, namespace=None):
-        values, _, _ = self.parse(args, launched=True)
-        return values
-
-
-def make_parser(prog: str | None = None) -> DiagnoseParser:
+def make_parser(prog: str | None = None) -> RecipeParser:
     from trl import DatasetMixtureConfig, ScriptArguments
 
     dataclass_types = (DiagnoseArguments, ScriptArguments, DatasetMixtureConfig)
-    parser = DiagnoseParser(dataclass_types, prog=prog, description=DESCRIPTION, epilog=EPILOG)
+    parser = RecipeParser(dataclass_types, prog=prog, description=DESCRIPTION, epilog=EPILOG)
     parser.usage = "%(prog)s [--config SETTINGS.yaml] [--OPTION VALUE ...]"
     return parser
