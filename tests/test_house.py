@@ -20,6 +20,7 @@ FLOORS = [
     ["commands"],
     ["report"],
     ["sweep"],
+    ["statistics"],
     ["diagnostics"],
     ["evaluation"],
     ["metrics", "prompts"],
