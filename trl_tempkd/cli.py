@@ -32,6 +32,7 @@ COMMANDS = [
     Command("distill", "train a student on a teacher's distributions, at any temperature, with any divergence", True),
     Command("evaluate", "generate from a model with fixed seeds, score it, and measure its distance from the teacher"),
     Command("diagnose", "measure what objectives and temperatures do to a student's gradient, without training"),
+    Command("sweep", "distil over a grid of divergences, temperatures, modes and seeds, and compare"),
     Command("divergences", "list the divergences, their parameters, defaults and sources"),
 ]
 
@@ -42,6 +43,7 @@ examples:
   trl-tempkd distill --config recipes/qwen3/distill.yaml --accelerate_config zero2 --num_processes 4
   trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd diagnose --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
+  trl-tempkd sweep --config recipes/sweeps/tiny.yaml --workers 2
   trl-tempkd divergences
 
 `trl-tempkd COMMAND --help` explains a command."""
@@ -54,7 +56,7 @@ def help_text() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0, or 2 for a mistake in the command or in the recipe."""
+    """Run the command line. Returns the exit status: 0, 2 for a mistake in the command or the recipe."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(help_text())
@@ -81,10 +83,8 @@ def run(command: Command, argv: list[str]) -> int:
     with usage_errors_on_one_line(prog):
         if not command.launched:
             if isinstance(parser, RecipeParser):
-                module.main(*parser.parse_here(argv))
-            else:
-                module.main(parser.parse_args(argv))
-            return 0
+                return module.main(*parser.parse_here(argv)) or 0
+            return module.main(parser.parse_args(argv)) or 0
         from .commands.launch import launch
 
         # Everything is parsed and checked here first, so that a mistake costs no start of eight processes.

@@ -3,6 +3,7 @@
 `trl-tempkd distill`: train a student on a teacher's distributions. Laid out as TRL's `sft.py`, option for option.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from .arguments import RecipeParser, UsageError, usage_errors_on_one_line
 
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     from ..config import KDConfig
@@ -46,6 +48,7 @@ def main(
     training_args: "KDConfig",
     model_args: "ModelConfig",
     dataset_args: "DatasetMixtureConfig",
+    callbacks: "Sequence[TrainerCallback]" = (),
 ) -> None:
     """
     Train, save, evaluate and, if asked, push to the Hub.
@@ -59,6 +62,8 @@ def main(
             The student, LoRA and quantization.
         dataset_args ([`trl.DatasetMixtureConfig`]):
             A mixture of data sets, in place of the one of `script_args`.
+        callbacks (`Sequence[TrainerCallback]`, *optional*, defaults to `()`):
+            Callbacks for the trainer.
     """
     from trl import get_peft_config, get_quantization_config
 
@@ -96,6 +101,7 @@ def main(
         eval_dataset=eval_dataset,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
+        callbacks=list(callbacks),
     )
     if training_args.kd_diagnostics_steps is not None:
         from ..diagnostics import DiagnosticsCallback

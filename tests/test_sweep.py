@@ -1,0 +1,434 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""Sweeps: the grid, the files of the cells, what starts them, and their comparison."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import DatasetDict
+from standins import save_pair
+
+from trl_tempkd import cli
+from trl_tempkd.commands import cell as cell_command
+from trl_tempkd.commands import sweep as command
+from trl_tempkd.statistics import compare, holm
+from trl_tempkd.sweep import Cell, cells, launchers, read_recipe
+from trl_tempkd.sweep.comparisons import comparisons, differing_starts
+from trl_tempkd.sweep.grid import finished, write_atomically
+
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes/sweeps").glob("*.yaml"))
+
+
+def recipe_of(tmp_path: Path, **changes) -> Path:
+    recipe = {"base": {"model_name_or_path": "s", "kd_temperature": 3.0}, "grid": {"seed": [1]}, **changes}
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in recipe.items() if v is not None}), encoding="utf-8")
+    return path
+
+
+class TestGrid:
+    def test_cells(self, tmp_path):
+        grid = {"divergence": ["forward_kl", {"jsd": {"beta": 0.1}}], "tau": [1, 2.5], "mode": ["both", "teacher"]}
+        found = cells(read_recipe(recipe_of(tmp_path, grid={**grid, "seed": [1, 2], "max_grad_norm": [0.0, 1.0]})))
+        assert len(found) == 32 == len({cell.name for cell in found})
+        assert found[0].name == "forward_kl-tau1-both-max_grad_norm0-seed1"
+        assert found[-1].name == "jsdbeta0.1-tau2.5-teacher-max_grad_norm1-seed2"
+        assert found[0].options == {
+            "model_name_or_path": "s",
+            "divergence": "forward_kl",
+            "kd_temperature": 1,
+            "seed": 1,
+            "data_seed": 1,
+            "max_grad_norm": 0.0,
+        }
+        assert found[-1].options == {
+            "model_name_or_path": "s",
+            "divergence": "jsd",
+            "divergence_kwargs": {"beta": 0.1},
+            "kd_temperature": 2.5,
+            "student_kd_temperature": 1.0,
+            "teacher_kd_temperature": 2.5,
+            "seed": 2,
+            "data_seed": 2,
+            "max_grad_norm": 1.0,
+        }
+        assert found[0].condition == found[1].condition != found[2].condition
+
+    def test_what_the_grid_leaves_out_is_the_bases(self, tmp_path):
+        base = {"divergence": "jsd", "divergence_kwargs": {"beta": 0.2}, "teacher_kd_temperature": 4.0}
+        [cell] = cells(read_recipe(recipe_of(tmp_path, base=base, grid={"seed": [7]})))
+        assert cell.options == {**base, "seed": 7, "data_seed": 7}
+
+    def test_a_base_is_a_recipe_that_overrides_change(self, tmp_path):
+        base = str(ROOT / "recipes/tiny/distill.yaml")
+        recipe = read_recipe(recipe_of(tmp_path, base=base, overrides={"max_steps": 3}))
+        assert recipe["base"]["max_steps"] == 3 and recipe["base"]["max_length"] == 256
+        assert recipe["results_dir"] == "runs/sweeps/sweep"
+
+    @pytest.mark.parametrize(
+        "changes, message",
+        [
+            ({"gird": {}}, "Unknown key 'gird' in .*; did you mean 'grid'"),
+            ({"grid": None}, "has no `grid`"),
+            ({"grid": {"divergense": ["forward_kl"]}}, "'divergense' in `grid` .*did you mean 'divergence'"),
+            ({"grid": {"kd_temperature": [1.0]}}, "say `tau`"),
+            ({"grid": {"tau": 2.0}}, "'tau' .*: expected a list of values, got 2.0"),
+            ({"grid": {"tau": [0]}}, "expected positive numbers, got 0"),
+            ({"grid": {"tau": [1, 1.0]}}, "Two cells have the name forward_kl-tau1-both-seed42"),
+            ({"grid": {"mode": ["student"]}}, "expected both or teacher, got 'student'"),
+            ({"grid": {"divergence": [{"jsd": {}, "x": {}}]}}, "A divergence with parameters is"),
+            ({"evaluation": {"row": 3}}, "'row' in `evaluation` .*did you mean 'rows'"),
+            ({"tune_learning_rate": ["fast"]}, "expected a list of numbers"),
+            ({"base": "nowhere.yaml"}, "Cannot read nowhere.yaml"),
+        ],
+    )
+    def test_mistakes(self, changes, message, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            cells(read_recipe(recipe_of(tmp_path, **changes)))
+
+
+class TestFiles:
+    def test_written_whole(self, tmp_path):
+        write_atomically(tmp_path / "new" / "x.json", "1")
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.json"]
+
+    def test_other_settings_are_no_result(self, tmp_path):
+        cell = Cell("a", {"seed": 1}, {"max_steps": 2})
+        assert finished(tmp_path, cell) is None
+        write_atomically(tmp_path / "a.json", json.dumps({"settings": cell.settings}))
+        assert finished(tmp_path, cell) is not None
+        with pytest.raises(ValueError, match=r"a\.json was reached with max_steps: 2, and the recipe now says 3"):
+            finished(tmp_path, Cell("a", {"seed": 1}, {"max_steps": 3}))
+
+    def test_one_process_has_a_cell(self, tmp_path):
+        with launchers.claim(tmp_path) as mine:
+            assert mine
+            with launchers.claim(tmp_path) as other:
+                assert not other
+            assert launchers.run_cell(str(tmp_path.parent), tmp_path.name, ".") == launchers.BUSY
+        with launchers.claim(tmp_path) as again:
+            assert again
+
+
+def result_of(divergence: str, tau: float, seed: int, scores: list[list[float]], **hashes: str) -> dict:
+    return {
+        "name": f"{divergence}-tau{tau}-seed{seed}",
+        "settings": {"factors": {"divergence": divergence, "tau": tau, "seed": seed}},
+        "hashes": {"initial_weights": "w", "batch_order": f"b{seed}", "items": "i", **hashes},
+        "scores": {"rouge_l": scores},
+    }
+
+
+class TestComparisons:
+    def test_pairs_and_correction(self):
+        rng = np.random.default_rng(0)
+        results = [
+            result_of(divergence, tau, seed, rng.normal(tau, 1, size=(2, 8)).tolist())
+            for divergence in ("fkl", "rkl")
+            for tau in (1, 2)
+            for seed in (1, 2, 3)
+        ]
+        rows = comparisons(results)
+        # Each differs in one factor: not forward KL at 1 against reverse KL at 2
+        found = [(row["factor"], row["first"], row["second"], *row["shared"].values()) for row in rows]
+        assert found == [
+            ("tau", 1, 2, "fkl"),
+            ("divergence", "fkl", "rkl", 1),
+            ("divergence", "fkl", "rkl", 2),
+            ("tau", 1, 2, "rkl"),
+        ]
+        assert {(row["n_seeds"], row["n_items"]) for row in rows} == {(3, 8)}
+        first, second = (
+            [np.mean(result["scores"]["rouge_l"], axis=0) for result in results[start : start + 3]] for start in (0, 3)
+        )
+        expected = compare(first, second)
+        assert rows[0]["difference"] == expected.difference and rows[0]["low"] == expected.low
+        assert [row["holm_items"] for row in rows] == holm([row["p_items"] for row in rows])
+        assert rows[0]["p_seeds"] in (0.25, 0.5, 0.75, 1.0)
+
+    def test_only_pairs_that_started_alike(self):
+        scores = [[1.0, 2.0, 4.0]]
+        results = [result_of("fkl", 1, 1, scores), result_of("fkl", 2, 1, scores, initial_weights="other")]
+        results += [result_of("fkl", tau, 2, scores) for tau in (1, 2)]
+        [row] = comparisons(results)
+        assert (row["n_seeds"], row["n_items"], row["p_seeds"]) == (1, 3, None)
+        [line] = differing_starts(results)
+        assert line == "seed 1: the cells differ in their initial student: fkl-tau1-seed1; fkl-tau2-seed1"
+        assert comparisons(results[:2]) == []
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path, make_model, tokenizer, prompt_dataset) -> Path:
+    """A sweep of four cells on random models: two divergences at two temperatures, two steps each."""
+    student, teacher = save_pair(tmp_path, make_model, tokenizer)
+    DatasetDict(train=prompt_dataset, test=prompt_dataset).save_to_disk(tmp_path / "data")
+    base = {
+        "model_name_or_path": student,
+        "teacher_model_name_or_path": teacher,
+        "dataset_name": str(tmp_path / "data"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 0.01,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return recipe_of(
+        tmp_path,
+        base=base,
+        grid={"divergence": ["forward_kl", "reverse_kl"], "tau": [1.0, 2.0], "seed": [3]},
+        evaluation={"rows": 4, "seeds": [10, 20], "max_new_tokens": 4},
+        results_dir=str(tmp_path / "results"),
+    )
+
+
+NAMES = [f"{divergence}-tau{tau}-both-seed3" for divergence in ("forward_kl", "reverse_kl") for tau in (1, 2)]
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The cells run in this process; the list has the names of those that did. `fail` are names that raise."""
+
+    def run_cell(results_dir: str, name: str, working_dir: str, environment=None) -> int:
+        ran.append(name)
+        return cell_command.run(Path(results_dir, name, "cell.json"))
+
+    def measured(cell, folder):
+        if cell.name in fail:
+            raise RuntimeError("out of luck")
+        return measure(cell, folder)
+
+    ran: list[str] = []
+    fail: set[str] = set()
+    measure = cell_command.measure
+    monkeypatch.setattr(cell_command, "measure", measured)
+    monkeypatch.setattr(launchers, "run_cell", run_cell)
+    return ran, fail
+
+
+def sweep(recipe: Path, *options: str) -> int:
+    return cli.main(["sweep", "--config", str(recipe), *options])
+
+
+def test_a_sweep(tiny_recipe, tmp_path, in_process, capsys):
+    ran, fail = in_process
+    fail.add(NAMES[1])
+    assert sweep(tiny_recipe) == 1
+    assert ran == NAMES
+    said = capsys.readouterr()
+    assert f"failed: {NAMES[1]}: RuntimeError: out of luck" in said.err
+    assert "seeds x items" in said.out and "1 x 4" in said.out
+    folder = tmp_path / "results"
+    assert {path.name for path in folder.glob("*.json")} == {f"{name}.json" for name in NAMES if name not in fail}
+    assert "RuntimeError: out of luck" in (folder / f"{NAMES[1]}.error.txt").read_text(encoding="utf-8")
+
+    # The failed one alone runs again
+    ran.clear()
+    fail.clear()
+    assert sweep(tiny_recipe) == 0
+    assert ran == NAMES[1:2]
+    assert not list(folder.glob("*.error.txt"))
+    results = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in NAMES]
+    assert len({json.dumps(result["hashes"]) for result in results}) == 1
+    assert len({json.dumps(result["scores"]["kl_tau1"]) for result in results}) == 4
+    for result in results:
+        assert [len(scores) for scores in result["scores"]["rouge_l"]] == [4, 4]
+        [kl] = result["scores"]["kl_tau1"]
+        assert len(kl) == 4 and all(value > 0 for value in kl)
+        steps = [entry["step"] for entry in result["log_history"] if "loss" in entry]
+        assert steps == [1, 2]
+        assert result["machine"]["threads"] == torch.get_num_threads() and result["versions"]["trl"]
+        assert result["seconds"].keys() == {"training", "evaluation"}
+    summary = json.loads((folder / "summary" / "comparisons.json").read_text(encoding="utf-8"))
+    assert summary["cells"] == 4 and summary["differing_starts"] == []
+    assert len(summary["comparisons"]) == 8  # four pairs, two scores
+
+    # Nothing is left to do
+    ran.clear()
+    assert sweep(tiny_recipe) == 0
+    assert ran == []
+
+    # Another number of steps is another sweep
+    recipe = yaml.safe_load(tiny_recipe.read_text(encoding="utf-8"))
+    recipe["overrides"] = {"max_steps": 1}
+    tiny_recipe.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        sweep(tiny_recipe)
+    assert "was reached with max_steps: 2, and the recipe now says 1" in capsys.readouterr().err
+
+
+def test_the_hashes_are_of_what_a_run_saw(tiny_recipe, tmp_path, make_model, tokenizer):
+    found = cells(read_recipe(tiny_recipe))[0]
+    recorder, _ = cell_command.train(found.options, tmp_path / "one")
+    same, _ = cell_command.train({**found.options, "kd_temperature": 9.0}, tmp_path / "two")
+    other, _ = cell_command.train({**found.options, "seed": 4, "data_seed": 4}, tmp_path / "three")
+    assert recorder.initial_weights == same.initial_weights == other.initial_weights
+    assert recorder.initial_weights == cell_command.hash_of_weights(make_model(seed=0))
+    assert recorder.initial_weights != cell_command.hash_of_weights(make_model(seed=1))
+    assert recorder.batches.hexdigest() == same.batches.hexdigest() != other.batches.hexdigest()
+    assert recorder.batches.hexdigest() != hashlib.sha256().hexdigest()
+
+
+def test_learning_rates_are_tuned(tiny_recipe, tmp_path):
+    found = cells(read_recipe(tiny_recipe))[0]
+    tuned = Cell(found.name, found.factors, found.options, {**found.evaluation, "rows": 3}, [1e-6, 1e-2])
+    result = cell_command.measure(tuned, tmp_path / "cell")
+    by_rate = result["tuning"]["eval_kl_tau1"]
+    assert by_rate.keys() == {"1e-06", "0.01"} and by_rate["0.01"] < by_rate["1e-06"]
+    assert result["tuning"]["chosen"] == result["learning_rate"] == 0.01
+    assert result["tuning"]["rows"] == 3
+
+
+def test_dry_run(tiny_recipe, tmp_path, capsys):
+    assert sweep(tiny_recipe, "--dry_run") == 0
+    said = capsys.readouterr().out
+    differing, shared = yaml.safe_load_all(said.replace("# What they share", "---"))
+    assert list(differing) == NAMES
+    assert differing[NAMES[0]] == {"divergence": "forward_kl", "kd_temperature": 1.0}
+    assert shared["every cell"]["max_steps"] == 2 and shared["evaluation"]["rows"] == 4
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"max_step": 3}, "Unknown key 'max_step' in `base` or `overrides`; did you mean 'max_steps'?"),
+        ({"divergence": "x"}, "got 'x'"),
+        ({"kd_ratio": 2.0}, "`kd_ratio` must be in [0, 1], got 2.0."),
+        ({"resume_from_checkpoint": "auto"}, "start from the beginning"),
+        ({"dataset_name": "./nowhere"}, "no such data set: ./nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(changes, message, tiny_recipe, capsys):
+    recipe = yaml.safe_load(tiny_recipe.read_text(encoding="utf-8"))
+    recipe["overrides"] = changes
+    if "divergence" in changes:
+        recipe["grid"]["divergence"] = ["x"]
+    tiny_recipe.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        sweep(tiny_recipe, "--dry_run")
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes(recipe, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert f"trl-tempkd sweep --config {recipe.relative_to(ROOT).as_posix()}" in recipe.read_text(encoding="utf-8")
+    assert sweep(recipe, "--dry_run") == 0
+
+
+def test_shares_of_the_machine(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert launchers._environment(1, 2, 1) == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": "6"}
+    assert [launchers._environment(i, 4, 0.5)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["4", "4", "6", "6"]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(launchers.os, "cpu_count", lambda: 6)
+    assert launchers._environment(1, 3, 0) == {"OMP_NUM_THREADS": "2"}
+    with pytest.raises(ValueError, match="3 workers with 1 GPUs per cell need 3 GPUs, got 2"):
+        launchers._environment(0, 3, 1)
+
+
+def test_a_cell_that_another_process_runs_is_waited_for(tiny_recipe, monkeypatch, in_process):
+    ran, _ = in_process
+    run_cell, busy = launchers.run_cell, [NAMES[2]]
+
+    def sometimes_busy(results_dir, name, *rest):
+        if name in busy:
+            busy.remove(name)
+            return launchers.BUSY
+        return run_cell(results_dir, name, *rest)
+
+    monkeypatch.setattr(launchers, "run_cell", sometimes_busy)
+    assert sweep(tiny_recipe) == 0
+    assert ran == [NAMES[0], NAMES[1], NAMES[3], NAMES[2]]
+
+
+def test_an_interruption_is_one_line(tiny_recipe, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launchers, "run_local", interrupted)
+    assert sweep(tiny_recipe) == 130
+    assert "goes on where it stopped" in capsys.readouterr().err
+
+
+def test_a_process_that_dies_is_a_failure(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "cell.json").write_text("{", encoding="utf-8")
+    assert (
+        launchers.run_cell(str(tmp_path), "a", ".", {"PYTHONPATH": "", "PYTHONHOME": "/nowhere"}) == launchers.FAILED
+    )
+    assert "ended with exit status 1" in (tmp_path / "a.error.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.distributed
+def test_killed_and_resumed(tiny_recipe, tmp_path, in_process):
+    """`kill -9` of the sweep ends the cell that runs; the same command goes on with it, and skips what is finished."""
+    ran, fail = in_process
+    fail |= set(NAMES[1:])
+    assert sweep(tiny_recipe) == 1
+    first, second = (tmp_path / "results" / f"{name}.json" for name in NAMES[:2])
+    at = first.stat().st_mtime_ns
+
+    line = [sys.executable, "-m", "trl_tempkd", "sweep", "--config", str(tiny_recipe)]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    started = second.with_suffix("") / "output.log"
+    deadline = time.monotonic() + 120
+    while not started.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0].decode()
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert second.with_suffix("").is_dir() and not second.exists()
+    launchers.wait_until_free([second.stem], tmp_path / "results", 0.1)  # the cell sees that nobody waits for it
+
+    ran.clear()
+    fail.clear()
+    assert sweep(tiny_recipe) == 0
+    assert ran == NAMES[1:]
+    assert first.stat().st_mtime_ns == at
+    assert len({json.dumps(json.loads(path.read_text())["hashes"]) for path in (first, second)}) == 1
+
+
+def test_ray_is_asked_for_only_where_it_is_needed(tiny_recipe, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit, match="2"):
+        sweep(tiny_recipe, "--launcher", "ray")
+    assert "--launcher ray needs Ray: pip install 'trl-tempkd[ray]'" in capsys.readouterr().err
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray isn't installed")
+@pytest.mark.filterwarnings("ignore")
+def test_ray(tiny_recipe, tmp_path):
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        assert sweep(tiny_recipe, "--launcher", "ray", "--gpus_per_cell", "0") == 0
+    finally:
+        ray.shutdown()
+    assert {path.stem for path in (tmp_path / "results").glob("*.json")} == set(NAMES)
+
+
+def test_shares_of_a_gpu_are_checked(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.make_parser("x").parse_args(["--config", "y", "--gpus_per_cell", "2"])
+    assert "a share of a GPU" in capsys.readouterr().err

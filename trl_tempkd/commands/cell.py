@@ -1,0 +1,263 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""One cell of a sweep, in the process that it is started in: `python -m trl_tempkd.commands.cell FILE`."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from transformers import TrainerCallback
+
+from ..sweep.grid import Cell, finished, write_atomically
+from ..sweep.launchers import BUSY, DONE, FAILED, claim
+from . import distill
+from .arguments import UsageError
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class Recorder(TrainerCallback):
+    """Keeps what a run started from, which batches it was given, and what it measured."""
+
+    def __init__(self) -> None:
+        self.initial_weights = ""
+        self.batches, self.n_batches = hashlib.sha256(), 0
+        self.log_history: list[dict[str, float]] = []
+        self.evaluation: dict[str, float] = {}
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        if args.dataloader_num_workers:
+            raise UsageError("a sweep hashes the batches where they are collated: leave dataloader_num_workers at 0")
+        self.initial_weights = hash_of_weights(model)
+        # Accelerate's loader iterates over the one that it wraps. It collates a batch ahead, in every cell alike.
+        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+        loader.collate_fn = self._recording(loader.collate_fn)
+
+    def _recording(self, collate: Callable) -> Callable:
+        def recorded(rows):
+            batch = collate(rows)
+            ids = batch["input_ids"]
+            self.n_batches += 1
+            self.batches.update(f"{tuple(ids.shape)}".encode() + ids.cpu().numpy().tobytes())
+            return batch
+
+        return recorded
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self.evaluation = dict(metrics or {})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.log_history = list(state.log_history)
+        assert self.n_batches, "no batch was collated: nothing is known of their order"
+
+
+def hash_of_weights(model: torch.nn.Module) -> str:
+    """SHA-256 of the parameters in the order of their names: name, type, shape and bytes of each."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        weight = weight.detach().cpu().contiguous()
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def train(options: dict[str, Any], folder: Path) -> tuple[Recorder, list[Any]]:
+    """Run `trl-tempkd distill` with these options."""
+    values, recorder = parse(options, folder), Recorder()
+    script_args, training_args, model_args, dataset_args = values
+    distill.main(script_args, training_args, model_args, dataset_args, callbacks=[recorder])
+    return recorder, values
+
+
+def load_rows(values: list[Any], split: str, count: int) -> tuple["Dataset", "Dataset"]:
+    """So many rows of a split, the same ones whatever the cell, and those that are left."""
+    from .data import load_data, select_split
+
+    rows = select_split(load_data(values[0], values[3]), split, "dataset_test_split").shuffle(seed=0)
+    if count > len(rows):
+        raise UsageError(f"the split {split!r} has {len(rows)} rows, and the sweep's evaluation asks for {count}")
+    return rows.take(count), rows.skip(count)
+
+
+def tune(cell: Cell, folder: Path) -> dict[str, Any]:
+    """
+    Choose the learning rate with the lowest KL at tau 1 on rows that are held out of the training split for it.
+
+    Returns:
+        `dict[str, Any]`: The `chosen` one, how many `rows` it was chosen on, and `eval_kl_tau1` by learning rate.
+    """
+    from datasets import DatasetDict
+
+    values = parse(cell.options, folder)
+    held_out, rest = load_rows(values, values[0].dataset_train_split, cell.evaluation["rows"])
+    data = folder / "tuning" / "data"
+    DatasetDict(train=rest, validation=held_out).save_to_disk(data)
+    options = {key: value for key, value in cell.options.items() if key != "datasets"}
+    options |= {
+        "dataset_name": str(data),
+        "dataset_train_split": "train",
+        "dataset_test_split": "validation",
+        "do_eval": True,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+    }
+    found = {}
+    for rate in cell.tune_learning_rate:
+        recorder, _ = train({**options, "learning_rate": rate}, folder / "tuning" / f"{rate:g}")
+        found[f"{rate:g}"] = recorder.evaluation["eval_kl_tau1"]
+    shutil.rmtree(folder / "tuning")
+    chosen = min(cell.tune_learning_rate, key=lambda rate: found[f"{rate:g}"])
+    return {"chosen": chosen, "rows": len(held_out), "eval_kl_tau1": found}
+
+
+def parse(options: dict[str, Any], folder: Path) -> list[Any]:
+    """The dataclasses of `trl-tempkd distill` for these options. The recipe is left beside the model."""
+    recipe = folder / "recipe.yaml"
+    write_atomically(recipe, yaml.safe_dump({**options, "output_dir": str(folder)}, sort_keys=False))
+    values, _, _ = distill.make_parser("trl-tempkd sweep").parse(["--config", str(recipe)], launched=True)
+    return values
+
+
+def score(values: list[Any], evaluation: dict[str, Any]) -> dict[str, Any]:
+    """
+    Score the student that a run has saved on held-out rows. All that a sweep knows of evaluation.py is in here.
+
+    Args:
+        values (`list`):
+            The dataclasses of its `trl-tempkd distill`.
+        evaluation (`dict[str, Any]`):
+            The recipe's `evaluation`.
+
+    Returns:
+        `dict[str, Any]`: `scores`, by name a list per seed of sampling with a value per item (`kl_tau1` needs no
+        sampling and has one list); `means` over tokens; and `items`, the hash of the rows.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ..evaluation import divergence_to_teacher, generate, rouge_l, tokenize
+    from .data import resolve_model
+
+    script_args, training_args, *_ = values
+    rows, _ = load_rows(values, script_args.dataset_test_split, evaluation["rows"])
+    if not all(isinstance(rows[0].get(column), str) for column in ("prompt", "completion")):
+        raise UsageError(f"a sweep scores rows with the texts `prompt` and `completion`, got {rows.column_names}")
+    teacher_path = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
+    tokenizer = AutoTokenizer.from_pretrained(training_args.output_dir)
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(path, **kwargs).to(training_args.device)
+        for path, kwargs in (
+            (training_args.output_dir, {"dtype": "auto"}),
+            (teacher_path, training_args.teacher_model_init_kwargs or {}),
+        )
+    )
+    sampling = {key: evaluation[key] for key in ("max_new_tokens", "temperature", "top_p", "batch_size")}
+    completions = [
+        generate(student, tokenizer, rows["prompt"], seed=seed, progress=False, **sampling)
+        for seed in evaluation["seeds"]
+    ]
+    items = tokenize(rows, tokenizer, training_args.max_length)
+    kl = [divergence_to_teacher(student, teacher, [item], progress=False)["kl_tau1"] for item in items]
+    return {
+        "scores": {"rouge_l": [rouge_l(texts, rows["completion"]) for texts in completions], "kl_tau1": [kl]},
+        "means": divergence_to_teacher(student, teacher, items, progress=False),
+        "items": hashlib.sha256(json.dumps([list(rows["prompt"]), list(rows["completion"])]).encode()).hexdigest(),
+        "completions": completions,
+    }
+
+
+def measure(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Everything of a cell: what its file holds."""
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, function: Callable, *args: Any) -> Any:
+        start = time.perf_counter()
+        result = function(*args)
+        seconds[name] = round(time.perf_counter() - start, 2)
+        return result
+
+    tuning = timed("tuning", tune, cell, folder) if cell.tune_learning_rate else None
+    options = cell.options if tuning is None else {**cell.options, "learning_rate": tuning["chosen"]}
+    recorder, values = timed("training", train, options, folder)
+    scored = timed("evaluation", score, values, cell.evaluation)
+    return {
+        "name": cell.name,
+        "settings": cell.settings,
+        "hashes": {
+            "initial_weights": recorder.initial_weights,
+            "batch_order": recorder.batches.hexdigest(),
+            "items": scored.pop("items"),
+        },
+        "learning_rate": values[1].learning_rate,
+        "tuning": tuning,
+        **scored,
+        "log_history": recorder.log_history,
+        "seconds": seconds,
+        "versions": {name: version(name) for name in ("trl-tempkd", "trl", "transformers", "torch", "datasets")},
+        "machine": {
+            "cpu": cpu_name(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if values[1].device.type == "cuda" else str(values[1].device),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def run(file: Path) -> int:
+    """
+    Run the cell of a file `RESULTS_DIR/NAME/cell.json`, unless it is finished or another process runs it.
+
+    Returns:
+        `int`: Exit status, one of those of `sweep.launchers`.
+    """
+    folder, results = file.parent, file.parent.parent
+    with claim(folder) as free:
+        if not free:
+            return BUSY
+        cell = Cell(**json.loads(file.read_text(encoding="utf-8")))
+        error = results / f"{cell.name}.error.txt"
+        try:
+            if finished(results, cell) is None:
+                error.unlink(missing_ok=True)
+                write_atomically(results / f"{cell.name}.json", json.dumps(measure(cell, folder), indent=1))
+        except (Exception, SystemExit):
+            traceback.print_exc()
+            write_atomically(error, traceback.format_exc())
+            return FAILED
+    return DONE
+
+
+def end_with_parent() -> None:
+    """End this process when whoever started it is gone, killed or not: its end of the pipe is closed then."""
+
+    def watch() -> None:
+        os.read(0, 1)  # not through sys.stdin, whose lock a process cannot end with
+        os._exit(FAILED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    raise SystemExit(run(Path(sys.argv[1])))

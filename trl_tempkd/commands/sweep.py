@@ -1,0 +1,281 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""`trl-tempkd sweep`: a grid of distillations, resumed after an interruption, compared with paired statistics."""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import HelpFormatter, OneLineParser, UsageError
+
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..sweep import Cell
+
+DESCRIPTION = """\
+Distil over a grid of divergence x tau x mode x seed x any other option, score every student, and compare.
+
+Every cell of the grid is a run of its own, and a file RESULTS_DIR/NAME.json. The same command again runs what is not
+finished: after an interruption, and after a cell failed (RESULTS_DIR/NAME.error.txt says why; the others go on). Cells
+of one seed start from the same student and see the same batches in the same order, and the files prove it by hashes.
+docs/sweeps.md explains recipe, files and statistics."""
+
+EPILOG = """\
+a recipe (YAML), whose unknown keys are errors:
+  base: recipes/tiny/distill.yaml        # a recipe of `trl-tempkd distill`, or a mapping of its options
+  overrides: {max_steps: 40}             # what is different here
+  grid:
+    divergence: [forward_kl, {jsd: {beta: 0.1}}]
+    tau: [1.0, 2.0]
+    mode: [both, teacher]                # who is softened: both, or the teacher alone (the student stays at 1)
+    seed: [1, 2, 3]                      # of initialisation and data order
+    max_grad_norm: [0.0, 1.0]            # any option of KDConfig: here without and with clipping
+  evaluation: {rows: 256, seeds: [10], max_new_tokens: 128}     # held-out rows, seeds of sampling
+  tune_learning_rate: [5.0e-4, 1.0e-3]   # optional: for every cell the best, on rows left out of the training split
+  results_dir: runs/sweeps/name
+
+examples:
+  # what would run, with all its settings
+  trl-tempkd sweep --config recipes/sweeps/tiny.yaml --dry_run
+
+  # two cells at a time on this machine
+  trl-tempkd sweep --config recipes/sweeps/tiny.yaml --workers 2
+
+  # on a Ray cluster that is there already, a GPU for each cell
+  trl-tempkd sweep --config recipes/sweeps/tiny.yaml --launcher ray --gpus_per_cell 1"""
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the cells that are not finished, then compare. Returns 0, or 1 where cells failed, or 130 if interrupted."""
+    from ..sweep import cells, read_recipe
+    from ..sweep.grid import finished
+    from ..sweep.launchers import import_ray
+
+    recipe = read_recipe(args.config)
+    found = cells(recipe)
+    check(found)
+    if args.dry_run:
+        show_cells(found)
+        return 0
+    if args.launcher == "ray":
+        import_ray()
+    results_dir = Path(args.results_dir or recipe["results_dir"]).resolve()
+    waiting = [cell for cell in found if finished(results_dir, cell) is None]
+    try:
+        failed = run(waiting, len(found), results_dir, args) if waiting else []
+    except KeyboardInterrupt:
+        print("\ntrl-tempkd sweep: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    results = [result for cell in found if (result := finished(results_dir, cell)) is not None]
+    report(results, results_dir)
+    for name in failed:
+        print(f"failed: {name}: {last_line(results_dir / f'{name}.error.txt')}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def check(found: "list[Cell]") -> None:
+    """Read every cell's options as its run will, but without the hardware that they ask for."""
+    from . import distill
+
+    parser = distill.make_parser("trl-tempkd sweep")
+    known = {action.dest for action in parser._actions}
+    from ..sweep.grid import check_keys
+
+    check_keys(found[0].options, known, "`base` or `overrides`")
+    if found[0].options.get("resume_from_checkpoint"):
+        raise UsageError("resume_from_checkpoint: the cells of a sweep start from the beginning; leave it out")
+    with tempfile.TemporaryDirectory() as folder:
+        for cell in found:
+            path = Path(folder, f"{cell.name}.yaml")
+            path.write_text(json.dumps({**cell.options, "output_dir": folder}), encoding="utf-8")  # JSON is YAML
+            here = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--tf32", "false"]
+            values, _, _ = distill.make_parser(f"trl-tempkd sweep: {cell.name}").parse(
+                ["--config", str(path), *here], launched=True
+            )
+            if cell is found[0]:
+                distill.check(*values)
+
+
+def show_cells(found: "list[Cell]") -> None:
+    """List the cells with their full settings, as YAML: what differs between them, and then what they share."""
+    import yaml
+
+    options = [cell.options for cell in found]
+    shared = {k: v for k, v in options[0].items() if all(k in o and o[k] == v for o in options)}
+    listed = {cell.name: {k: v for k, v in cell.options.items() if k not in shared} for cell in found}
+    print(f"# {len(found)} cells, and what differs between them")
+    print(yaml.safe_dump(listed, sort_keys=False, width=119))
+    rest = {"every cell": shared, "evaluation": found[0].evaluation, "tune_learning_rate": found[0].tune_learning_rate}
+    print("# What they share")
+    print(yaml.safe_dump(rest, sort_keys=False, width=119), end="")
+
+
+def run(waiting: "list[Cell]", total: int, results_dir: Path, args: argparse.Namespace) -> list[str]:
+    """Run cells, with a progress bar. Returns the names of those that failed."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from ..sweep.launchers import DONE, FAILED, prepare, wait_until_free
+
+    results_dir.mkdir(parents=True, exist_ok=True)
+    for cell in waiting:
+        prepare(cell, results_dir)
+    columns = (
+        TextColumn("cells"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    failed: list[str] = []
+    names = [cell.name for cell in waiting]
+    with Progress(*columns) as progress:
+        task = progress.add_task("cells", total=total, completed=total - len(names), state="")
+        while names:
+            busy = []
+            left = len(names)
+            for name, status in start(names, results_dir, args, progress, task, failed):
+                left -= 1
+                if status not in (DONE, FAILED):
+                    busy.append(name)
+                    continue
+                if status == FAILED:
+                    failed.append(name)
+                progress.console.print(f"{'failed' if status == FAILED else 'done'}: {name}", highlight=False)
+                progress.update(task, advance=1, state=state_of(left, failed, args))
+            names = busy  # another sweep runs them: they are looked at again when it has left one
+            if names:
+                progress.update(task, state=f"{len(names)} with another process")
+                wait_until_free(names, results_dir)
+    return failed
+
+
+def start(names, results_dir: Path, args: argparse.Namespace, progress, task, failed) -> Iterator[tuple[str, int]]:
+    from ..sweep.launchers import run_local, run_ray
+
+    progress.update(task, state=state_of(len(names), failed, args))
+    if args.launcher == "ray":
+        return run_ray(names, results_dir, args.gpus_per_cell or 0)
+    gpus = args.gpus_per_cell
+    if gpus is None:
+        import torch
+
+        gpus = 1.0 if torch.cuda.is_available() else 0.0
+    return run_local(names, results_dir, args.workers, gpus)
+
+
+def state_of(left: int, failed: list[str], args: argparse.Namespace) -> str:
+    running = f"{left} left" if args.launcher == "ray" else f"{min(left, args.workers)} running"
+    return f"{running}, {len(failed)} failed"
+
+
+def last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").strip().splitlines() if path.is_file() else []
+    return lines[-1] if lines else "no reason given"
+
+
+def report(results: list[dict[str, Any]], results_dir: Path) -> None:
+    """Write and print the comparisons, and say where cells cannot be compared."""
+    from rich.console import Console
+
+    from ..sweep.comparisons import comparisons, differing_starts
+    from ..sweep.grid import write_atomically
+
+    console = Console()
+    if not console.is_terminal:  # a file has room for the table
+        console = Console(width=160)
+    lines = differing_starts(results)
+    rows = comparisons(results)
+    summary = {"cells": len(results), "differing_starts": lines, "comparisons": rows}
+    write_atomically(results_dir / "summary" / "comparisons.json", json.dumps(summary, indent=1))
+    if results and not lines:
+        console.print(
+            f"{len(results)} cells; those of one seed had the same initial student, batches and items.",
+            highlight=False,
+        )
+    for line in lines:
+        console.print(f"Not compared: {line}", highlight=False, markup=False)
+    if rows:
+        console.print(table_of(rows))
+    console.print(f"In {results_dir}: a JSON file per cell, summary/comparisons.json", highlight=False, soft_wrap=True)
+
+
+def table_of(rows: list[dict[str, Any]]) -> "Table":
+    """The comparisons, a row each."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        "score",
+        "change",
+        "with",
+        title="Paired differences (second less first)",
+        caption="95% bootstrap intervals over items, and over seeds where there are several. p: sign-flip tests with "
+        "Holm's correction over this table, of these students on other items, and of other training seeds "
+        "(never below 2 / 2^seeds).",
+    )
+    for column in ("difference", "95% interval", "p, items", "p, seeds", "seeds x items"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shared = (
+            str(value) if name in ("divergence", "mode") else f"{name} {value}"
+            for name, value in row["shared"].items()
+        )
+        cells = [
+            row["score"],
+            f"{row['factor']} {row['first']} to {row['second']}",
+            ", ".join(shared),
+            f"{row['difference']:+.3f}",
+            f"[{row['low']:+.3f}, {row['high']:+.3f}]",
+            f"{row['holm_items']:.3g}",
+            "-" if row["holm_seeds"] is None else f"{row['holm_seeds']:.3g}",
+            f"{row['n_seeds']} x {row['n_items']}",
+        ]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1 (a share of a GPU), got {text!r}")
+    return value
+
+
+def make_parser(prog: str | None = None) -> OneLineParser:
+    parser = OneLineParser(
+        prog=prog, description=DESCRIPTION, epilog=EPILOG, formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, help="recipe of the sweep")
+    parser.add_argument("--results_dir", help="where results go, in place of the recipe's `results_dir`")
+    parser.add_argument("--dry_run", action="store_true", help="list the cells with their settings, and run nothing")
+    parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="this machine or a Ray cluster")
+    parser.add_argument("--workers", type=positive, default=1, help="cells at a time (local; Ray fills its cluster)")
+    parser.add_argument(
+        "--gpus_per_cell",
+        type=share,
+        help="1, 0, or a share of a GPU that several cells use (if left out: local takes 1 where there is a GPU)",
+    )
+    return parser

@@ -1,0 +1,234 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""A grid of distillations: its recipe, its cells, and which of them are finished."""
+
+import difflib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+KEYS = ("base", "overrides", "grid", "evaluation", "tune_learning_rate", "results_dir")
+# How a cell's student is scored. The seeds are those of sampling: MiniLLM takes 10 to 50.
+EVALUATION: dict[str, Any] = {
+    "rows": 256,
+    "seeds": [10],
+    "max_new_tokens": 128,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "batch_size": 64,
+}
+MODES = ("both", "teacher")
+# What `tau` and `mode` stand for, so that neither the grid nor a leftover of the base can say otherwise
+TEMPERATURES = ("kd_temperature", "student_kd_temperature", "teacher_kd_temperature")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    One run of a sweep.
+
+    Args:
+        name (`str`):
+            Name of its files, such as `forward_kl-tau2-both-seed1`.
+        factors (`dict[str, Any]`):
+            Its place in the grid: divergence, tau, mode, seed and what else the grid has.
+        options (`dict[str, Any]`):
+            All the options of its `trl-tempkd distill`, but for the output folder.
+        evaluation (`dict[str, Any]`):
+            How its student is scored: see `EVALUATION`.
+        tune_learning_rate (`list[float]`):
+            Learning rates to choose from, if any.
+    """
+
+    name: str
+    factors: dict[str, Any]
+    options: dict[str, Any]
+    evaluation: dict[str, Any] = field(default_factory=lambda: dict(EVALUATION))
+    tune_learning_rate: list[float] = field(default_factory=list)
+
+    @property
+    def condition(self) -> dict[str, Any]:
+        """Its place in the grid but for the seed: cells of one condition are repetitions."""
+        return {name: value for name, value in self.factors.items() if name != "seed"}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that its result depends on, as JSON gives it back."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_keys(found: Any, known: Iterable[str], where: str) -> None:
+    """Stop at a key that nobody would read, naming the closest one that somebody would."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: expected a mapping, got {found!r}.")
+    for key in found:
+        if key not in known:
+            raise ValueError(f"Unknown key {key!r} in {where}{closest(str(key), known)}.")
+
+
+def read_yaml(path: str | Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"Cannot read {path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """
+    Read a sweep's recipe, strictly.
+
+    Args:
+        path (`str` or `pathlib.Path`):
+            YAML file with the keys `KEYS`. `base` is a mapping of options of `trl-tempkd distill`, or the path of a
+            recipe of these, which `overrides` changes.
+
+    Returns:
+        `dict[str, Any]`: The recipe with `base` as a mapping, the overrides in it, and every key present.
+    """
+    recipe = read_yaml(path)
+    check_keys(recipe, KEYS, str(path))
+    for key in ("base", "grid"):
+        if not recipe.get(key):
+            raise ValueError(f"{path} has no `{key}`.")
+    base = recipe["base"]
+    if isinstance(base, str):
+        base = read_yaml(base)
+    if not isinstance(base, dict):
+        raise ValueError(f"`base` in {path}: expected a mapping or the path of one, got {recipe['base']!r}.")
+    evaluation = recipe.get("evaluation") or {}
+    check_keys(evaluation, EVALUATION, f"`evaluation` in {path}")
+    rates = recipe.get("tune_learning_rate") or []
+    try:
+        rates = [float(rate) for rate in rates]
+    except (TypeError, ValueError):
+        raise ValueError(f"`tune_learning_rate` in {path}: expected a list of numbers, got {rates!r}.") from None
+    found = {
+        "base": {**base, **(recipe.get("overrides") or {})},
+        "grid": recipe["grid"],
+        "evaluation": {**EVALUATION, **evaluation},
+        "tune_learning_rate": rates,
+        "results_dir": recipe.get("results_dir") or f"runs/sweeps/{Path(path).stem}",
+    }
+    _check_grid(found["grid"], f"`grid` in {path}")
+    return found
+
+
+def _check_grid(grid: Any, where: str) -> None:
+    from ..config import KDConfig
+
+    options = {field.name for field in fields(KDConfig)} - set(TEMPERATURES) - {"data_seed", "output_dir"}
+    if isinstance(grid, dict):
+        for name in TEMPERATURES:
+            if name in grid:
+                raise ValueError(f"{name!r} in {where}: say `tau`, and `mode: [both, teacher]` for whom it softens.")
+    check_keys(grid, {*options, "tau", "mode"}, where)
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{name!r} in {where}: expected a list of values, got {values!r}.")
+    for mode in grid.get("mode", []):
+        if mode not in MODES:
+            raise ValueError(f"'mode' in {where}: expected {' or '.join(MODES)}, got {mode!r}.")
+    for tau in grid.get("tau", []):
+        if isinstance(tau, bool) or not isinstance(tau, int | float) or tau <= 0:
+            raise ValueError(f"'tau' in {where}: expected positive numbers, got {tau!r}.")
+
+
+def cells(recipe: dict[str, Any]) -> list[Cell]:
+    """The cells of a recipe that [`read_recipe`] has read: every combination of the values of its grid."""
+    base, grid = recipe["base"], recipe["grid"]
+    defaults = {
+        "divergence": base.get("divergence", "forward_kl"),
+        "tau": base.get("kd_temperature", 2.0),
+        "mode": "both",
+        "seed": base.get("seed", 42),
+    }
+    values = {**{name: grid.get(name, [default]) for name, default in defaults.items()}, **grid}
+    values["seed"] = values.pop("seed")  # last: the repetitions
+    found = []
+    for combination in itertools.product(*values.values()):
+        factors = dict(zip(values, combination, strict=True))
+        named = {"divergence": "", "tau": "tau", "mode": ""}
+        name = "-".join(f"{named.get(key, key)}{_word(value)}" for key, value in factors.items())
+        tuning = recipe["tune_learning_rate"]
+        found.append(Cell(name, factors, options_of(base, factors, grid), recipe["evaluation"], tuning))
+    names = [cell.name for cell in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"Two cells have the name {name}: a value stands twice in the grid.")
+    return found
+
+
+def _word(value: Any) -> str:
+    """A value as a part of a file name."""
+    if isinstance(value, dict):
+        return "_".join(f"{key}{_word(inner)}" for key, inner in value.items())
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return re.sub(r"[^\w.+]+", "_", text)
+
+
+def options_of(base: dict[str, Any], factors: dict[str, Any], grid: dict[str, Any]) -> dict[str, Any]:
+    """The options of the `trl-tempkd distill` at a place of the grid."""
+    options = {key: value for key, value in base.items() if key != "output_dir"}
+    rest = dict(factors)
+    divergence, tau, mode, seed = (rest.pop(key) for key in ("divergence", "tau", "mode", "seed"))
+    if "divergence" in grid:
+        options.pop("divergence_kwargs", None)
+        if isinstance(divergence, dict):  # {jsd: {beta: 0.1}}
+            if len(divergence) != 1:
+                raise ValueError(f"A divergence with parameters is {{name: {{parameter: value}}}}, got {divergence}.")
+            [(divergence, kwargs)] = divergence.items()
+            options["divergence_kwargs"] = kwargs
+        options["divergence"] = divergence
+    if "tau" in grid or "mode" in grid:
+        options = {key: value for key, value in options.items() if key not in TEMPERATURES}
+        options["kd_temperature"] = tau
+        if mode == "teacher":
+            options |= {"student_kd_temperature": 1.0, "teacher_kd_temperature": tau}
+    return {**options, "seed": seed, "data_seed": seed, **rest}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def finished(results_dir: Path, cell: Cell) -> dict[str, Any] | None:
+    """
+    The result of a cell, or `None` if there is none yet.
+
+    Raises:
+        `ValueError`: If there is one of the same name that was reached with other settings.
+    """
+    path = results_dir / f"{cell.name}.json"
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    found, wanted = result["settings"], cell.settings
+    if found != wanted:
+        for part in ("options", "evaluation"):
+            for key in sorted({*found[part], *wanted[part]}):
+                old, new = found[part].get(key), wanted[part].get(key)
+                if old != new:
+                    raise ValueError(
+                        f"{path} was reached with {key}: {old}, and the recipe now says {new}. Give another "
+                        "--results_dir, or delete the file to run the cell again."
+                    )
+        raise ValueError(f"{path} was reached with other settings. Give another --results_dir, or delete the file.")
+    return result

@@ -1,0 +1,167 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""Runs cells, each in a process of its own: on this machine or on a Ray cluster."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .grid import Cell, write_atomically
+
+
+DONE, FAILED, BUSY = 0, 1, 75  # exit status of a cell's process; busy: another process runs it
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[bool]:
+    """Context that says whether the cell of this folder is ours. The lock goes with the process, however it ends."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def run_cell(results_dir: str, name: str, working_dir: str, environment: dict[str, str] | None = None) -> int:
+    """
+    Run a cell in a process of its own, what it prints going to `RESULTS_DIR/NAME/output.log`. The process ends with
+    this one.
+
+    Returns:
+        `int`: `DONE`, `FAILED` (`RESULTS_DIR/NAME.error.txt` says why) or `BUSY` (another process runs it).
+    """
+    results, folder = Path(results_dir), Path(results_dir, name)
+    with claim(folder) as free:  # spares the start of a process, which looks again
+        if not free:
+            return BUSY
+    error = results / f"{name}.error.txt"
+    error.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "trl_tempkd.commands.cell", str(folder / "cell.json")]
+    with (folder / "output.log").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=working_dir,  # where paths in the recipe start; a worker of Ray is somewhere else
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            status = process.wait()  # meanwhile the pipe says that somebody waits
+        finally:
+            if process.stdin is not None:
+                process.stdin.close()
+    if status in (DONE, BUSY):
+        return status
+    if not error.exists():
+        said = (folder / "output.log").read_text(encoding="utf-8", errors="replace")[-4000:]
+        error.write_text(f"The process of the cell ended with exit status {status}. Its last output:\n\n{said}\n")
+    return FAILED
+
+
+def run_local(names: list[str], results_dir: Path, workers: int, gpus_per_cell: float) -> Iterator[tuple[str, int]]:
+    """Run cells on this machine, `workers` at a time, each on its own GPU. Yields their names and how they ended."""
+    slots: queue.Queue[dict[str, str]] = queue.Queue()
+    for worker in range(workers):
+        slots.put(_environment(worker, workers, gpus_per_cell))
+
+    def run(name: str) -> tuple[str, int]:
+        environment = slots.get()
+        try:
+            return name, run_cell(str(results_dir), name, os.getcwd(), environment)
+        finally:
+            slots.put(environment)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        running = {pool.submit(run, name) for name in names}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _environment(worker: int, workers: int, gpus_per_cell: float) -> dict[str, str]:
+    """The share of this machine that a worker's cells have: processor cores, unless these are set, and a GPU."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
+    found = {"OMP_NUM_THREADS": threads}
+    if not gpus_per_cell:
+        return found
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        import torch
+
+        gpus = [str(number) for number in range(torch.cuda.device_count())]
+    else:
+        gpus = [part for part in visible.split(",") if part]
+    if workers * gpus_per_cell > len(gpus):
+        raise ValueError(
+            f"{workers} workers with {gpus_per_cell:g} GPUs per cell need {workers * gpus_per_cell:g} GPUs, got "
+            f"{len(gpus)}. Give fewer --workers, or let cells share a GPU, as with --gpus_per_cell 0.5."
+        )
+    return {**found, "CUDA_VISIBLE_DEVICES": gpus[int(worker * gpus_per_cell)]}
+
+
+def run_ray(names: list[str], results_dir: Path, gpus_per_cell: float) -> Iterator[tuple[str, int]]:
+    """Run cells on an existing Ray cluster, as many at a time as it has room for. The results' folder is shared."""
+    ray = import_ray()
+    if not ray.is_initialized():
+        try:
+            ray.init(address="auto", log_to_driver=False)
+        except ConnectionError as error:
+            raise ValueError(
+                "There is no Ray cluster to connect to: start one with `ray start --head`, or set RAY_ADDRESS."
+            ) from error
+    task = ray.remote(num_cpus=1, num_gpus=gpus_per_cell, max_retries=0)(run_cell)
+    running = {task.remote(str(results_dir), name, os.getcwd()): name for name in names}
+    try:
+        while running:
+            for reference in ray.wait(list(running), num_returns=1)[0]:
+                name = running.pop(reference)
+                try:
+                    yield name, ray.get(reference)
+                except ray.exceptions.RayError as error:  # a worker or a machine that died
+                    (results_dir / f"{name}.error.txt").write_text(f"{error}\n", encoding="utf-8")
+                    yield name, FAILED
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("--launcher ray needs Ray: pip install 'trl-tempkd[ray]'.") from error
+    return ray
+
+
+def prepare(cell: Cell, results_dir: Path) -> None:
+    """Write what the process of a cell reads, unless a process is running it already."""
+    with claim(results_dir / cell.name) as free:
+        if free:
+            write_atomically(results_dir / cell.name / "cell.json", json.dumps(cell.settings, indent=1))
+
+
+def wait_until_free(names: list[str], results_dir: Path, seconds: float = 2.0) -> None:
+    """Wait for another process to leave one of these cells, finished or not."""
+    while names:
+        for name in names:
+            with claim(results_dir / name) as free:
+                if free:
+                    return
+        time.sleep(seconds)
