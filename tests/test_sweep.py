@@ -23,7 +23,7 @@ from trl_tempkd.commands import cell as cell_command
 from trl_tempkd.commands import sweep as command
 from trl_tempkd.statistics import compare, holm
 from trl_tempkd.sweep import Cell, cells, launchers, read_recipe
-from trl_tempkd.sweep.comparisons import comparisons, differing_starts
+from trl_tempkd.sweep.comparisons import comparisons, obstacles
 from trl_tempkd.sweep.grid import finished, write_atomically
 
 
@@ -64,7 +64,6 @@ class TestGrid:
             "data_seed": 2,
             "max_grad_norm": 1.0,
         }
-        assert found[0].condition == found[1].condition != found[2].condition
 
     def test_what_the_grid_leaves_out_is_the_bases(self, tmp_path):
         base = {"divergence": "jsd", "divergence_kwargs": {"beta": 0.2}, "teacher_kd_temperature": 4.0}
@@ -90,6 +89,7 @@ class TestGrid:
             ({"grid": {"mode": ["student"]}}, "expected both or teacher, got 'student'"),
             ({"grid": {"divergence": [{"jsd": {}, "x": {}}]}}, "A divergence with parameters is"),
             ({"evaluation": {"row": 3}}, "'row' in `evaluation` .*did you mean 'rows'"),
+            ({"evaluation": {"rows": 1}}, "expected a whole number from 2 on, got 1"),
             ({"tune_learning_rate": ["fast"]}, "expected a list of numbers"),
             ({"base": "nowhere.yaml"}, "Cannot read nowhere.yaml"),
         ],
@@ -164,9 +164,14 @@ class TestComparisons:
         results += [result_of("fkl", tau, 2, scores) for tau in (1, 2)]
         [row] = comparisons(results)
         assert (row["n_seeds"], row["n_items"], row["p_seeds"]) == (1, 3, None)
-        [line] = differing_starts(results)
+        [line] = obstacles(results)
         assert line == "seed 1: the cells differ in their initial student: fkl-tau1-seed1; fkl-tau2-seed1"
         assert comparisons(results[:2]) == []
+
+    def test_scores_that_are_not_finite(self):
+        results = [result_of("fkl", 1, 1, [[1.0, 2.0]]), result_of("fkl", 2, 1, [[1.0, float("nan")]])]
+        assert comparisons(results) == []
+        assert obstacles(results) == ["fkl-tau2-seed1: rouge_l is not finite"]
 
 
 @pytest.fixture
@@ -255,7 +260,7 @@ def test_a_sweep(tiny_recipe, tmp_path, in_process, capsys):
         assert result["machine"]["threads"] == torch.get_num_threads() and result["versions"]["trl"]
         assert result["seconds"].keys() == {"training", "evaluation"}
     summary = json.loads((folder / "summary" / "comparisons.json").read_text(encoding="utf-8"))
-    assert summary["cells"] == 4 and summary["differing_starts"] == []
+    assert summary["cells"] == 4 and summary["not_compared"] == []
     assert len(summary["comparisons"]) == 8  # four pairs, two scores
 
     # Nothing is left to do
@@ -292,6 +297,37 @@ def test_learning_rates_are_tuned(tiny_recipe, tmp_path):
     assert by_rate.keys() == {"1e-06", "0.01"} and by_rate["0.01"] < by_rate["1e-06"]
     assert result["tuning"]["chosen"] == result["learning_rate"] == 0.01
     assert result["tuning"]["rows"] == 3
+
+
+def test_an_adapter_and_the_student_as_its_teacher(tiny_recipe, tmp_path):
+    found = cells(read_recipe(tiny_recipe))[0]
+    lora = {"use_peft": True, "lora_target_modules": "all-linear", "teacher_model_name_or_path": "student_base"}
+    cell = Cell(found.name, found.factors, {**found.options, **lora, "student_kd_temperature": 1.0}, found.evaluation)
+    result = cell_command.measure(cell, tmp_path / "cell")
+    [kl] = result["scores"]["kl_tau1"]
+    assert len(kl) == 4 and all(0 < value < 1 for value in kl)
+
+
+def test_rows_without_a_completion_have_no_divergence(tiny_recipe, tmp_path, prompt_dataset):
+    """A prompt that fills all of `max_length` leaves nothing to compare at."""
+    found = cells(read_recipe(tiny_recipe))[0]
+    long = prompt_dataset.add_item({"prompt": "the cat sat on the mat and looked at", "completion": " the moon"})
+    DatasetDict(train=prompt_dataset, test=long).save_to_disk(tmp_path / "long")
+    options = {**found.options, "max_length": 6, "dataset_name": str(tmp_path / "long")}
+    cell = Cell(found.name, found.factors, options, {**found.evaluation, "rows": 9})
+    result = cell_command.measure(cell, tmp_path / "cell")
+    assert [len(values) for values in result["scores"]["kl_tau1"]] == [8]
+    assert [len(values) for values in result["scores"]["rouge_l"]] == [9, 9]
+
+
+@pytest.mark.parametrize("rows, message", [(9, "has 8 rows, and .* needs 9"), (4, "`prompt` and `completion`")])
+def test_rows_that_cannot_be_scored(rows, message, tiny_recipe, tmp_path, text_dataset):
+    found = cells(read_recipe(tiny_recipe))[0]
+    DatasetDict(train=text_dataset, test=text_dataset).save_to_disk(tmp_path / "text")
+    options = {**found.options, "dataset_name": str(tmp_path / "text")}
+    cell = Cell(found.name, found.factors, options, {**found.evaluation, "rows": rows})
+    with pytest.raises(cell_command.UsageError, match=message):
+        cell_command.measure(cell, tmp_path / "cell")
 
 
 def test_dry_run(tiny_recipe, tmp_path, capsys):

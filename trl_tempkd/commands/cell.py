@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """One cell of a sweep, in the process that it is started in: `python -m trl_tempkd.commands.cell FILE`."""
 
+import gc
 import hashlib
 import json
 import os
@@ -82,14 +83,23 @@ def train(options: dict[str, Any], folder: Path) -> tuple[Recorder, list[Any]]:
     return recorder, values
 
 
-def load_rows(values: list[Any], split: str, count: int) -> tuple["Dataset", "Dataset"]:
-    """So many rows of a split, the same ones whatever the cell, and those that are left."""
+def load_rows(values: list[Any], option: str, count: int) -> "Dataset":
+    """The split of an option, in the same order whatever the cell, of at least so many rows."""
     from .data import load_data, select_split
 
-    rows = select_split(load_data(values[0], values[3]), split, "dataset_test_split").shuffle(seed=0)
+    split = getattr(values[0], option)
+    rows = select_split(load_data(values[0], values[3]), split, option).shuffle(seed=0)
     if count > len(rows):
-        raise UsageError(f"the split {split!r} has {len(rows)} rows, and the sweep's evaluation asks for {count}")
-    return rows.take(count), rows.skip(count)
+        raise UsageError(f"the split {split!r} has {len(rows)} rows, and the sweep's evaluation needs {count}")
+    return rows
+
+
+def held_out_rows(values: list[Any], count: int) -> "Dataset":
+    """The rows that students are scored on."""
+    rows = load_rows(values, "dataset_test_split", count).take(count)
+    if not all(isinstance(rows[0].get(column), str) for column in ("prompt", "completion")):
+        raise UsageError(f"a sweep scores rows with the texts `prompt` and `completion`, got {rows.column_names}")
+    return rows
 
 
 def tune(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -101,10 +111,10 @@ def tune(cell: Cell, folder: Path) -> dict[str, Any]:
     """
     from datasets import DatasetDict
 
-    values = parse(cell.options, folder)
-    held_out, rest = load_rows(values, values[0].dataset_train_split, cell.evaluation["rows"])
+    count = cell.evaluation["rows"]
+    rows = load_rows(parse(cell.options, folder), "dataset_train_split", count + 1)
     data = folder / "tuning" / "data"
-    DatasetDict(train=rest, validation=held_out).save_to_disk(data)
+    DatasetDict(train=rows.skip(count), validation=rows.take(count)).save_to_disk(data)
     options = {key: value for key, value in cell.options.items() if key != "datasets"}
     options |= {
         "dataset_name": str(data),
@@ -120,7 +130,7 @@ def tune(cell: Cell, folder: Path) -> dict[str, Any]:
         found[f"{rate:g}"] = recorder.evaluation["eval_kl_tau1"]
     shutil.rmtree(folder / "tuning")
     chosen = min(cell.tune_learning_rate, key=lambda rate: found[f"{rate:g}"])
-    return {"chosen": chosen, "rows": len(held_out), "eval_kl_tau1": found}
+    return {"chosen": chosen, "rows": count, "eval_kl_tau1": found}
 
 
 def parse(options: dict[str, Any], folder: Path) -> list[Any]:
@@ -131,36 +141,50 @@ def parse(options: dict[str, Any], folder: Path) -> list[Any]:
     return values
 
 
-def score(values: list[Any], evaluation: dict[str, Any]) -> dict[str, Any]:
+def score(values: list[Any], rows: "Dataset", evaluation: dict[str, Any]) -> dict[str, Any]:
     """
     Score the student that a run has saved on held-out rows. All that a sweep knows of evaluation.py is in here.
 
     Args:
         values (`list`):
             The dataclasses of its `trl-tempkd distill`.
+        rows ([`~datasets.Dataset`]):
+            Rows with the texts `prompt` and `completion`.
         evaluation (`dict[str, Any]`):
             The recipe's `evaluation`.
 
     Returns:
         `dict[str, Any]`: `scores`, by name a list per seed of sampling with a value per item (`kl_tau1` needs no
-        sampling and has one list); `means` over tokens; and `items`, the hash of the rows.
+        sampling and has one list, of the rows that `max_length` leaves a completion); `means` over tokens; and
+        `items`, the hash of the rows.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..evaluation import divergence_to_teacher, generate, rouge_l, tokenize
+    from ..teachers import STUDENT_BASE
     from .data import resolve_model
 
-    script_args, training_args, *_ = values
-    rows, _ = load_rows(values, script_args.dataset_test_split, evaluation["rows"])
-    if not all(isinstance(rows[0].get(column), str) for column in ("prompt", "completion")):
-        raise UsageError(f"a sweep scores rows with the texts `prompt` and `completion`, got {rows.column_names}")
-    teacher_path = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
-    tokenizer = AutoTokenizer.from_pretrained(training_args.output_dir)
+    _, training_args, model_args, _ = values
+    path, option, revision = (
+        (model_args.model_name_or_path, "model_name_or_path", model_args.model_revision)
+        if training_args.teacher_model_name_or_path == STUDENT_BASE
+        else (
+            training_args.teacher_model_name_or_path,
+            "teacher_model_name_or_path",
+            training_args.teacher_model_revision,
+        )
+    )
+    trust = {"trust_remote_code": training_args.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(training_args.output_dir, **trust)
+    gc.collect()  # the training's own models
     student, teacher = (
-        AutoModelForCausalLM.from_pretrained(path, **kwargs).to(training_args.device)
-        for path, kwargs in (
+        AutoModelForCausalLM.from_pretrained(name, **trust, **kwargs).to(training_args.device)
+        for name, kwargs in (
             (training_args.output_dir, {"dtype": "auto"}),
-            (teacher_path, training_args.teacher_model_init_kwargs or {}),
+            (
+                resolve_model(path, option),
+                {"revision": revision, **(training_args.teacher_model_init_kwargs or {})},
+            ),
         )
     )
     sampling = {key: evaluation[key] for key in ("max_new_tokens", "temperature", "top_p", "batch_size")}
@@ -169,6 +193,7 @@ def score(values: list[Any], evaluation: dict[str, Any]) -> dict[str, Any]:
         for seed in evaluation["seeds"]
     ]
     items = tokenize(rows, tokenizer, training_args.max_length)
+    items = [item for item in items if any(label != -100 for label in item["labels"][1:])]
     kl = [divergence_to_teacher(student, teacher, [item], progress=False)["kl_tau1"] for item in items]
     return {
         "scores": {"rouge_l": [rouge_l(texts, rows["completion"]) for texts in completions], "kl_tau1": [kl]},
@@ -188,10 +213,11 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         seconds[name] = round(time.perf_counter() - start, 2)
         return result
 
+    rows = held_out_rows(parse(cell.options, folder), cell.evaluation["rows"])  # first: it may be that there are none
     tuning = timed("tuning", tune, cell, folder) if cell.tune_learning_rate else None
     options = cell.options if tuning is None else {**cell.options, "learning_rate": tuning["chosen"]}
     recorder, values = timed("training", train, options, folder)
-    scored = timed("evaluation", score, values, cell.evaluation)
+    scored = timed("evaluation", score, values, rows, cell.evaluation)
     return {
         "name": cell.name,
         "settings": cell.settings,

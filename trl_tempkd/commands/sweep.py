@@ -191,15 +191,15 @@ def report(results: list[dict[str, Any]], results_dir: Path) -> None:
     """Write and print the comparisons, and say where cells cannot be compared."""
     from rich.console import Console
 
-    from ..sweep.comparisons import comparisons, differing_starts
+    from ..sweep.comparisons import comparisons, obstacles
     from ..sweep.grid import write_atomically
 
     console = Console()
     if not console.is_terminal:  # a file has room for the table
         console = Console(width=160)
-    lines = differing_starts(results)
+    lines = obstacles(results)
     rows = comparisons(results)
-    summary = {"cells": len(results), "differing_starts": lines, "comparisons": rows}
+    summary = {"cells": len(results), "not_compared": lines, "comparisons": rows}
     write_atomically(results_dir / "summary" / "comparisons.json", json.dumps(summary, indent=1))
     if results and not lines:
         console.print(

@@ -11,8 +11,11 @@ import numpy as np
 from ..statistics import compare, holm
 
 
-def differing_starts(results: list[dict[str, Any]]) -> list[str]:
-    """Where cells of one seed did not start from the same student, or did not see the same batches: one line each."""
+def obstacles(results: list[dict[str, Any]]) -> list[str]:
+    """
+    What cannot be compared, a line each: cells of one seed that did not start from the same student or did not see the
+    same batches, and scores that are NaN or infinite.
+    """
     lines = []
     for seed in sorted({str(result["settings"]["factors"]["seed"]) for result in results}):
         same = [result for result in results if str(result["settings"]["factors"]["seed"]) == seed]
@@ -23,14 +26,18 @@ def differing_starts(results: list[dict[str, Any]]) -> list[str]:
             if len(names) > 1:
                 groups = "; ".join(", ".join(group) for group in names.values())
                 lines.append(f"seed {seed}: the cells differ in their {what}: {groups}")
+    for result in results:
+        bad = [name for name, scores in result["scores"].items() if not np.isfinite(scores).all()]
+        if bad:
+            lines.append(f"{result['name']}: {', '.join(bad)} is not finite")
     return lines
 
 
 def comparisons(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     Compare every two conditions that differ in one factor alone, on every score, over the seeds and items that both
-    have, with Holm's correction over the whole table. Cells that differ in their initial student, batches or items
-    are no pair and are left out.
+    have, with Holm's correction over the whole table. What [`obstacles`] names is left
+    out.
     """
     table: dict[str, dict[Any, dict[str, Any]]] = {}
     for result in results:
@@ -48,6 +55,8 @@ def comparisons(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for score in pairs[0][0]["scores"] if pairs else ():
             # Over the seeds of sampling, the mean: they are repetitions within an item
             a, b = (np.array([np.mean(pair[i]["scores"][score], axis=0) for pair in pairs]) for i in (0, 1))
+            if not (np.isfinite(a).all() and np.isfinite(b).all()):
+                continue
             shared = {name: value for name, value in one.items() if name not in differing}
             values = {"factor": differing[0], "first": one[differing[0]], "second": other[differing[0]]}
             rows.append({"score": score, **values, "shared": shared, **asdict(compare(a, b))})

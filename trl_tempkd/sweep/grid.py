@@ -52,11 +52,6 @@ class Cell:
     tune_learning_rate: list[float] = field(default_factory=list)
 
     @property
-    def condition(self) -> dict[str, Any]:
-        """Its place in the grid but for the seed: cells of one condition are repetitions."""
-        return {name: value for name, value in self.factors.items() if name != "seed"}
-
-    @property
     def settings(self) -> dict[str, Any]:
         """All that its result depends on, as JSON gives it back."""
         return json.loads(json.dumps(asdict(self)))
@@ -111,6 +106,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"`base` in {path}: expected a mapping or the path of one, got {recipe['base']!r}.")
     evaluation = recipe.get("evaluation") or {}
     check_keys(evaluation, EVALUATION, f"`evaluation` in {path}")
+    rows = evaluation.get("rows", EVALUATION["rows"])
+    if not isinstance(rows, int) or rows < 2:
+        raise ValueError(f"`rows` in {path}: expected a whole number from 2 on, got {rows!r}.")
     rates = recipe.get("tune_learning_rate") or []
     try:
         rates = [float(rate) for rate in rates]
