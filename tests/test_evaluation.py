@@ -181,6 +181,7 @@ class TestDivergenceToTeacher:
             "teacher_entropy": teacher_entropy / count,
             "agreement": agreement / count,
             "perplexity": math.exp(ce / count),
+            "top_1": sum(top for top, _ in guesses) / count,
             "ece": ece,
         }
         assert found == pytest.approx(expected, rel=1e-4)
@@ -284,7 +285,7 @@ class TestEvaluateModel:
     def test_without_a_teacher(self, evaluate):
         found = evaluate(seeds=(), greedy=False)["compared"]["scores"]
         alone = evaluate(seeds=(), greedy=False, teacher=None)["compared"]["scores"]
-        assert set(alone) == {"tokens", "ce", "student_entropy", "perplexity", "ece"}
+        assert set(alone) == {"tokens", "ce", "student_entropy", "perplexity", "top_1", "ece"}
         assert alone == pytest.approx({name: found[name] for name in alone})
 
     def test_goes_on(self, evaluate, monkeypatch):

@@ -42,7 +42,8 @@ class TestGrid:
     def test_cells(self, tmp_path):
         grid = {"divergence": ["forward_kl", {"jsd": {"beta": 0.1}}], "tau": [1, 2.5], "mode": ["both", "teacher"]}
         found = cells(read_recipe(recipe_of(tmp_path, grid={**grid, "seed": [1, 2], "max_grad_norm": [0.0, 1.0]})))
-        assert len(found) == 32 == len({cell.name for cell in found})
+        # At tau 1 the mode makes no difference
+        assert len(found) == 24 == len({cell.name for cell in found})
         assert found[0].name == "forward_kl-tau1-both-max_grad_norm0-seed1"
         assert found[-1].name == "jsdbeta0.1-tau2.5-teacher-max_grad_norm1-seed2"
         assert found[0].options == {
@@ -258,7 +259,7 @@ def test_a_sweep(tiny_recipe, tmp_path, in_process, capsys):
         steps = [entry["step"] for entry in result["log_history"] if "loss" in entry]
         assert steps == [1, 2]
         assert result["machine"]["threads"] == torch.get_num_threads() and result["versions"]["trl"]
-        assert result["seconds"].keys() == {"training", "evaluation"}
+        assert result["seconds"].keys() == {"training", "evaluation", "baseline"}
     summary = json.loads((folder / "summary" / "comparisons.json").read_text(encoding="utf-8"))
     assert summary["cells"] == 4 and summary["not_compared"] == []
     assert len(summary["comparisons"]) == 8  # four pairs, two scores
@@ -308,26 +309,20 @@ def test_an_adapter_and_the_student_as_its_teacher(tiny_recipe, tmp_path):
     assert len(kl) == 4 and all(0 < value < 1 for value in kl)
 
 
-def test_rows_without_a_completion_have_no_divergence(tiny_recipe, tmp_path, prompt_dataset):
-    """A prompt that fills all of `max_length` leaves nothing to compare at."""
+def test_rows_that_are_too_few(tiny_recipe, tmp_path):
     found = cells(read_recipe(tiny_recipe))[0]
-    long = prompt_dataset.add_item({"prompt": "the cat sat on the mat and looked at", "completion": " the moon"})
-    DatasetDict(train=prompt_dataset, test=long).save_to_disk(tmp_path / "long")
-    options = {**found.options, "max_length": 6, "dataset_name": str(tmp_path / "long")}
-    cell = Cell(found.name, found.factors, options, {**found.evaluation, "rows": 9})
-    result = cell_command.measure(cell, tmp_path / "cell")
-    assert [len(values) for values in result["scores"]["kl_tau1"]] == [8]
-    assert [len(values) for values in result["scores"]["rouge_l"]] == [9, 9]
+    cell = Cell(found.name, found.factors, found.options, {**found.evaluation, "rows": 9})
+    with pytest.raises(cell_command.UsageError, match=r"has 8 rows, and .* needs 9"):
+        cell_command.measure(cell, tmp_path / "cell")
 
 
-@pytest.mark.parametrize("rows, message", [(9, "has 8 rows, and .* needs 9"), (4, "`prompt` and `completion`")])
-def test_rows_that_cannot_be_scored(rows, message, tiny_recipe, tmp_path, text_dataset):
+def test_rows_of_text_have_no_samples(tiny_recipe, tmp_path, text_dataset):
     found = cells(read_recipe(tiny_recipe))[0]
     DatasetDict(train=text_dataset, test=text_dataset).save_to_disk(tmp_path / "text")
-    options = {**found.options, "dataset_name": str(tmp_path / "text")}
-    cell = Cell(found.name, found.factors, options, {**found.evaluation, "rows": rows})
-    with pytest.raises(cell_command.UsageError, match=message):
-        cell_command.measure(cell, tmp_path / "cell")
+    cell = Cell(found.name, found.factors, {**found.options, "dataset_name": str(tmp_path / "text")}, found.evaluation)
+    result = cell_command.measure(cell, tmp_path / "results" / "cell")
+    assert len(result["scores"]["kl_tau1"][0]) == 4 and "rouge_l" not in result["scores"]
+    assert result["completions"] == []
 
 
 def test_dry_run(tiny_recipe, tmp_path, capsys):

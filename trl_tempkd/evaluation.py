@@ -33,7 +33,7 @@ __all__ = [
 SEEDS = (10, 20, 30, 40, 50)  # MiniLLM's
 ECE_BINS = 15
 PER_TOKEN = ("kl_tau1", "reverse_kl_tau1", "ce", "student_entropy", "teacher_entropy", "agreement")
-OF_THE_STUDENT = ("tokens", "ce", "student_entropy", "perplexity", "ece")  # these need no teacher
+OF_THE_STUDENT = ("tokens", "ce", "student_entropy", "perplexity", "top_1", "ece")  # these need no teacher
 
 
 class Completion(NamedTuple):
@@ -197,7 +197,8 @@ def divergence_to_teacher(
         `dict[str, float]`: `tokens`, the number of labels; means over them, in nats: `kl_tau1` (KL(p, q) of the
         student q from the teacher p), `reverse_kl_tau1` (KL(q, p)), `ce` (cross-entropy of the student with the
         labels), `student_entropy`, `teacher_entropy`; `agreement`, the share with the same top choice; and of the
-        student `perplexity` and `ece`, the expected calibration error of its top choice in 15 bins.
+        student `perplexity`, `top_1`, the mean probability of its top choice, and `ece`, the expected calibration
+        error of this choice in 15 bins.
     """
     return _compare(student, teacher, dataset, batch_size, progress)[0]
 
@@ -227,10 +228,8 @@ def _compare(
                 for column, fill in (([rows[i][0] for i in batch], 0), ([rows[i][1] for i in batch], -100))
             )
             mask = (torch.arange(longest) < torch.tensor([[len(rows[i][0])] for i in batch])).long().to(ids.device)
-            hidden, teacher_hidden = (
-                backbone(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
-                for model in (student, teacher)
-            )
+            hidden = _hidden(student, ids, mask)
+            teacher_hidden = hidden if teacher is student else _hidden(teacher, ids, mask)
             targets = labels[:, 1:].flatten()
             output = chunked_kd_loss(
                 student_hidden=hidden.flatten(0, 1),
@@ -254,8 +253,13 @@ def _compare(
         raise ValueError("The data set has no label to compare at: every label is -100, or it has no rows.")
     means = {name: math.fsum(by_row[name]) / count for name in PER_TOKEN}
     _, confidence, correct = bins
-    ece = (confidence - correct).abs().sum().item() / count
-    return {"tokens": count, **means, "perplexity": math.exp(means["ce"]), "ece": ece}, by_row
+    top = {"top_1": confidence.sum().item() / count, "ece": (confidence - correct).abs().sum().item() / count}
+    return {"tokens": count, **means, "perplexity": math.exp(means["ce"]), **top}, by_row
+
+
+def _hidden(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    outputs = backbone(model)(input_ids=ids, attention_mask=mask, use_cache=False)
+    return outputs.last_hidden_state[:, :-1]  # the last position predicts nothing
 
 
 def _calibration(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> torch.Tensor:
@@ -326,7 +330,7 @@ def evaluate_model(
         if limit:  # cut as the prompts are, at the start
             texts = [{name: column[-limit:] for name, column in text.items()} for text in texts]
         scores, by_row = _compare(model, teacher or model, texts, batch_size, progress)
-        names = ("tokens", *PER_TOKEN, "perplexity", "ece") if teacher else OF_THE_STUDENT
+        names = ("tokens", *PER_TOKEN, "perplexity", "top_1", "ece") if teacher else OF_THE_STUDENT
         items: dict[str, list[float | None]] = {name: [None] * len(rows) for name in names if name in by_row}
         for name, column in items.items():
             for i, total, tokens in zip(with_text, by_row[name], by_row["tokens"], strict=True):

@@ -1,7 +1,6 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """One cell of a sweep, in the process that it is started in: `python -m trl_tempkd.commands.cell FILE`."""
 
-import gc
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from ..sweep.grid import Cell, finished, write_atomically
 from ..sweep.launchers import BUSY, DONE, FAILED, claim
 from . import distill
 from .arguments import UsageError
+from .scoring import baseline, baseline_key, once, score
 
 
 if TYPE_CHECKING:
@@ -94,14 +94,6 @@ def load_rows(values: list[Any], option: str, count: int) -> "Dataset":
     return rows
 
 
-def held_out_rows(values: list[Any], count: int) -> "Dataset":
-    """The rows that students are scored on."""
-    rows = load_rows(values, "dataset_test_split", count).take(count)
-    if not all(isinstance(rows[0].get(column), str) for column in ("prompt", "completion")):
-        raise UsageError(f"a sweep scores rows with the texts `prompt` and `completion`, got {rows.column_names}")
-    return rows
-
-
 def tune(cell: Cell, folder: Path) -> dict[str, Any]:
     """
     Choose the learning rate with the lowest KL at tau 1 on rows that are held out of the training split for it.
@@ -141,68 +133,6 @@ def parse(options: dict[str, Any], folder: Path) -> list[Any]:
     return values
 
 
-def score(values: list[Any], rows: "Dataset", evaluation: dict[str, Any]) -> dict[str, Any]:
-    """
-    Score the student that a run has saved on held-out rows. All that a sweep knows of evaluation.py is in here.
-
-    Args:
-        values (`list`):
-            The dataclasses of its `trl-tempkd distill`.
-        rows ([`~datasets.Dataset`]):
-            Rows with the texts `prompt` and `completion`.
-        evaluation (`dict[str, Any]`):
-            The recipe's `evaluation`.
-
-    Returns:
-        `dict[str, Any]`: `scores`, by name a list per seed of sampling with a value per item (`kl_tau1` needs no
-        sampling and has one list, of the rows that `max_length` leaves a completion); `means` over tokens; and
-        `items`, the hash of the rows.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from ..evaluation import divergence_to_teacher, generate, rouge_l, tokenize
-    from ..teachers import STUDENT_BASE
-    from .data import resolve_model
-
-    _, training_args, model_args, _ = values
-    path, option, revision = (
-        (model_args.model_name_or_path, "model_name_or_path", model_args.model_revision)
-        if training_args.teacher_model_name_or_path == STUDENT_BASE
-        else (
-            training_args.teacher_model_name_or_path,
-            "teacher_model_name_or_path",
-            training_args.teacher_model_revision,
-        )
-    )
-    trust = {"trust_remote_code": training_args.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(training_args.output_dir, **trust)
-    gc.collect()  # the training's own models
-    student, teacher = (
-        AutoModelForCausalLM.from_pretrained(name, **trust, **kwargs).to(training_args.device)
-        for name, kwargs in (
-            (training_args.output_dir, {"dtype": "auto"}),
-            (
-                resolve_model(path, option),
-                {"revision": revision, **(training_args.teacher_model_init_kwargs or {})},
-            ),
-        )
-    )
-    sampling = {key: evaluation[key] for key in ("max_new_tokens", "temperature", "top_p", "batch_size")}
-    completions = [
-        generate(student, tokenizer, rows["prompt"], seed=seed, progress=False, **sampling)
-        for seed in evaluation["seeds"]
-    ]
-    items = tokenize(rows, tokenizer, training_args.max_length)
-    items = [item for item in items if any(label != -100 for label in item["labels"][1:])]
-    kl = [divergence_to_teacher(student, teacher, [item], progress=False)["kl_tau1"] for item in items]
-    return {
-        "scores": {"rouge_l": [rouge_l(texts, rows["completion"]) for texts in completions], "kl_tau1": [kl]},
-        "means": divergence_to_teacher(student, teacher, items, progress=False),
-        "items": hashlib.sha256(json.dumps([list(rows["prompt"]), list(rows["completion"])]).encode()).hexdigest(),
-        "completions": completions,
-    }
-
-
 def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     """Everything of a cell: what its file holds."""
     seconds: dict[str, float] = {}
@@ -213,11 +143,18 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         seconds[name] = round(time.perf_counter() - start, 2)
         return result
 
-    rows = held_out_rows(parse(cell.options, folder), cell.evaluation["rows"])  # first: it may be that there are none
+    count = cell.evaluation["rows"]
+    rows = load_rows(parse(cell.options, folder), "dataset_test_split", count).take(count)  # first: there may be fewer
     tuning = timed("tuning", tune, cell, folder) if cell.tune_learning_rate else None
     options = cell.options if tuning is None else {**cell.options, "learning_rate": tuning["chosen"]}
     recorder, values = timed("training", train, options, folder)
-    scored = timed("evaluation", score, values, rows, cell.evaluation)
+    scored = timed("evaluation", score, values, cell.evaluation, rows)
+    key = baseline_key(values, cell.evaluation)
+
+    def shared() -> dict[str, Any]:
+        return baseline(values, cell.evaluation, rows, load_rows(values, "dataset_train_split", 1))
+
+    timed("baseline", once, folder.parent / "summary" / "baselines" / f"{key}.json", shared)
     return {
         "name": cell.name,
         "settings": cell.settings,
@@ -228,6 +165,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         },
         "learning_rate": values[1].learning_rate,
         "tuning": tuning,
+        "baseline": key,
         **scored,
         "log_history": recorder.log_history,
         "seconds": seconds,

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
     results_dir = Path(args.results_dir or recipe["results_dir"]).resolve()
     waiting = [cell for cell in found if finished(results_dir, cell) is None]
     try:
-        failed = run(waiting, len(found), results_dir, args) if waiting else []
+        failed = run(waiting, len(found), results_dir, args, recipe["keep_models"]) if waiting else []
     except KeyboardInterrupt:
         print("\ntrl-tempkd sweep: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
@@ -115,7 +116,9 @@ def show_cells(found: "list[Cell]") -> None:
     print(yaml.safe_dump(rest, sort_keys=False, width=119), end="")
 
 
-def run(waiting: "list[Cell]", total: int, results_dir: Path, args: argparse.Namespace) -> list[str]:
+def run(
+    waiting: "list[Cell]", total: int, results_dir: Path, args: argparse.Namespace, keep_models: bool
+) -> list[str]:
     """Run cells, with a progress bar. Returns the names of those that failed."""
     from rich.progress import (
         BarColumn,
@@ -154,6 +157,8 @@ def run(waiting: "list[Cell]", total: int, results_dir: Path, args: argparse.Nam
                     continue
                 if status == FAILED:
                     failed.append(name)
+                elif not keep_models:
+                    delete_weights(results_dir / name)
                 progress.console.print(f"{'failed' if status == FAILED else 'done'}: {name}", highlight=False)
                 progress.update(task, advance=1, state=state_of(left, failed, args))
             names = busy  # another sweep runs them: they are looked at again when it has left one
@@ -161,6 +166,14 @@ def run(waiting: "list[Cell]", total: int, results_dir: Path, args: argparse.Nam
                 progress.update(task, state=f"{len(names)} with another process")
                 wait_until_free(names, results_dir)
     return failed
+
+
+def delete_weights(folder: Path) -> None:
+    """Delete the weights of a finished cell, and its checkpoints. What was measured stays, and so does the recipe."""
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.index.json")]:
+        path.unlink()
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
 
 
 def start(names, results_dir: Path, args: argparse.Namespace, progress, task, failed) -> Iterator[tuple[str, int]]:

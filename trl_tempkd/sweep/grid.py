@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 
-KEYS = ("base", "overrides", "grid", "evaluation", "tune_learning_rate", "results_dir")
-# How a cell's student is scored. The seeds are those of sampling: MiniLLM takes 10 to 50.
+KEYS = ("base", "overrides", "grid", "evaluation", "tune_learning_rate", "keep_models", "results_dir")
+# How a cell's student is scored. The seeds are those of sampling: MiniLLM takes 10 to 50. `diagnostics_rows` are rows
+# of the training split on which the gradients of both KLs are measured once, before training.
 EVALUATION: dict[str, Any] = {
     "rows": 256,
     "seeds": [10],
+    "greedy": False,
     "max_new_tokens": 128,
     "temperature": 1.0,
     "top_p": 1.0,
     "batch_size": 64,
+    "diagnostics_rows": 32,
 }
 MODES = ("both", "teacher")
 # What `tau` and `mode` stand for, so that neither the grid nor a leftover of the base can say otherwise
@@ -119,6 +122,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         "grid": recipe["grid"],
         "evaluation": {**EVALUATION, **evaluation},
         "tune_learning_rate": rates,
+        "keep_models": bool(recipe.get("keep_models", True)),
         "results_dir": recipe.get("results_dir") or f"runs/sweeps/{Path(path).stem}",
     }
     _check_grid(found["grid"], f"`grid` in {path}")
@@ -129,6 +133,7 @@ def _check_grid(grid: Any, where: str) -> None:
     from ..config import KDConfig
 
     options = {field.name for field in fields(KDConfig)} - set(TEMPERATURES) - {"data_seed", "output_dir"}
+    options |= {"model_name_or_path"}
     if isinstance(grid, dict):
         for name in TEMPERATURES:
             if name in grid:
@@ -159,6 +164,8 @@ def cells(recipe: dict[str, Any]) -> list[Cell]:
     found = []
     for combination in itertools.product(*values.values()):
         factors = dict(zip(values, combination, strict=True))
+        if factors["tau"] == 1 and factors["mode"] == "teacher" and "both" in values["mode"]:
+            continue  # the same run as with both
         named = {"divergence": "", "tau": "tau", "mode": ""}
         name = "-".join(f"{named.get(key, key)}{_word(value)}" for key, value in factors.items())
         tuning = recipe["tune_learning_rate"]

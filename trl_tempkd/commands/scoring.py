@@ -1,0 +1,195 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""What a sweep measures of its models: each student, and once what all start from."""
+
+import dataclasses
+import gc
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from ..sweep.grid import write_atomically
+from ..sweep.launchers import claim
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+# Scores that every item has, of the text it is given and of what is generated
+OF_TEXT = ("kl_tau1", "reverse_kl_tau1", "ce", "student_entropy", "agreement")
+OF_SAMPLES = ("rouge_l", "self_bleu", "length", "stop_rate")
+TRAIN_ROWS = 512  # rows of the training split on which the teacher's peakedness is measured
+TAUS = [1.0, 1.5, 2.0, 3.0, 4.0, 8.0]
+
+
+class Scorer:
+    """
+    Scores models on the held-out rows of a cell.
+
+    Args:
+        values (`list`):
+            The dataclasses of the cell's `trl-tempkd distill`.
+        evaluation (`dict[str, Any]`):
+            The sweep's `evaluation`.
+        dataset ([`~datasets.Dataset`]):
+            Held-out rows.
+        tokenizer (`str`):
+            Folder or name of the tokenizer.
+    """
+
+    def __init__(self, values: list[Any], evaluation: dict[str, Any], dataset: "Dataset", tokenizer: str):
+        from transformers import AutoTokenizer
+
+        from ..prompts import read_rows
+
+        _, self.training_args, self.model_args, _ = self.values = values
+        self.evaluation = evaluation
+        self.trust = {"trust_remote_code": self.training_args.trust_remote_code}
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, **self.trust)
+        self.rows = read_rows(dataset, self.tokenizer)
+        self.teacher_name, self.teacher_revision, kwargs = teacher_of(values)
+        self.teacher = self.load(self.teacher_name, revision=self.teacher_revision, **kwargs)
+
+    def load(self, name: str, **kwargs: Any) -> "PreTrainedModel":
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(name, **self.trust, **{"dtype": "auto", **kwargs})
+        return model.to(self.training_args.device)
+
+    def __call__(self, model: "PreTrainedModel") -> dict[str, Any]:
+        """
+        Score a model, which may be the teacher.
+
+        Returns:
+            `dict[str, Any]`: `scores`, by name a list per seed of sampling with a value per item (those that need no
+            sampling have one list, of the items with a completion); `means` over tokens or items; `completions`, a
+            list per seed of sampling.
+        """
+        from ..evaluation import evaluate_model
+
+        sampling = {key: value for key, value in self.evaluation.items() if key not in ("rows", "diagnostics_rows")}
+        found = evaluate_model(model, self.tokenizer, self.rows, teacher=self.teacher, progress=False, **sampling)
+        sampled = [run for run in found["runs"] if run["seed"] is not None]
+        greedy = [run for run in found["runs"] if run["seed"] is None]
+        compared = found.get("compared", {"scores": {}, "items": {}})
+        scores = {
+            name: [[value for value in compared["items"][name] if value is not None]]
+            for name in OF_TEXT
+            if name in compared["items"]
+        }
+        for runs, suffix in ((sampled, ""), (greedy, "_greedy")):
+            for name in OF_SAMPLES:
+                if runs and name in runs[0]["items"]:
+                    scores[f"{name}{suffix}"] = [run["items"][name] for run in runs]
+        means = {**compared["scores"], **{name: value["mean"] for name, value in found.get("means", {}).items()}}
+        means |= {f"{name}_greedy": value for run in greedy for name, value in run["scores"].items()}
+        texts = [run["items"]["completion"] for run in (sampled or greedy)]
+        return {"scores": scores, "means": means, "completions": texts}
+
+
+def teacher_of(values: list[Any]) -> tuple[str, str | None, dict[str, Any]]:
+    """Name, revision and arguments of loading of the model that a student is compared with."""
+    from ..teachers import STUDENT_BASE
+    from .data import resolve_model
+
+    _, training_args, model_args, _ = values
+    if training_args.teacher_model_name_or_path == STUDENT_BASE:
+        return resolve_model(model_args.model_name_or_path, "model_name_or_path"), model_args.model_revision, {}
+    name = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
+    return name, training_args.teacher_model_revision, training_args.teacher_model_init_kwargs or {}
+
+
+def score(values: list[Any], evaluation: dict[str, Any], dataset: "Dataset") -> dict[str, Any]:
+    """Score the student that a run has saved: what a [`Scorer`] says of it, and `items`, a hash of the rows."""
+    gc.collect()  # the training's own models
+    folder = values[1].output_dir
+    scorer = Scorer(values, evaluation, dataset, folder)
+    items = hashlib.sha256(json.dumps(scorer.rows).encode()).hexdigest()
+    return {**scorer(scorer.load(folder)), "items": items}
+
+
+def baseline(
+    values: list[Any], evaluation: dict[str, Any], dataset: "Dataset", train_dataset: "Dataset"
+) -> dict[str, Any]:
+    """
+    What the cells of a sweep share: the teacher's and the untrained student's scores, how peaked the teacher is on
+    training rows and on held-out ones, and what the gradients of both KLs look like before training.
+    """
+    from ..evaluation import divergence_to_teacher, tokenize
+    from ..prompts import read_rows
+    from ..teachers import STUDENT_BASE
+    from .data import resolve_model
+
+    start = time.perf_counter()
+    _, training_args, model_args, _ = values
+    student = resolve_model(model_args.model_name_or_path, "model_name_or_path")
+    scorer = Scorer(values, evaluation, dataset, training_args.output_dir)
+    peaked = {}
+    train_rows = read_rows(train_dataset.take(min(TRAIN_ROWS, len(train_dataset))), scorer.tokenizer)
+    for name, rows in (("train", train_rows), ("held_out", scorer.rows)):
+        rows = [{**row, "prompt": row["prompt"] or ""} for row in rows if row["completion"] is not None]
+        texts = tokenize(rows, scorer.tokenizer, training_args.max_length)
+        found = divergence_to_teacher(scorer.teacher, scorer.teacher, texts, progress=False)
+        peaked[name] = {key: found[key] for key in ("tokens", "top_1", "teacher_entropy", "ce")}
+    result = {
+        "teacher": {"name": training_args.teacher_model_name_or_path, **peaked, **scorer(scorer.teacher)},
+        "start": {
+            "name": model_args.model_name_or_path,
+            **scorer(scorer.load(student, revision=model_args.model_revision)),
+        },
+        "rows": [{key: row[key] for key in ("prompt", "references")} for row in scorer.rows],
+        "diagnostics": [],
+    }
+    count = evaluation["diagnostics_rows"]
+    if count and training_args.teacher_model_name_or_path != STUDENT_BASE:  # an adapter starts as its own teacher
+        result["diagnostics"] = gradients(values, count)
+    return {**result, "seconds": round(time.perf_counter() - start, 2)}
+
+
+def gradients(values: list[Any], count: int) -> list[dict[str, Any]]:
+    """The measures of `trl-tempkd diagnose` for both KLs, on the first rows of the training split."""
+    from ..diagnostics import Plan, collect, diagnose
+    from .diagnose import DiagnoseArguments, make_trainer
+
+    script_args, training_args, model_args, dataset_args = values
+    args = DiagnoseArguments(
+        model_name_or_path=model_args.model_name_or_path,
+        teacher_model_name_or_path=training_args.teacher_model_name_or_path,
+        model_revision=model_args.model_revision,
+        teacher_model_revision=training_args.teacher_model_revision,
+        trust_remote_code=training_args.trust_remote_code,
+        num_rows=count,
+        max_length=training_args.max_length or 512,
+        assistant_only_loss=training_args.assistant_only_loss,
+    )
+    plan = Plan(["forward_kl", "reverse_kl"], TAUS, ["both", "teacher"], None)
+    with TemporaryDirectory() as folder:
+        trainer = make_trainer(folder, args, script_args, dataset_args)
+        return diagnose(trainer, collect(trainer, trainer.train_dataset, count, args.batch_size), plan)
+
+
+def baseline_key(values: list[Any], evaluation: dict[str, Any]) -> str:
+    """A short hash of all that a baseline depends on, which may differ between the cells of a sweep."""
+    script_args, training_args, model_args, dataset_args = values
+    names = ("teacher_model_name_or_path", "teacher_model_revision", "teacher_model_init_kwargs", "max_length")
+    shared = {
+        "data": [dataclasses.asdict(script_args), dataclasses.asdict(dataset_args)],
+        "student": [model_args.model_name_or_path, model_args.model_revision],
+        "teacher": [getattr(training_args, name) for name in names],
+        "evaluation": evaluation,
+    }
+    return hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]], seconds: float = 1.0) -> None:
+    """Make a file unless it is there. Of several processes one makes it, and the others wait."""
+    while not path.is_file():
+        with claim(path.with_suffix("")) as free:
+            if free and not path.is_file():
+                write_atomically(path, json.dumps(make(), indent=1))
+                return
+        time.sleep(seconds)
