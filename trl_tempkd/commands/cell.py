@@ -168,6 +168,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         "baseline": key,
         **scored,
         "log_history": recorder.log_history,
+        "diagnostics": live_diagnostics(folder),
         "seconds": seconds,
         "versions": {name: version(name) for name in ("trl-tempkd", "trl", "transformers", "torch", "datasets")},
         "machine": {
@@ -177,6 +178,17 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def live_diagnostics(folder: Path) -> list[dict[str, Any]]:
+    """Which part of the distribution was fitted by which step, where `kd_diagnostics_steps` has had it measured."""
+    import pandas as pd
+
+    path = folder / "diagnostics.csv"
+    if not path.is_file():
+        return []
+    table = pd.read_csv(path)
+    return table[table["bucket"].isin(["head", "tail"])].to_dict("records")
 
 
 def cpu_name() -> str:
