@@ -23,6 +23,7 @@ ROWS = {
     "trl-lib/Capybara": "chat_dataset",
     "HuggingFaceTB/smol-smoltalk": "chat_dataset",
     "outputs/data/dolly": "prompt_dataset",
+    "outputs/smollm2-study/data": "chat_dataset",
     "tiny": "prompt_dataset",
 }
 

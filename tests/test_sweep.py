@@ -75,7 +75,7 @@ class TestGrid:
         base = str(ROOT / "recipes/tiny/distill.yaml")
         recipe = read_recipe(recipe_of(tmp_path, base=base, overrides={"max_steps": 3}))
         assert recipe["base"]["max_steps"] == 3 and recipe["base"]["max_length"] == 256
-        assert recipe["results_dir"] == "runs/sweeps/sweep"
+        assert recipe["results_dir"] == "results/sweep"
 
     @pytest.mark.parametrize(
         "changes, message",
@@ -91,6 +91,8 @@ class TestGrid:
             ({"grid": {"divergence": [{"jsd": {}, "x": {}}]}}, "A divergence with parameters is"),
             ({"evaluation": {"row": 3}}, "'row' in `evaluation` .*did you mean 'rows'"),
             ({"evaluation": {"rows": 1}}, "expected a whole number from 2 on, got 1"),
+            ({"evaluation": {"datasets": ["dolly"]}}, "expected a mapping of names to data sets, got \\['dolly'"),
+            ({"workers": 0}, "`workers` in .*: expected a whole number from 1 on, got 0"),
             ({"tune_learning_rate": ["fast"]}, "expected a list of numbers"),
             ({"base": "nowhere.yaml"}, "Cannot read nowhere.yaml"),
         ],
@@ -316,6 +318,55 @@ def test_rows_that_are_too_few(tiny_recipe, tmp_path):
         cell_command.measure(cell, tmp_path / "cell")
 
 
+def test_other_data_sets(tiny_recipe, tmp_path):
+    """They are scored as the test split is, in any format, and compared under their own names."""
+    other = tmp_path / "other.jsonl"
+    other.write_text(
+        "\n".join(json.dumps({"instruction": word, "output": ["the mat", "a mat"]}) for word in ("cat", "dog", "sun")),
+        encoding="utf-8",
+    )
+    [first, second, *_] = cells(read_recipe(tiny_recipe))
+    results = []
+    for found in (first, second):
+        cell = Cell(found.name, found.factors, found.options, {**found.evaluation, "datasets": {"mine": str(other)}})
+        results.append(cell_command.measure(cell, tmp_path / "results" / found.name))
+    assert [len(items) for items in results[0]["scores"]["rouge_l@mine"]] == [3, 3]
+    assert results[0]["means"]["rouge_l@mine"] != results[0]["means"]["rouge_l"]
+    assert [(row["score"], row["n_items"]) for row in comparisons(results)] == [
+        ("rouge_l", 4),
+        ("rouge_l@mine", 3),
+        ("kl_tau1", 4),
+        ("kl_tau1@mine", 3),
+    ]
+
+
+def test_what_cells_share_is_measured_once(tiny_recipe, tmp_path, monkeypatch):
+    [first, second, *_] = cells(read_recipe(tiny_recipe))
+    results = [cell_command.measure(cell, tmp_path / "results" / cell.name) for cell in (first, second)]
+    [path] = (tmp_path / "results" / "summary" / "baselines").glob("*.json")
+    assert {result["baseline"] for result in results} == {path.stem}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert abs(found["teacher"]["means"]["kl_tau1"]) < 1e-6 < found["start"]["means"]["kl_tau1"]
+    for where in ("train", "held_out"):
+        assert 0 < found["teacher"][where]["top_1"] < 1 and found["teacher"][where]["teacher_entropy"] > 0
+    assert found["teacher"]["held_out"]["ce"] == pytest.approx(found["teacher"]["means"]["ce"], rel=1e-5)
+    assert {(row["objective"], row["mode"]) for row in found["diagnostics"]} >= {
+        (name, mode) for name in ("forward_kl", "reverse_kl") for mode in ("both", "teacher")
+    }
+    other = Cell(first.name, first.factors, {**first.options, "max_length": 7}, first.evaluation)
+    assert cell_command.measure(other, tmp_path / "results" / "other")["baseline"] != path.stem
+
+
+def test_weights_are_deleted_where_they_are_not_kept(tiny_recipe, tmp_path, in_process):
+    recipe = yaml.safe_load(tiny_recipe.read_text(encoding="utf-8"))
+    tiny_recipe.write_text(yaml.safe_dump({**recipe, "keep_models": False}), encoding="utf-8")
+    _, fail = in_process
+    fail.add(NAMES[1])
+    assert sweep(tiny_recipe) == 1
+    folder = tmp_path / "results"
+    assert not list(folder.rglob("*.safetensors")) and (folder / NAMES[0] / "recipe.yaml").is_file()
+
+
 def test_rows_of_text_have_no_samples(tiny_recipe, tmp_path, text_dataset):
     found = cells(read_recipe(tiny_recipe))[0]
     DatasetDict(train=text_dataset, test=text_dataset).save_to_disk(tmp_path / "text")
@@ -358,10 +409,40 @@ def test_mistakes_are_one_line(changes, message, tiny_recipe, capsys):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes(recipe, monkeypatch, capsys):
+def test_recipes(recipe, monkeypatch, capsys, tmp_path, make_model, tokenizer, prompt_dataset):
+    """Every recipe is read, and its last cell runs, with stand-ins for models and data that aren't here."""
     monkeypatch.chdir(ROOT)
     assert f"trl-tempkd sweep --config {recipe.relative_to(ROOT).as_posix()}" in recipe.read_text(encoding="utf-8")
-    assert sweep(recipe, "--dry_run") == 0
+    student, teacher = save_pair(tmp_path, make_model, tokenizer)
+    DatasetDict(train=prompt_dataset, test=prompt_dataset).save_to_disk(tmp_path / "data")
+    (tmp_path / "other.jsonl").write_text(
+        '{"instruction": "cat", "input": "", "output": "mat"}\n' * 2, encoding="utf-8"
+    )
+    read = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    stand_ins = {
+        "model_name_or_path": student,
+        "teacher_model_name_or_path": teacher,
+        "teacher_model_init_kwargs": {},
+        "dataset_name": str(tmp_path / "data"),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "max_length": 48,
+        "max_steps": 2,
+        "use_cpu": True,
+        "bf16": False,
+    }
+    read["overrides"] = {**read.get("overrides", {}), **stand_ins}
+    read["grid"].pop("max_steps", None)
+    few = {"rows": 4, "seeds": [10], "max_new_tokens": 4, "diagnostics_rows": 2}
+    few["datasets"] = dict.fromkeys(read["evaluation"].get("datasets", {}), str(tmp_path / "other.jsonl"))
+    read["evaluation"] |= few
+    here = tmp_path / recipe.name
+    here.write_text(yaml.safe_dump(read), encoding="utf-8")
+    assert sweep(here, "--dry_run") == 0
+    cell = cells(read_recipe(here))[-1]
+    result = cell_command.measure(cell, tmp_path / "results" / cell.name)
+    names = {"rouge_l", "kl_tau1", *(f"rouge_l@{name}" for name in few["datasets"])}
+    assert names <= result["scores"].keys() and np.isfinite(result["scores"]["kl_tau1"]).all()
 
 
 def test_shares_of_the_machine(monkeypatch):

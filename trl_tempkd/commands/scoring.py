@@ -45,12 +45,17 @@ class Scorer:
         from transformers import AutoTokenizer
 
         from ..prompts import read_rows
+        from .evaluate import EvaluateConfig, load_rows
 
         _, self.training_args, self.model_args, _ = self.values = values
         self.evaluation = evaluation
         self.trust = {"trust_remote_code": self.training_args.trust_remote_code}
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, **self.trust)
         self.rows = read_rows(dataset, self.tokenizer)
+        self.others = {
+            name: read_rows(load_rows(EvaluateConfig(dataset_name=path)), self.tokenizer)
+            for name, path in evaluation["datasets"].items()
+        }
         self.teacher_name, self.teacher_revision, kwargs = teacher_of(values)
         self.teacher = self.load(self.teacher_name, revision=self.teacher_revision, **kwargs)
 
@@ -66,13 +71,22 @@ class Scorer:
 
         Returns:
             `dict[str, Any]`: `scores`, by name a list per seed of sampling with a value per item (those that need no
-            sampling have one list, of the items with a completion); `means` over tokens or items; `completions`, a
-            list per seed of sampling.
+            sampling have one list, of the items with a completion), and of other data sets as `rouge_l@NAME`; `means`
+            over tokens or items; `completions`, a list per seed of sampling.
         """
+        found = self.on(model, self.rows)
+        for name, rows in self.others.items():
+            other = self.on(model, rows)
+            for key in ("scores", "means"):
+                found[key] |= {f"{score}@{name}": value for score, value in other[key].items()}
+        return found
+
+    def on(self, model: "PreTrainedModel", rows: list[dict[str, Any]]) -> dict[str, Any]:
         from ..evaluation import evaluate_model
 
-        sampling = {key: value for key, value in self.evaluation.items() if key not in ("rows", "diagnostics_rows")}
-        found = evaluate_model(model, self.tokenizer, self.rows, teacher=self.teacher, progress=False, **sampling)
+        names = ("seeds", "greedy", "max_new_tokens", "temperature", "top_p", "batch_size")
+        sampling = {name: self.evaluation[name] for name in names}
+        found = evaluate_model(model, self.tokenizer, rows, teacher=self.teacher, progress=False, **sampling)
         sampled = [run for run in found["runs"] if run["seed"] is not None]
         greedy = [run for run in found["runs"] if run["seed"] is None]
         compared = found.get("compared", {"scores": {}, "items": {}})

@@ -38,7 +38,9 @@ a recipe (YAML), whose unknown keys are errors:
     max_grad_norm: [0.0, 1.0]            # any option of KDConfig: here without and with clipping
   evaluation: {rows: 256, seeds: [10], max_new_tokens: 128}     # held-out rows, seeds of sampling
   tune_learning_rate: [5.0e-4, 1.0e-3]   # optional: for every cell the best, on rows left out of the training split
-  results_dir: runs/sweeps/name
+  keep_models: true                      # or false: finished cells keep their recipe and results, not their weights
+  workers: 1                             # cells at a time on this machine
+  results_dir: results/name
 
 examples:
   # what would run, with all its settings
@@ -65,6 +67,7 @@ def main(args: argparse.Namespace) -> int:
         return 0
     if args.launcher == "ray":
         import_ray()
+    args.workers = args.workers or recipe["workers"]
     results_dir = Path(args.results_dir or recipe["results_dir"]).resolve()
     waiting = [cell for cell in found if finished(results_dir, cell) is None]
     try:
@@ -285,7 +288,9 @@ def make_parser(prog: str | None = None) -> OneLineParser:
     parser.add_argument("--results_dir", help="where results go, in place of the recipe's `results_dir`")
     parser.add_argument("--dry_run", action="store_true", help="list the cells with their settings, and run nothing")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="this machine or a Ray cluster")
-    parser.add_argument("--workers", type=positive, default=1, help="cells at a time (local; Ray fills its cluster)")
+    parser.add_argument(
+        "--workers", type=positive, help="cells at a time, in place of the recipe's `workers` (Ray fills its cluster)"
+    )
     parser.add_argument(
         "--gpus_per_cell",
         type=share,

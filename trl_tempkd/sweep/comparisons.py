@@ -11,7 +11,8 @@ import numpy as np
 from ..statistics import compare, holm
 
 
-COMPARED = ("rouge_l", "kl_tau1")  # of all scores: each more makes Holm's correction stricter
+# Of all scores, each of which makes Holm's correction stricter; `rouge_l@NAME` is of another data set
+COMPARED = ("rouge_l", "kl_tau1")
 # With these factors a hash or the meaning of a score changes: a KL to another teacher is another score
 STARTS, START, TEACHER = "initial_weights", "model_name_or_path", "teacher_model_name_or_path"
 
@@ -81,6 +82,12 @@ def obstacles(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def scores_of(*conditions: dict[Any, dict[str, Any]]) -> list[str]:
+    """The scores to compare that all of these cells have."""
+    everywhere = set.intersection(*(set(r["scores"]) for seeds in conditions for r in seeds.values()))
+    return [name for score in COMPARED for name in sorted(everywhere) if name.split("@")[0] == score]
+
+
 def comparisons(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     Compare every two conditions that differ in one factor alone, on every score, over the seeds and items that both
@@ -94,9 +101,9 @@ def comparisons(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         differing = [name for name in one if one[name] != other[name]]
         if len(differing) != 1:
             continue
-        for score in COMPARED:
+        for score in scores_of(table[first], table[second]):
             values = paired(table[first], table[second], score, differing[0])
-            if values is None or (score, differing[0]) == ("kl_tau1", TEACHER):
+            if values is None or (score.split("@")[0], differing[0]) == ("kl_tau1", TEACHER):
                 continue
             shared = {name: value for name, value in one.items() if name not in differing}
             change = {"factor": differing[0], "first": one[differing[0]], "second": other[differing[0]]}

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 
-KEYS = ("base", "overrides", "grid", "evaluation", "tune_learning_rate", "keep_models", "results_dir")
-# How a cell's student is scored. The seeds are those of sampling: MiniLLM takes 10 to 50. `diagnostics_rows` are rows
-# of the training split on which the gradients of both KLs are measured once, before training.
+KEYS = ("base", "overrides", "grid", "evaluation", "tune_learning_rate", "keep_models", "workers", "results_dir")
+# How a cell's student is scored: on so many `rows` of the test split, and on other `datasets` by name. The seeds are
+# those of sampling: MiniLLM takes 10 to 50. `diagnostics_rows` are rows of the training split on which the gradients
+# of both KLs are measured once, before training.
 EVALUATION: dict[str, Any] = {
     "rows": 256,
+    "datasets": {},
     "seeds": [10],
     "greedy": False,
     "max_new_tokens": 128,
@@ -112,6 +114,12 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     rows = evaluation.get("rows", EVALUATION["rows"])
     if not isinstance(rows, int) or rows < 2:
         raise ValueError(f"`rows` in {path}: expected a whole number from 2 on, got {rows!r}.")
+    workers = recipe.get("workers", 1)
+    if not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"`workers` in {path}: expected a whole number from 1 on, got {workers!r}.")
+    others = evaluation.get("datasets", {})
+    if not isinstance(others, dict) or not all(isinstance(name, str) for name in others.values()):
+        raise ValueError(f"`datasets` in {path}: expected a mapping of names to data sets, got {others!r}.")
     rates = recipe.get("tune_learning_rate") or []
     try:
         rates = [float(rate) for rate in rates]
@@ -123,7 +131,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         "evaluation": {**EVALUATION, **evaluation},
         "tune_learning_rate": rates,
         "keep_models": bool(recipe.get("keep_models", True)),
-        "results_dir": recipe.get("results_dir") or f"runs/sweeps/{Path(path).stem}",
+        "workers": workers,
+        "results_dir": recipe.get("results_dir") or f"results/{Path(path).stem}",
     }
     _check_grid(found["grid"], f"`grid` in {path}")
     return found
