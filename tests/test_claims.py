@@ -65,6 +65,9 @@ class TestTemperature:
         assert overtaken.evidence[0]["difference"] == pytest.approx(2.0, abs=0.1)
         assert of(found, "A3").evidence[0]["label"] == "forward_kl at tau 1 to forward_kl at tau 2"
         assert of(found, "A4").evidence[0]["difference"] == pytest.approx(4.0 - 0.5, abs=0.15)
+        at_best = of(found, "A8")
+        assert at_best.evidence[0]["label"] == "reverse_kl at tau 2 to forward_kl at tau 2"
+        assert at_best.outcome == "supported" and at_best.evidence[0]["difference"] == pytest.approx(1.5, abs=0.1)
         assert [of(found, key).outcome for key in ("A2", "A3", "A4", "A6")] == ["supported"] * 3 + ["not tested"]
 
     def test_the_opposite(self):

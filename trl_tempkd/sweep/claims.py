@@ -80,6 +80,7 @@ def overtaken(study: Study, mode: str, conditions: dict[str, Any]) -> list[Verdi
         "A2": "At some higher tau, forward KL is ahead of reverse KL.",
         "A3": "A higher tau helps forward KL.",
         "A4": "A higher tau helps forward KL more than reverse KL.",
+        "A8": "Each at its best tau, forward KL is ahead of reverse KL.",
     }
     score = next((name for name in SCORES if forward and has(forward, name)), None)
     if len(forward) < 2 or score is None:
@@ -98,9 +99,11 @@ def overtaken(study: Study, mode: str, conditions: dict[str, Any]) -> list[Verdi
         more_help((forward[0], top), (reverse[0], top_reverse), name, part)
         for name, part in ((score, slice(1, None, 2)), *((name, slice(None)) for name in SCORES))
     ]
+    tops = best(reverse, score), best(forward, score)
+    at_best = [evidence(*tops, score, "test"), *(evidence(*tops, name) for name in SCORES)]
     return [
         decided(key, mode, titles[key], present(rows), conditions)
-        for key, rows in (("A2", ahead), ("A3", helped), ("A4", more))
+        for key, rows in (("A2", ahead), ("A3", helped), ("A4", more), ("A8", at_best))
     ]
 
 

@@ -131,7 +131,8 @@ def conditions_of(study: Study, baseline: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = dict(study.factors)
     if baseline:
         teacher = baseline["teacher"]
-        found["teacher"], found["student starts from"] = teacher["name"], baseline["start"]["name"]
+        found["teacher"] = options.get("teacher_model_name_or_path", teacher["name"])
+        found["student starts from"] = options.get("model_name_or_path", baseline["start"]["name"])
         for key, where in (("train", "training rows"), ("held_out", "held-out rows")):
             peaked = teacher[key]
             found[f"teacher on {where}"] = (
