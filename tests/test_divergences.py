@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from trl_tempkd.divergences import DIVERGENCES, _head, check_divergence, needs_target
+from trl_tempkd.divergences import DIVERGENCES, check_divergence, head_mask, needs_target
 from trl_tempkd.losses import kd_loss
 from trl_tempkd.temperature import log_softmax
 
@@ -93,7 +93,7 @@ def test_gradcheck(name):
         w = torch.sigmoid(log_p - log_q)
         fixed = lambda z: (w * p * (log_p - z) + (1 - w) * z.exp() * (z - log_p)).sum()  # noqa: E731
     elif name == "adaptive_kl":
-        gap, head = (p - q0).abs(), _head(log_p, 0.5)
+        gap, head = (p - q0).abs(), head_mask(log_p, 0.5)
         share = (gap * head).sum(-1) / gap.sum(-1)
         fixed = lambda z: (share * (p * (log_p - z)).sum(-1) + (1 - share) * (z.exp() * (z - log_p)).sum(-1)).sum()  # noqa: E731
     else:
@@ -231,7 +231,7 @@ def test_head_equals_a_stable_sort(mu, spread, rounded):
     ordered, index = log_p.exp().sort(dim=-1, descending=True, stable=True)
     fits = ordered.cumsum(-1) <= mu
     fits[:, 0] = True
-    assert torch.equal(_head(log_p, mu), torch.zeros_like(fits).scatter(-1, index, fits))
+    assert torch.equal(head_mask(log_p, mu), torch.zeros_like(fits).scatter(-1, index, fits))
 
 
 def bad_logits(generator, rows, size, dtype):

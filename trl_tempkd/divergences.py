@@ -113,7 +113,7 @@ def tvd(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _head(log_p: Tensor, mu: float) -> Tensor:
+def head_mask(log_p: Tensor, mu: float) -> Tensor:
     """
     Mask of the most likely tokens whose cumulative mass, themselves included, is at most `mu`; rank 1 always in it.
 
@@ -151,7 +151,7 @@ def adaptive_kl(log_p: Tensor, log_q: Tensor, *, mu: float = 0.5) -> Tensor:
     """
     _check_share("mu", mu)
     gap = (log_p.exp() - log_q.exp()).abs().detach()
-    head = torch.where(_head(log_p.detach(), mu), gap, 0).sum(-1)
+    head = torch.where(head_mask(log_p.detach(), mu), gap, 0).sum(-1)
     total = gap.sum(-1)
     # p = q: both KLs are 0, so any weight will do, as long as it is a number
     share = head / total.clamp(min=torch.finfo(total.dtype).tiny)
