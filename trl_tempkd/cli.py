@@ -33,6 +33,7 @@ COMMANDS = [
     Command("evaluate", "generate from a model with fixed seeds, score it, and measure its distance from the teacher"),
     Command("diagnose", "measure what objectives and temperatures do to a student's gradient, without training"),
     Command("sweep", "distil over a grid of divergences, temperatures, modes and seeds, and compare"),
+    Command("report", "write one HTML page from a sweep's results: verdicts, plots, tables, samples, how to repeat it"),
     Command("divergences", "list the divergences, their parameters, defaults and sources"),
 ]
 
@@ -44,6 +45,7 @@ examples:
   trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd diagnose --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd sweep --config recipes/sweeps/tiny.yaml --workers 2
+  trl-tempkd report runs/sweeps/tiny
   trl-tempkd divergences
 
 `trl-tempkd COMMAND --help` explains a command."""

@@ -1,0 +1,126 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""A results folder as `trl-tempkd sweep` leaves it, with made-up numbers."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trl_tempkd.sweep import cells
+from trl_tempkd.sweep.grid import EVALUATION
+
+
+GRID = {
+    "divergence": ["forward_kl", "reverse_kl", {"jsd": {"beta": 0.1}}],
+    "tau": [1.0, 2.0, 4.0],
+    "mode": ["both", "teacher"],
+    "seed": [1, 2],
+}
+BUCKETS = ("1", "2-10", "11-100", "101-512")
+HOSTILE = '</script><img src=x onerror=alert(1)> & "quoted" {{ 7 * 7 }}'
+
+
+def write_sweep(
+    folder: Path,
+    grid: dict[str, list[Any]] | None = None,
+    rows: int = 12,
+    baseline: bool = True,
+    live: bool = True,
+    steps: int = 5,
+) -> list[dict[str, Any]]:
+    """Write the folder. Returns the results of its cells."""
+    base = {"model_name_or_path": "tiny:student", "teacher_model_name_or_path": "tiny:teacher", "max_steps": steps}
+    recipe = {
+        "base": {**base, "dataset_name": "tiny"},
+        "grid": grid or GRID,
+        "evaluation": {**EVALUATION, "rows": rows, "seeds": [10, 20]},
+        "tune_learning_rate": [],
+    }
+    found = []
+    for number, cell in enumerate(cells(recipe)):
+        rng = np.random.default_rng(number)
+        tau = float(cell.factors["tau"])
+        result = {
+            "name": cell.name,
+            "settings": cell.settings,
+            "hashes": {"initial_weights": "w", "batch_order": f"b{cell.factors['seed']}", "items": "i"},
+            "learning_rate": 1e-3,
+            "tuning": None,
+            "scores": {
+                "rouge_l": rng.normal(10 + tau, 2, (2, rows)).tolist(),
+                "kl_tau1": rng.gamma(4, 0.2 / tau, (1, rows)).tolist(),
+            },
+            "means": {"tokens": 99, "kl_tau1": 0.8 / tau, "perplexity": 60 + tau},
+            "completions": [[f"{cell.name} says {i}" for i in range(rows)]] * 2,
+            "log_history": [{"loss": 2 / step, "kl_tau1": 1 / step, "step": step} for step in range(1, steps + 1)],
+            "seconds": {"training": 2.0, "evaluation": 1.0},
+            "versions": {"trl-tempkd": "0.1.0", "torch": "2.0"},
+            "machine": {"cpu": "a processor", "threads": 1},
+            **({"baseline": "k"} if baseline else {}),
+        }
+        _write(folder / f"{cell.name}.json", json.dumps(result))
+        _write(folder / cell.name / "cell.json", json.dumps(cell.settings))
+        _write(folder / cell.name / "recipe.yaml", "max_steps: 5\n")
+        if live:
+            _write_live(folder / cell.name / "diagnostics.csv", cell.name)
+        found.append(result)
+    if baseline:
+        _write(folder / "summary" / "baselines" / "k.json", json.dumps(baseline_of(rows)))
+    return found
+
+
+def baseline_of(rows: int) -> dict[str, Any]:
+    def side(name: str, score: float) -> dict[str, Any]:
+        tokens = {"top_1": 0.6, "entropy": 2.5, "tokens": 500}
+        return {
+            "name": name,
+            "train": tokens,
+            "held_out": tokens,
+            "scores": {"rouge_l": [[score] * rows] * 2},
+            "means": {"perplexity": 70.0},
+            "completions": [[f"{name} says {i}" for i in range(rows)]] * 2,
+        }
+
+    return {
+        "teacher": side("tiny:teacher", 15.0),
+        "start": side("tiny:student", 8.0),
+        "rows": [{"prompt": f"Prompt {i} {HOSTILE}", "references": [f"Reference {i}"]} for i in range(rows)],
+        "diagnostics": list(diagnostics()),
+    }
+
+
+def diagnostics():
+    def row(objective: str, mode: str, tau: float, measure: str, bucket: str, value: float) -> dict[str, Any]:
+        names = ("objective", "mode", "tau", "measure", "bucket", "value", "tokens")
+        return dict(zip(names, (objective, mode, tau, measure, bucket, value, 500), strict=True))
+
+    for mode in ("both", "teacher"):
+        for tau in (1.0, 2.0, 4.0):
+            for side in ("teacher", "student"):
+                for number, bucket in enumerate(BUCKETS):
+                    yield row("-", mode, tau, f"{side}_mass", bucket, [0.4, 0.3, 0.2, 0.1][number])
+            for objective, other in (("forward_kl", "reverse_kl"), ("reverse_kl", "forward_kl")):
+                for top, value in (("top_1", 0.7), ("top_10", 0.5), ("top_100", 0.2)):
+                    yield row(objective, mode, tau, "mass_outside", top, value + 0.05 * tau)
+                yield row(objective, mode, tau, "cosine", "tau_1", 1 / tau)
+                yield row(objective, mode, tau, "cosine", other, 0.5 + 0.1 * tau)
+                yield row(objective, mode, tau, "norm_ratio", "tau2", 1.1)
+                yield row(objective, mode, tau, "norm_ratio", "none", 1.1 / tau**2)
+                yield row(objective, mode, tau, "effective_tokens", "-", 20 * tau)
+
+
+def _write_live(path: Path, name: str) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "objective", "mode", "tau", "measure", "bucket", "value", "tokens"])
+        for step in (0, 5):
+            for part, value in (("head", 0.4), ("tail", 0.7)):
+                for measure in ("error", "forward_kl", "reverse_kl"):
+                    writer.writerow([step, "-", "-", 1.0, measure, part, value / (1 + step), 500])
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

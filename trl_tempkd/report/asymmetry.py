@@ -1,0 +1,129 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""The figures of the gradients before any training: on which tokens each divergence acts, and how tau turns it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .figures import DASHES, Figure, Line, Panel, style_of, tau_colour
+from .plots import rounded
+from .results import MODES, Results, Series
+
+
+Values = dict[tuple[str, str, float, str, str], float]  # objective, mode, tau, measure, bucket
+
+# Key -> title, caption, measure, buckets with what their lines are called, y
+MEASURES: dict[str, tuple[str, str, str, dict[str, str], str]] = {
+    "mass_outside": (
+        "Where the gradient is",
+        "Share of the sum of abs(gradient) outside the teacher's top 1, 10 and 100: low means the head, high the tail.",
+        "mass_outside",
+        {"top_1": "outside top 1", "top_10": "outside top 10", "top_100": "outside top 100"},
+        "share of the gradient",
+    ),
+    "cosine_tau1": (
+        "How the temperature turns it",
+        "Cosine with the same divergence's gradient at tau 1: at 1, the temperature only rescales it.",
+        "cosine",
+        {"tau_1": ""},
+        "cosine to tau 1",
+    ),
+    "fkl_rkl": (
+        "How far forward and reverse KL differ",
+        "Cosine between the gradients of forward and reverse KL at the same temperature: at 1, they are one objective.",
+        "cosine",
+        {"reverse_kl": ""},
+        "cosine, FKL and RKL",
+    ),
+    "norm_ratio": (
+        "How the temperature scales it",
+        "Norm of the gradient relative to tau 1, as it is and with the rescale tau2.",
+        "norm_ratio",
+        {"tau2": "with tau2", "none": "not rescaled"},
+        "norm relative to tau 1",
+    ),
+    "effective_tokens": (
+        "Over how many tokens it is spread",
+        "Effective tokens: exp of the entropy of abs(gradient) over the vocabulary.",
+        "effective_tokens",
+        {"-": ""},
+        "effective tokens",
+    ),
+}
+
+
+def by_teacher(results: Results) -> dict[str, Values]:
+    """For each teacher the measured values, means over the students before training (those of several seeds)."""
+    rows: dict[str, dict[Any, list[float]]] = {}
+    for baseline in results.baselines.values():
+        for row in baseline.get("diagnostics") or ():
+            key = (row["objective"], row["mode"], float(row["tau"]), row["measure"], row["bucket"])
+            teacher = str(baseline["teacher"].get("name", "teacher"))
+            rows.setdefault(teacher, {}).setdefault(key, []).append(float(row["value"]))
+    return {
+        teacher: {key: rounded(float(np.mean(values))) for key, values in found.items()}
+        for teacher, found in rows.items()
+    }
+
+
+def asymmetry(results: Results) -> list[Figure]:
+    """The figures for every teacher."""
+    figures = []
+    for number, (teacher, values) in enumerate(by_teacher(results).items()):
+        suffix, of = ("", "") if not number else (f"_{number + 1}", f" ({teacher})")
+        modes = [mode for mode in MODES if any(key[1] == mode for key in values)]
+        for key, (title, caption, measure, buckets, y) in MEASURES.items():
+            only = ["forward_kl"] if key == "fkl_rkl" else None
+            panels = [_over_tau(values, mode, measure, buckets, y, only) for mode in modes]
+            if any(panel.lines for panel in panels):
+                png = ("",) if key in ("mass_outside", "cosine_tau1", "fkl_rkl") else ()
+                figures.append(Figure(key + suffix, title + of, caption, panels, png=png, listed=True))
+        histograms = _histograms(values, modes, key="ranks" + suffix, of=of)
+        if histograms:
+            figures.append(histograms)
+    return figures
+
+
+def _over_tau(
+    values: Values, mode: str, measure: str, buckets: dict[str, str], y: str, only: list[str] | None
+) -> Panel:
+    found = [key for key in values if key[1] == mode and key[3] == measure]
+    taus = sorted({tau for _, _, tau, _, _ in found})
+    lines = []
+    for objective in only or dict.fromkeys(key[0] for key in found):
+        style = style_of(Series(objective, objective))
+        for number, (bucket, title) in enumerate(buckets.items()):
+            x = [tau for tau in taus if (objective, mode, tau, measure, bucket) in values]
+            if x:
+                name = "forward and reverse KL" if only else f"{objective}, {title}" if title else objective
+                points = [values[objective, mode, tau, measure, bucket] for tau in x]
+                lines.append(Line(name, x, points, style.colour, DASHES[number], style.symbol))
+    return Panel(MODES[mode], lines, "tau", y, taus)
+
+
+def _histograms(values: Values, modes: list[str], key: str, of: str) -> Figure | None:
+    """Probability by the teacher's ranks, for teacher and student."""
+    taus = sorted({tau for _, mode, tau, measure, _ in values if mode in modes and measure == "teacher_mass"})
+    start: Callable[[str], int] = lambda bucket: int(bucket.split("-")[0])  # noqa: E731
+    panels = []
+    for mode in modes:
+        for side in ("teacher", "student"):
+            measure = f"{side}_mass"
+            buckets = sorted({k[4] for k in values if k[1] == mode and k[3] == measure}, key=start)
+            lines = [
+                Line(f"tau {tau:g}", buckets, points, tau_colour(tau, taus), bars=True)
+                for tau in taus
+                if len(points := [values[k] for b in buckets if (k := ("-", mode, tau, measure, b)) in values])
+                == len(buckets)
+            ]
+            panels.append(Panel(f"{side}; {MODES[mode]}", lines, "teacher's rank", "probability"))
+    if not any(panel.lines for panel in panels):
+        return None
+    return Figure(
+        key,
+        "Where the probability is" + of,
+        "Mass of the softened distributions by the rank that the teacher gives a token.",
+        panels,
+        png=("",),
+    )

@@ -1,0 +1,132 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""The page: its sections from a folder's results, and the HTML."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..sweep.claims import Verdict, verdicts
+from . import repeat
+from .asymmetry import asymmetry
+from .figures import Figure, style_of
+from .interactive import panel_json
+from .plots import head_and_tail, scores_over_tau, training_curves
+from .results import MODES, Results
+from .samples import Samples, samples
+from .scores import Row, better, by_item, family, label
+
+
+OUTCOMES = ("supported", "not supported", "contradicted", "not tested")
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the template shows of one folder, each part computed when it is asked for."""
+
+    results: Results
+    key: str
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        return verdicts(self.results.cells, self.results.baselines)
+
+    @cached_property
+    def scores(self) -> Figure | None:
+        return scores_over_tau(self.results)
+
+    @cached_property
+    def family(self) -> dict[str, list[Row]]:
+        return {score: rows for score in by_item(self.results) if (rows := family(self.results, score))}
+
+    @cached_property
+    def asymmetry(self) -> list[Figure]:
+        return asymmetry(self.results)
+
+    @cached_property
+    def training(self) -> Figure | None:
+        return training_curves(self.results)
+
+    @cached_property
+    def head_and_tail(self) -> Figure | None:
+        return head_and_tail(self.results)
+
+    @cached_property
+    def samples(self) -> Samples | None:
+        return samples(self.results)
+
+    @property
+    def figures(self) -> list[Figure]:
+        found = [self.scores, *self.asymmetry, self.training, self.head_and_tail]
+        return [figure for figure in found if figure is not None]
+
+
+def whiskers(evidence: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Where each interval lies on a line of 0 to 100, on one scale for the rows of one score, with the place of 0."""
+    scales = {}
+    for row in evidence:
+        low, high = scales.get(row["score"], (0.0, 0.0))
+        scales[row["score"]] = (min(low, row["low"]), max(high, row["high"]))
+    found = []
+    for row in evidence:
+        low, high = scales[row["score"]]
+        width = (high - low) or 1.0
+        places = {"low": row["low"], "high": row["high"], "at": row["difference"], "zero": 0.0}
+        found.append({name: round(4 + 92 * (value - low) / width, 2) for name, value in places.items()})
+    return found
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Three digits after the first that matters, as a person writes them."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    digits = 1 if size >= 100 else 2 if size >= 10 else 3
+    text = f"{value:.0f}" if float(value).is_integer() and size >= 100 else f"{value:.{digits}f}"
+    return (f"+{text}" if signed and value > 0 else text).replace("-", "−")
+
+
+def plain(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def p_value(value: float | None) -> str:
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def render(sections: Sequence[Section], version: str, date: str) -> str:
+    """
+    The page as one HTML file that asks for nothing from elsewhere.
+
+    Args:
+        sections (`Sequence[Section]`):
+            What is shown of each folder.
+        version (`str`):
+            Of this package.
+        date (`str`):
+            When the page was written.
+    """
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("trl_tempkd", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "p_value": p_value, "plain": plain, "score_label": label}
+    return environment.get_template("page.html.j2").render(
+        sections=sections,
+        version=version,
+        date=date,
+        plotly=get_plotlyjs(),
+        panel_json=panel_json,
+        style_of=style_of,
+        whiskers=whiskers,
+        better=better,
+        repeat=repeat,
+        modes=MODES,
+        zip=zip,
+    )

@@ -1,0 +1,153 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""The figures of the students: scores over tau, training curves, and what they fit while they learn."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ..statistics import mean_interval
+from .figures import DASHES, FAINT, INK, Figure, Line, Panel, style_of, tau_colour
+from .results import MODES, Results
+from .scores import all_scores, better, items_of, label, table_of
+
+
+POINTS = 120  # of a training curve
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def scores_over_tau(results: Results) -> Figure | None:
+    """Every score over tau, a panel for each mode."""
+    scores = all_scores(results)
+    panels = []
+    for mode in results.modes:
+        lines = [line for score in scores for line in _score_lines(results, mode, score)]
+        titles = {score: f"{label(score)} ({better(score)})" for score in scores}
+        panels.append(Panel(MODES[mode], lines, "tau", titles, results.taus))
+    if not scores or not panels:
+        return None
+    return Figure(
+        "scores",
+        "Scores over tau",
+        "Means over training seeds and held-out rows, with 95% bootstrap intervals that draw seeds and rows again. Where "
+        "a score is of all rows together (perplexity, calibration, distinct-n), the interval is over seeds alone. At "
+        "tau 1 both modes are the same runs.",
+        panels,
+        {score: label(score) for score in scores},
+        "Score",
+        tuple(score for score in ("rouge_l", "kl_tau1") if score in scores),
+        listed=True,
+    )
+
+
+def _score_lines(results: Results, mode: str, score: str) -> list[Line]:
+    lines = []
+    for series in results.series:
+        found = {
+            tau: mean_interval(table)
+            for tau in results.taus
+            if (table := table_of(results.table.get((series, mode, tau), {}).values(), score)) is not None
+        }
+        if found:
+            mean, low, high = ([rounded(value) for value in column] for column in zip(*found.values(), strict=True))
+            style = style_of(series)
+            lines.append(
+                Line(series.label, list(found), mean, style.colour, style.dash, style.symbol, low, high, score)
+            )
+    ends = [results.taus[0], results.taus[-1]]
+    for part, name, colour, dash in (("teacher", "teacher", INK, "solid"), ("start", "start", FAINT, "dash")):
+        values = {
+            rounded(float(items.mean()))
+            for baseline in results.baselines.values()
+            if (items := items_of(baseline[part], score)) is not None
+        }
+        if values:
+            title = "teacher" if name == "teacher" else "student before training"
+            lines.append(Line(title, ends, [rounded(float(np.mean(list(values))))] * 2, colour, dash, view=score))
+    return lines
+
+
+def training_curves(results: Results) -> Figure | None:
+    """Loss and distance from the teacher by step, one divergence at all temperatures or the other way round."""
+    measures = {"loss": "training loss (own divergence, rescaled)", "kl_tau1": label("kl_tau1") + ", training rows"}
+    views: dict[str, str] = {}
+    panels: dict[tuple[str, str], list[Line]] = {(name, mode): [] for name in measures for mode in results.modes}
+    for (series, mode, tau), cells in results.table.items():
+        style = style_of(series)
+        for measure in measures:
+            steps, values = _curve(cells.values(), measure)
+            if not steps:
+                continue
+            colour = tau_colour(tau, results.taus)
+            views[f"series {series.label}"] = f"{series.label}, every tau"
+            lines = panels[measure, mode]
+            lines.append(Line(f"tau {tau:g}", steps, values, colour, view=f"series {series.label}"))
+            if len(results.series) > 1:
+                views[f"tau {tau:g}"] = f"tau {tau:g}, every divergence"
+                lines.append(Line(series.label, steps, values, style.colour, style.dash, view=f"tau {tau:g}"))
+    if not views:
+        return None
+    return Figure(
+        "training",
+        "Training curves",
+        "Means over the seeds. The loss is the divergence that is minimised at its own temperature and cannot be compared "
+        "between divergences or temperatures; the KL at tau 1 can.",
+        [Panel(MODES[mode], lines, "step", measures[measure]) for (measure, mode), lines in panels.items()],
+        dict(sorted(views.items(), key=lambda view: view[0].startswith("tau"))),
+        "Show",
+        columns=len(results.modes),
+    )
+
+
+def _curve(cells: Iterable[dict[str, Any]], measure: str) -> tuple[list[int], list[float]]:
+    """The mean over cells at the steps that all of them have, at most `POINTS` of them."""
+    curves = [
+        {entry["step"]: entry[measure] for entry in cell.get("log_history", []) if measure in entry} for cell in cells
+    ]
+    if not curves:
+        return [], []
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    steps = [step for step in steps if all(math.isfinite(curve[step]) for curve in curves)]
+    kept = steps[:: max(1, math.ceil(len(steps) / POINTS))]
+    kept = [*kept, steps[-1]] if kept and kept[-1] != steps[-1] else kept
+    return kept, [rounded(float(np.mean([curve[step] for curve in curves]))) for step in kept]
+
+
+def head_and_tail(results: Results) -> Figure | None:
+    """What is left to fit in the teacher's head and in its tail, over the steps."""
+    measures = {"error": "abs(p - q)", "forward_kl": "part of KL(p, q)", "reverse_kl": "part of KL(q, p)"}
+    panels = {(mode, part): Panel(f"{part}; {MODES[mode]}", [], "step", measures) for mode in results.modes
+              for part in ("head", "tail")}  # fmt: skip
+    found = set()
+    for (series, mode, tau), cells in results.table.items():
+        style, dash = style_of(series), DASHES[results.taus.index(tau) % len(DASHES)]
+        for measure in measures:
+            for part in ("head", "tail"):
+                curves = [
+                    {row["step"]: row["value"] for row in rows if (row["measure"], row["bucket"]) == (measure, part)}
+                    for cell in cells.values()
+                    if (rows := results.live.get(cell["name"]))
+                ]
+                steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+                if steps:
+                    found.add(measure)
+                    values = [rounded(float(np.mean([curve[step] for curve in curves]))) for step in steps]
+                    name = f"{series.label}, tau {tau:g}"
+                    panels[mode, part].lines.append(
+                        Line(name, steps, values, style.colour, dash, style.symbol, view=measure)
+                    )
+    if not found:
+        return None
+    return Figure(
+        "head_tail",
+        "Head and tail while they learn",
+        "At tau 1, whatever the training's temperature. The head is half of the teacher's mass, as in adaptive_kl; p is "
+        "the teacher and q the student. Means over the seeds.",
+        list(panels.values()),
+        {name: title for name, title in measures.items() if name in found},
+        "Measure",
+    )
