@@ -33,7 +33,7 @@ COMMANDS = [
     Command("evaluate", "generate from a model with fixed seeds, score it, and measure its distance from the teacher"),
     Command("diagnose", "measure what objectives and temperatures do to a student's gradient, without training"),
     Command("sweep", "distil over a grid of divergences, temperatures, modes and seeds, and compare"),
-    Command("report", "write one HTML page from a sweep's results: verdicts, plots, tables, samples, how to repeat it"),
+    Command("report", "write one HTML page from a sweep's results: verdicts, plots, tables, samples"),
     Command("divergences", "list the divergences, their parameters, defaults and sources"),
 ]
 

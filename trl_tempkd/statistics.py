@@ -127,8 +127,8 @@ def mean_interval(
     scores: Any, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
     """
-    Mean of a table of seeds by items with its percentile interval, by the two-level bootstrap of [`compare`]. Tables of
-    one shape share their draws, so that many of them cost little.
+    Mean of a table of seeds by items with its percentile interval, by the two-level bootstrap of [`compare`]. Tables
+    of one shape share their draws, so that many of them cost little.
 
     Args:
         scores (`np.ndarray` of shape `(n_seeds, n_items)`):

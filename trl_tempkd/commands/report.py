@@ -8,8 +8,8 @@ from .arguments import HelpFormatter, OneLineParser, UsageError
 
 
 DESCRIPTION = """\
-Write one HTML page from the results of `trl-tempkd sweep`: the verdict on each claim, scores over tau, every divergence
-in a table, the asymmetry of the gradients, training curves, samples, and how to repeat it.
+Write one HTML page from the results of `trl-tempkd sweep`: the verdict on each claim, scores over tau, every
+divergence in a table, the asymmetry of the gradients, training curves, samples, and how to repeat it.
 
 The page holds all that it shows and asks for nothing from elsewhere, so it can be sent, kept and printed. It may be
 written while a sweep still runs, from the cells that are finished. docs/report.md says what each part means."""

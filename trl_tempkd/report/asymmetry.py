@@ -1,7 +1,6 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The figures of the gradients before any training: on which tokens each divergence acts, and how tau turns it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ Values = dict[tuple[str, str, float, str, str], float]  # objective, mode, tau, 
 MEASURES: dict[str, tuple[str, str, str, dict[str, str], str]] = {
     "mass_outside": (
         "Where the gradient is",
-        "Share of the sum of abs(gradient) outside the teacher's top 1, 10 and 100: low means the head, high the tail.",
+        "Share of the sum of abs(gradient) outside the teacher's top 1, 10 and 100: low is the head, high the tail.",
         "mass_outside",
         {"top_1": "outside top 1", "top_10": "outside top 10", "top_100": "outside top 100"},
         "share of the gradient",
@@ -31,7 +30,7 @@ MEASURES: dict[str, tuple[str, str, str, dict[str, str], str]] = {
     ),
     "fkl_rkl": (
         "How far forward and reverse KL differ",
-        "Cosine between the gradients of forward and reverse KL at the same temperature: at 1, they are one objective.",
+        "Cosine between the gradients of forward and reverse KL at the same tau: at 1, they are one objective.",
         "cosine",
         {"reverse_kl": ""},
         "cosine, FKL and RKL",
@@ -53,25 +52,25 @@ MEASURES: dict[str, tuple[str, str, str, dict[str, str], str]] = {
 }
 
 
-def by_teacher(results: Results) -> dict[str, Values]:
-    """For each teacher the measured values, means over the students before training (those of several seeds)."""
+def by_pair(results: Results) -> dict[str, Values]:
+    """For each pair of a student before training and a teacher what was measured."""
     rows: dict[str, dict[Any, list[float]]] = {}
     for baseline in results.baselines.values():
         for row in baseline.get("diagnostics") or ():
             key = (row["objective"], row["mode"], float(row["tau"]), row["measure"], row["bucket"])
-            teacher = str(baseline["teacher"].get("name", "teacher"))
-            rows.setdefault(teacher, {}).setdefault(key, []).append(float(row["value"]))
+            pair = f"{baseline['start'].get('name')}, {baseline['teacher'].get('name')}"
+            rows.setdefault(pair, {}).setdefault(key, []).append(float(row["value"]))
     return {
-        teacher: {key: rounded(float(np.mean(values))) for key, values in found.items()}
-        for teacher, found in rows.items()
+        pair: {key: rounded(float(np.mean(values))) for key, values in found.items()} for pair, found in rows.items()
     }
 
 
 def asymmetry(results: Results) -> list[Figure]:
-    """The figures for every teacher."""
+    """The figures for every pair."""
     figures = []
-    for number, (teacher, values) in enumerate(by_teacher(results).items()):
-        suffix, of = ("", "") if not number else (f"_{number + 1}", f" ({teacher})")
+    pairs = by_pair(results)
+    for number, (pair, values) in enumerate(pairs.items()):
+        suffix, of = (f"_{number + 1}" if number else ""), (f" ({pair})" if len(pairs) > 1 else "")
         modes = [mode for mode in MODES if any(key[1] == mode for key in values)]
         for key, (title, caption, measure, buckets, y) in MEASURES.items():
             only = ["forward_kl"] if key == "fkl_rkl" else None
@@ -102,15 +101,18 @@ def _over_tau(
     return Panel(MODES[mode], lines, "tau", y, taus)
 
 
+def _first_rank(bucket: str) -> int:
+    return int(bucket.split("-")[0])
+
+
 def _histograms(values: Values, modes: list[str], key: str, of: str) -> Figure | None:
     """Probability by the teacher's ranks, for teacher and student."""
     taus = sorted({tau for _, mode, tau, measure, _ in values if mode in modes and measure == "teacher_mass"})
-    start: Callable[[str], int] = lambda bucket: int(bucket.split("-")[0])  # noqa: E731
     panels = []
     for mode in modes:
         for side in ("teacher", "student"):
             measure = f"{side}_mass"
-            buckets = sorted({k[4] for k in values if k[1] == mode and k[3] == measure}, key=start)
+            buckets = sorted({k[4] for k in values if k[1] == mode and k[3] == measure}, key=_first_rank)
             lines = [
                 Line(f"tau {tau:g}", buckets, points, tau_colour(tau, taus), bars=True)
                 for tau in taus

@@ -3,12 +3,20 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from .figures import FAINT, INK, Figure, Line
 
 
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x": "x", "cross": "P", "star": "*"}
-DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3)), "longdashdot": (0, (8, 3, 2, 3))}  # fmt: skip  # noqa: E501
+DASHES: dict[str, Any] = {
+    "solid": "-",
+    "dash": "--",
+    "dot": ":",
+    "dashdot": "-.",
+    "longdash": (0, (8, 3)),
+    "longdashdot": (0, (8, 3, 2, 3)),
+}
 COLOURS = {INK: "#222222", FAINT: "#777777"}
 
 
@@ -34,7 +42,7 @@ def _draw(figure: Figure, view: str, path: Path) -> None:
     canvas = Canvas(figsize=(4.6 * columns, 3.3 * rows), layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.subplots(rows, columns, squeeze=False).flat
-    handles = {}
+    handles: dict[str, Any] = {}
     for axis, panel in zip(axes, figure.panels, strict=False):
         lines = figure.lines(panel, view)
         for number, line in enumerate(lines):
@@ -54,7 +62,12 @@ def _draw(figure: Figure, view: str, path: Path) -> None:
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     canvas.legend(
-        handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)), frameon=False, fontsize=9
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=min(3, len(handles)),
+        frameon=False,
+        fontsize=9,
     )
     canvas.savefig(path, dpi=150)
 
@@ -63,8 +76,9 @@ def _plot(axis, line: Line, number: int, total: int):
     colour = COLOURS.get(line.colour, line.colour)
     if line.bars:
         width = 0.8 / total
-        return axis.bar([i + (number - (total - 1) / 2) * width for i in range(len(line.x))], line.y, width, color=colour)
+        middles = [i + (number - (total - 1) / 2) * width for i in range(len(line.x))]
+        return axis.bar(middles, line.y, width, color=colour)
     if line.low is not None and line.high is not None:
         axis.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
-    style = {"color": colour, "linestyle": DASHES[line.dash], "marker": MARKERS.get(line.symbol, "p") if line.symbol else ""}
-    return axis.plot(line.x, line.y, markersize=5, **style)[0]
+    marker = MARKERS.get(line.symbol, "p") if line.symbol else ""
+    return axis.plot(line.x, line.y, color=colour, linestyle=DASHES[line.dash], marker=marker, markersize=5)[0]

@@ -14,10 +14,7 @@ from .interactive import panel_json
 from .plots import head_and_tail, scores_over_tau, training_curves
 from .results import MODES, Results
 from .samples import Samples, samples
-from .scores import Row, better, by_item, family, label
-
-
-OUTCOMES = ("supported", "not supported", "contradicted", "not tested")
+from .scores import Row, better, by_item, digits, family, label
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Section:
 
 def whiskers(evidence: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     """Where each interval lies on a line of 0 to 100, on one scale for the rows of one score, with the place of 0."""
-    scales = {}
+    scales: dict[str, tuple[float, float]] = {}
     for row in evidence:
         low, high = scales.get(row["score"], (0.0, 0.0))
         scales[row["score"]] = (min(low, row["low"]), max(high, row["high"]))
@@ -76,14 +73,13 @@ def whiskers(evidence: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     return found
 
 
-def number(value: float | None, signed: bool = False) -> str:
-    """Three digits after the first that matters, as a person writes them."""
+def number(value: float | None, digits: int | None = None, signed: bool = False) -> str:
+    """A number with so many digits after the point, or with as many as its size asks for."""
     if value is None:
         return "–"
-    size = abs(value)
-    digits = 1 if size >= 100 else 2 if size >= 10 else 3
-    text = f"{value:.0f}" if float(value).is_integer() and size >= 100 else f"{value:.{digits}f}"
-    return (f"+{text}" if signed and value > 0 else text).replace("-", "−")
+    if digits is None:
+        digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 
 def plain(value: Any) -> str:
@@ -116,7 +112,7 @@ def render(sections: Sequence[Section], version: str, date: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "p_value": p_value, "plain": plain, "score_label": label}
+    environment.filters.update(number=number, p_value=p_value, plain=plain, score_label=label)
     return environment.get_template("page.html.j2").render(
         sections=sections,
         version=version,
@@ -127,6 +123,7 @@ def render(sections: Sequence[Section], version: str, date: str) -> str:
         whiskers=whiskers,
         better=better,
         repeat=repeat,
+        digits=digits,
         modes=MODES,
         zip=zip,
     )

@@ -33,9 +33,9 @@ def scores_over_tau(results: Results) -> Figure | None:
     return Figure(
         "scores",
         "Scores over tau",
-        "Means over training seeds and held-out rows, with 95% bootstrap intervals that draw seeds and rows again. Where "
-        "a score is of all rows together (perplexity, calibration, distinct-n), the interval is over seeds alone. At "
-        "tau 1 both modes are the same runs.",
+        "Means over training seeds and held-out rows, with 95% bootstrap intervals that draw seeds and rows again. "
+        "Where a score is of all rows together (perplexity, calibration, distinct-n), the interval is over seeds alone. "
+        "At tau 1 both modes are the same runs.",
         panels,
         {score: label(score) for score in scores},
         "Score",
@@ -59,15 +59,17 @@ def _score_lines(results: Results, mode: str, score: str) -> list[Line]:
                 Line(series.label, list(found), mean, style.colour, style.dash, style.symbol, low, high, score)
             )
     ends = [results.taus[0], results.taus[-1]]
-    for part, name, colour, dash in (("teacher", "teacher", INK, "solid"), ("start", "start", FAINT, "dash")):
-        values = {
-            rounded(float(items.mean()))
-            for baseline in results.baselines.values()
-            if (items := items_of(baseline[part], score)) is not None
-        }
-        if values:
-            title = "teacher" if name == "teacher" else "student before training"
-            lines.append(Line(title, ends, [rounded(float(np.mean(list(values))))] * 2, colour, dash, view=score))
+    for part, title, colour, dash in (
+        ("teacher", "teacher", INK, "solid"),
+        ("start", "student before training", FAINT, "dash"),
+    ):
+        values: dict[str, list[float]] = {}
+        for baseline in results.baselines.values():
+            if (items := items_of(baseline[part], score)) is not None:
+                values.setdefault(str(baseline[part].get("name")), []).append(float(items.mean()))
+        for name, found_here in values.items():
+            full = title if len(values) == 1 else f"{title} ({name})"
+            lines.append(Line(full, ends, [rounded(float(np.mean(found_here)))] * 2, colour, dash, view=score))
     return lines
 
 
@@ -94,8 +96,8 @@ def training_curves(results: Results) -> Figure | None:
     return Figure(
         "training",
         "Training curves",
-        "Means over the seeds. The loss is the divergence that is minimised at its own temperature and cannot be compared "
-        "between divergences or temperatures; the KL at tau 1 can.",
+        "Means over the seeds. The loss is the divergence that is minimised at its own temperature and cannot be "
+        "compared between divergences or temperatures; the KL at tau 1 can.",
         [Panel(MODES[mode], lines, "step", measures[measure]) for (measure, mode), lines in panels.items()],
         dict(sorted(views.items(), key=lambda view: view[0].startswith("tau"))),
         "Show",
@@ -145,8 +147,8 @@ def head_and_tail(results: Results) -> Figure | None:
     return Figure(
         "head_tail",
         "Head and tail while they learn",
-        "At tau 1, whatever the training's temperature. The head is half of the teacher's mass, as in adaptive_kl; p is "
-        "the teacher and q the student. Means over the seeds.",
+        "At tau 1, whatever the training's temperature. The head is half of the teacher's mass, as in adaptive_kl; p "
+        "is the teacher and q the student. Means over the seeds.",
         list(panels.values()),
         {name: title for name, title in measures.items() if name in found},
         "Measure",

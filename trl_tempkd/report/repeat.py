@@ -86,4 +86,5 @@ def hours(results: Results) -> float:
 
 def failures(results: Results) -> list[tuple[str, str, str]]:
     """Cell, the last line of what its error file says, and all of it."""
-    return [(name, (text.strip().splitlines() or ["no reason given"])[-1], text) for name, text in results.errors.items()]
+    reasons = {name: text.strip().splitlines() or ["no reason given"] for name, text in results.errors.items()}
+    return [(name, reasons[name][-1], text) for name, text in results.errors.items()]

@@ -118,9 +118,7 @@ class Results:
 
     def _label(self, cell: dict[str, Any]) -> str:
         factors = cell["settings"]["factors"]
-        return ", ".join(
-            [label_of(factors["divergence"]), *(f"{name} {factors.get(name)}" for name in self.factors)]
-        )
+        return ", ".join([label_of(factors["divergence"]), *(f"{name} {factors.get(name)}" for name in self.factors)])
 
 
 def name_of(divergence: str | dict[str, Any]) -> str:
@@ -191,6 +189,4 @@ def _live(path: Path) -> list[dict[str, Any]]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    return [
-        {**row, "value": float(row["value"]), "step": int(row["step"]), "tau": float(row["tau"])} for row in rows
-    ]
+    return [{**row, "value": float(row["value"]), "step": int(row["step"]), "tau": float(row["tau"])} for row in rows]

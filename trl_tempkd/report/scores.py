@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..statistics import holm, mean_interval, sign_flip_test
+from ..sweep.comparisons import paired
 from .results import Results, Series
 
 
@@ -15,7 +16,6 @@ LABELS = {
     "rouge_l": "ROUGE-L",
     "kl_tau1": "KL(teacher, student) at tau 1",
     "reverse_kl_tau1": "KL(student, teacher) at tau 1",
-    "rouge_l_greedy": "ROUGE-L, greedy decoding",
     "agreement": "agreement with the teacher's top choice",
     "ce": "cross-entropy of the references",
     "perplexity": "perplexity of the references",
@@ -27,17 +27,26 @@ LABELS = {
     "student_entropy": "entropy of the student",
 }
 LOWER_IS_BETTER = {"kl_tau1", "reverse_kl_tau1", "ce", "perplexity", "ece", "self_bleu"}
-HIGHER_IS_BETTER = {"rouge_l", "rouge_l_greedy", "agreement", *(f"distinct_{n}" for n in range(1, 5))}
+HIGHER_IS_BETTER = {"rouge_l", "agreement", *(f"distinct_{n}" for n in range(1, 5))}
+GREEDY = "_greedy"  # ends the names of the scores of greedy decoding
+PER_HUNDRED = {"rouge_l", "self_bleu", "length", "perplexity"}
 NO_SCORE = {"tokens", "teacher_entropy"}  # of the rows and the teacher, the same in every cell
 
 
 def label(score: str) -> str:
-    return LABELS.get(score, score)
+    name = score.removesuffix(GREEDY)
+    return LABELS.get(name, name) + (", greedy decoding" if name != score else "")
+
+
+def digits(score: str) -> int:
+    """After the point."""
+    return 2 if score.removesuffix(GREEDY) in PER_HUNDRED else 3
 
 
 def direction(score: str) -> int:
     """1 where higher is better, -1 where lower is, 0 where neither is."""
-    return 1 if score in HIGHER_IS_BETTER else -1 if score in LOWER_IS_BETTER else 0
+    name = score.removesuffix(GREEDY)
+    return 1 if name in HIGHER_IS_BETTER else -1 if name in LOWER_IS_BETTER else 0
 
 
 def better(score: str) -> str:
@@ -45,9 +54,9 @@ def better(score: str) -> str:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Names in the order of `LABELS`, those that it has not last."""
-    order = list(LABELS)
-    return sorted(set(names), key=lambda name: (order.index(name) if name in order else len(order), name))
+    """Names in the order of `LABELS`, those that it has not last; greedy decoding after sampling."""
+    order = {name: number for number, name in enumerate(LABELS)}
+    return sorted(set(names), key=lambda name: (order.get(name.removesuffix(GREEDY), len(order)), name))
 
 
 def all_scores(results: Results) -> list[str]:
@@ -115,8 +124,9 @@ def family(results: Results, score: str) -> list[Row]:
             row = Row(score, series, mode, means.get(1.0), best, means[best])
             row = replace(row, n_seeds=len(tables[best]), n_items=tables[best].shape[1])
             for tau in tables:
-                if tau != 1 and (table := paired(cells[1.0] if 1.0 in cells else {}, cells[tau], score)) is not None:
-                    found = _test(row, table)
+                pair = paired(cells.get(1.0, {}), cells[tau], score) if tau != 1 else None
+                if pair is not None:
+                    found = _test(row, pair[1] - pair[0])
                     tested.append((found.p_items, found.p_seeds, len(rows) if tau == best else None))
                     row = found if tau == best else row
             rows.append(row)
@@ -125,18 +135,6 @@ def family(results: Results, score: str) -> list[Row]:
         if number is not None:
             rows[number] = replace(rows[number], p_items=p_items, p_seeds=p_seeds)
     return rows
-
-
-def paired(first: dict[Any, Any], second: dict[Any, Any], score: str) -> np.ndarray | None:
-    """Differences, seeds by items, of the seeds whose cells started alike and have the same items."""
-    differences = []
-    for seed in [seed for seed in first if seed in second]:
-        if first[seed]["hashes"] == second[seed]["hashes"]:
-            a, b = items_of(first[seed], score), items_of(second[seed], score)
-            if a is not None and b is not None and a.shape == b.shape:
-                differences.append(b - a)
-    same = [d for d in differences if len(d) == len(differences[0])]
-    return np.array(same) if same and len(same[0]) > 1 else None
 
 
 def _test(row: Row, differences: np.ndarray) -> Row:
