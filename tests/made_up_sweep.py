@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trl_tempkd.sweep import cells
+from trl_tempkd.sweep.claims import Verdict
 from trl_tempkd.sweep.grid import EVALUATION
 
 
@@ -124,3 +125,31 @@ def _write_live(path: Path, name: str) -> None:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+def made_up_verdicts(results, baselines):
+    """A verdict of each outcome."""
+
+    def evidence(label: str, score: str, difference: float, half: float, p: float | None) -> dict[str, Any]:
+        ends = {"difference": difference, "low": difference - half, "high": difference + half}
+        return {"label": label, "score": score, **ends, "p": p, "n_seeds": 6, "n_items": 256}
+
+    conditions = {
+        "teacher's mean top-1, training rows": 0.6131,
+        "teacher's entropy, training rows": 1.91,
+        "teacher's mean top-1, held-out rows": 0.441,
+        "the student starts at": "KL 1.14",
+    }
+    rows = [
+        evidence("forward_kl, tau 4 less tau 1", "rouge_l", 2.5, 1.1, 0.0004),
+        evidence("reverse_kl, tau 4 less tau 1", "rouge_l", 0.3, 1.4, 0.61),
+        evidence("forward_kl, tau 4 less tau 1", "kl_tau1", -0.12, 0.04, None),
+    ]
+    moves, rescales = "Temperature moves forward KL into the tail", "Temperature only rescales reverse KL"
+    fits = "Forward KL fits the head first and reverse KL the tail"
+    return [
+        Verdict("A", "A1", "both", moves, "supported", "Tau 4 was better than tau 1.", rows, conditions),
+        Verdict("A", "A1", "teacher", moves, "not supported", "The interval includes 0.", rows[1:2], conditions),
+        Verdict("A", "A2", "both", rescales, "contradicted", "It gained as much.", rows[1:2], conditions),
+        Verdict("B", "B1", None, fits, "not tested", "No cell has diagnostics.csv.", [], {}),
+    ]

@@ -8,8 +8,8 @@ from typing import Any
 from .results import Series
 
 
-# After Okabe and Ito, of about the same lightness, so that each has a contrast of 3:1 and more to the light page and to
-# the dark one. With the marker they are told apart with any colour vision.
+# After Okabe and Ito, of about the same lightness, so that each has a contrast of 3:1 and more to the light page and
+# to the dark one. With the marker they are told apart with any colour vision.
 PALETTE = ("#0072b2", "#d55e00", "#009071", "#c0608f", "#b07d00", "#3d8fd1", "#7f7f7f", "#8a6fd1")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "pentagon")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")

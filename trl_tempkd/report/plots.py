@@ -34,8 +34,8 @@ def scores_over_tau(results: Results) -> Figure | None:
         "scores",
         "Scores over tau",
         "Means over training seeds and held-out rows, with 95% bootstrap intervals that draw seeds and rows again. "
-        "Where a score is of all rows together (perplexity, calibration, distinct-n), the interval is over seeds alone. "
-        "At tau 1 both modes are the same runs.",
+        "Where a score is of all rows together (perplexity, calibration, distinct-n), the interval is over seeds "
+        "alone. At tau 1 both modes are the same runs.",
         panels,
         {score: label(score) for score in scores},
         "Score",

@@ -112,7 +112,8 @@ def family(results: Results, score: str) -> list[Row]:
     Every divergence in every mode. The p-values are of sign-flip tests of the best tau against tau 1, by Holm's
     correction over every tau, divergence and mode, so that they also stand the choice of the best one.
     """
-    rows, tested = [], []
+    rows: list[Row] = []
+    tested: list[tuple[float | None, float | None, int | None]] = []
     for series in results.series:
         for mode in results.modes:
             cells = {tau: results.table.get((series, mode, tau), {}) for tau in results.taus}

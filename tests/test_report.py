@@ -1,0 +1,376 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""The report: what it reads, what it computes, and the page as a file. tests/test_report_browser.py opens it."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_sweep import GRID, HOSTILE, made_up_verdicts, write_sweep
+
+from trl_tempkd import DIVERGENCES, cli
+from trl_tempkd.report import read, repeat
+from trl_tempkd.report.asymmetry import asymmetry
+from trl_tempkd.report.figures import PALETTE, style_of
+from trl_tempkd.report.page import Section, number, p_value, render, whiskers
+from trl_tempkd.report.plots import head_and_tail, scores_over_tau, training_curves
+from trl_tempkd.report.results import Series, label_of
+from trl_tempkd.report.samples import samples
+from trl_tempkd.report.scores import all_scores, better, by_item, direction, family, label
+from trl_tempkd.sweep import cells
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "sweep"
+    write_sweep(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return read(folder)
+
+
+@pytest.fixture(autouse=True)
+def verdicts(monkeypatch):
+    monkeypatch.setattr("trl_tempkd.report.page.verdicts", made_up_verdicts)
+
+
+def page_of(*folders: Path) -> str:
+    return render([Section(read(folder), f"s{i}") for i, folder in enumerate(folders)], "0", "today")
+
+
+def without_plotly(page: str) -> str:
+    return re.sub(r"<script>/\*\*\n\* plotly.*?</script>", "", page, flags=re.DOTALL)
+
+
+class TestReading:
+    def test_places(self, results):
+        assert [series.label for series in results.series] == ["forward_kl", "reverse_kl", "jsd (beta 0.1)"]
+        assert results.modes == ["both", "teacher"] and results.taus == [1, 2, 4]
+        assert len(results.cells) == 30  # at tau 1 the modes are one run
+        forward = results.series[0]
+        assert results.table[forward, "teacher", 1.0] == results.table[forward, "both", 1.0]
+        assert results.table[forward, "teacher", 2.0][1]["name"] == "forward_kl-tau2-teacher-seed1"
+
+    def test_what_else_the_grid_varies_is_in_the_label(self, tmp_path):
+        grid = {"divergence": ["tvd"], "seed": [1], "max_grad_norm": [0.0, 1.0]}
+        write_sweep(tmp_path, grid)
+        first, second = read(tmp_path).series
+        assert (first.label, second.label) == ("tvd, max_grad_norm 0.0", "tvd, max_grad_norm 1.0")
+        one, other = style_of(first), style_of(second)
+        assert one.colour == other.colour and one.dash != other.dash
+
+    def test_parameters_in_a_label(self):
+        assert label_of({"jsd": {"beta": 0.1}}) == "jsd (beta 0.1)" and label_of({"jsd": {}}) == "jsd"
+
+    def test_failed_and_unfinished(self, tmp_path):
+        write_sweep(tmp_path)
+        (tmp_path / "forward_kl-tau1-both-seed1.json").unlink()
+        (tmp_path / "forward_kl-tau2-both-seed1.json").unlink()
+        (tmp_path / "forward_kl-tau1-both-seed1.error.txt").write_text("Traceback\nValueError: broke\n")
+        found = read(tmp_path)
+        assert found.unfinished == ["forward_kl-tau2-both-seed1"]
+        assert repeat.failures(found)[0][:2] == ("forward_kl-tau1-both-seed1", "ValueError: broke")
+        page = page_of(tmp_path)
+        assert "forward_kl-tau1-both-seed1 failed: ValueError: broke" in page
+        assert "1 cells are not finished" in page and "28 finished of 30" in page
+
+    @pytest.mark.parametrize(
+        "files, message",
+        [
+            (None, "There is no folder"),
+            ({}, "has no cell of a sweep"),
+            ({"x.json": "{"}, r"x\.json is not valid JSON"),
+            ({"x.json": '{"scores": {}}'}, r"x\.json has no settings, hashes: no sweep has written it"),
+        ],
+    )
+    def test_no_results(self, files, message, tmp_path):
+        for name, text in (files or {}).items():
+            (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / "nowhere" if files is None else tmp_path)
+
+
+class TestScores:
+    def test_which_way_is_better(self):
+        lower = {"kl_tau1", "reverse_kl_tau1", "ce", "perplexity", "ece", "self_bleu", "self_bleu_greedy"}
+        assert {name for name in lower if direction(name) == -1} == lower
+        assert all(direction(name) == 1 for name in ("rouge_l", "rouge_l_greedy", "agreement", "distinct_2"))
+        assert direction("length") == 0 and better("length") == "neither way is better"
+        assert label("rouge_l_greedy") == "ROUGE-L, greedy decoding" and label("mine") == "mine"
+
+    def test_their_order(self, results):
+        assert all_scores(results) == ["rouge_l", "kl_tau1", "perplexity"]
+        assert by_item(results) == ["rouge_l", "kl_tau1"]
+
+    def test_a_row_of_the_family(self, results):
+        row = next(r for r in family(results, "rouge_l") if r.series.label == "reverse_kl" and r.mode == "teacher")
+        at = {}
+        for tau in results.taus:
+            cells = results.table[row.series, "teacher", tau].values()
+            at[tau] = np.array([np.mean(cell["scores"]["rouge_l"], axis=0) for cell in cells])
+        assert row.at_1 == pytest.approx(at[1].mean())
+        assert row.best_tau == max(at, key=lambda tau: at[tau].mean())
+        assert row.difference == pytest.approx((at[row.best_tau] - at[1]).mean())
+        assert row.low < row.difference < row.high
+        assert (row.n_seeds, row.n_items) == (2, 12)
+        assert row.p_seeds == 1  # with two seeds nothing else is possible after the correction
+
+    def test_lower_is_better_where_it_is(self, results):
+        assert {row.best_tau for row in family(results, "rouge_l")} == {4}
+        rows = family(results, "kl_tau1")
+        assert {row.best_tau for row in rows} == {4} and all(row.difference < 0 for row in rows)
+
+    def test_the_correction_is_over_every_tau(self, tmp_path):
+        """Not only over the best ones, which would forget that they were chosen."""
+        found = {}
+        for taus in ([1.0, 2.0], [1.0, 2.0, 1.5, 3.0, 4.0, 8.0]):
+            folder = tmp_path / str(len(taus))
+            write_sweep(folder, {"divergence": ["forward_kl"], "tau": taus, "seed": [1]}, rows=40)
+            for tau in taus[2:]:  # nothing but tau 2 differs from tau 1
+                for path in folder.glob(f"*tau{tau:g}-*.json"):
+                    result = json.loads(path.read_text())
+                    one = json.loads((folder / "forward_kl-tau1-both-seed1.json").read_text())
+                    path.write_text(json.dumps({**result, "scores": one["scores"]}))
+            [row] = family(read(folder), "kl_tau1")
+            found[len(taus)] = row.p_items
+        assert found[6] == pytest.approx(min(1, 5 * found[2])) and found[2] < 0.05
+
+    def test_what_did_not_start_alike_is_not_compared(self, tmp_path):
+        for result in write_sweep(tmp_path, {"divergence": ["forward_kl"], "tau": [1.0, 2.0], "seed": [1]}):
+            if result["settings"]["factors"]["tau"] == 2:
+                result["hashes"]["initial_weights"] = "other"
+                (tmp_path / f"{result['name']}.json").write_text(json.dumps(result))
+        [row] = family(read(tmp_path), "rouge_l")
+        assert row.best_tau == 2 and row.difference is None and row.p_items is None
+        assert "the cells differ in their initial student" in page_of(tmp_path)
+
+    def test_without_tau_1(self, tmp_path):
+        write_sweep(tmp_path, {"divergence": ["forward_kl"], "tau": [2.0, 3.0], "seed": [1]})
+        [row] = family(read(tmp_path), "rouge_l")
+        assert row.at_1 is None and row.difference is None
+
+
+class TestFigures:
+    def test_scores_with_bands(self, results):
+        figure = scores_over_tau(results)
+        [line] = [line for line in figure.lines(figure.panels[0], "kl_tau1") if line.name == "forward_kl"]
+        cells = results.table[results.series[0], "both", 4.0].values()
+        expected = np.mean([np.mean(cell["scores"]["kl_tau1"]) for cell in cells])
+        assert line.x == [1, 2, 4] and line.y[2] == pytest.approx(expected, rel=1e-4)
+        assert all(low < y < high for low, y, high in zip(line.low, line.y, line.high, strict=True))
+        names = [line.name for line in figure.lines(figure.panels[1], "rouge_l")]
+        assert names == ["forward_kl", "reverse_kl", "jsd (beta 0.1)", "teacher", "student before training"]
+
+    def test_modes_have_one_scale(self, results):
+        for figure in (scores_over_tau(results), training_curves(results), *asymmetry(results)):
+            for view in figure.views or [""]:
+                ranges = {}
+                for panel in figure.panels:
+                    ranges.setdefault(figure.y_title(panel, view), []).append(figure.y_range(panel, view))
+                assert all(each == same[0] for same in ranges.values() for each in same)
+
+    def test_a_divergence_looks_the_same_everywhere(self, results):
+        scores, where = scores_over_tau(results), asymmetry(results)[0]
+        looks = {line.name.split(",")[0]: set() for line in where.panels[0].lines}
+        for line in [*scores.panels[0].lines, *where.panels[0].lines]:
+            if line.name.split(",")[0] in looks:
+                looks[line.name.split(",")[0]].add((line.colour, line.symbol))
+        assert [len(each) for each in looks.values()] == [1, 1]
+
+    def test_no_two_divergences_look_the_same(self):
+        styles = {(style.colour, style.symbol) for name in DIVERGENCES if (style := style_of(Series(name, name)))}
+        assert len(styles) == len(DIVERGENCES)
+
+    def test_contrast(self):
+        def luminance(colour: str) -> float:
+            parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+            linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+            return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+        def contrast(one: str, other: str) -> float:
+            low, high = sorted((luminance(one), luminance(other)))
+            return (high + 0.05) / (low + 0.05)
+
+        css = Path(read.__code__.co_filename).with_name("page.css").read_text(encoding="utf-8")
+        for theme in re.findall(r":root.*?\{(.*?)\}", css, flags=re.DOTALL):
+            names = dict(re.findall(r"--(\w[\w-]*): (#\w{6})", theme))
+            for text, behind in (("ink", "page"), ("muted", "page"), ("muted", "surface"), ("accent", "page"),
+                                 ("good", "good-soft"), ("bad", "bad-soft"), ("ink", "soft")):  # fmt: skip
+                assert contrast(names[text], names[behind]) >= 4.5, (text, behind)
+            for colour in PALETTE:
+                assert contrast(colour, names["surface"]) >= 3, colour
+
+    def test_asymmetry(self, results):
+        figures = {figure.key: figure for figure in asymmetry(results)}
+        assert list(figures) == [
+            "mass_outside", "cosine_tau1", "fkl_rkl", "norm_ratio", "effective_tokens", "ranks",
+        ]  # fmt: skip
+        [line] = figures["fkl_rkl"].panels[0].lines
+        assert line.y == pytest.approx([0.6, 0.7, 0.9])
+        assert len(figures["mass_outside"].panels[1].lines) == 6
+        assert figures["ranks"].panels[0].lines[0].x == ["1", "2-10", "11-100", "101-512"]
+
+    def test_curves_are_thinned_to_the_last_step(self, tmp_path):
+        write_sweep(tmp_path, {"divergence": ["forward_kl"], "tau": [1.0], "seed": [1, 2]}, steps=1001)
+        [loss, kl] = training_curves(read(tmp_path)).panels
+        assert len(loss.lines[0].x) <= 121 and loss.lines[0].x[-1] == 1001
+        assert kl.lines[0].y[0] == 1 and kl.y_title.startswith("KL(teacher, student) at tau 1")
+
+    def test_head_and_tail(self, results):
+        figure = head_and_tail(results)
+        assert [panel.title.split(";")[0] for panel in figure.panels] == ["head", "tail"] * 2
+        line = figure.lines(figure.panels[1], "error")[0]
+        assert (line.name, line.x, line.y[0]) == ("forward_kl, tau 1", [0, 5], 0.7)
+
+
+class TestSamples:
+    def test_the_same_prompts_every_time(self, results):
+        found = samples(results)
+        assert [s.number for s in found.samples] == [s.number for s in samples(results).samples]
+        assert len(found.samples) == 8
+        sample = found.samples[0]
+        assert sample.texts["Teacher"] == f"tiny:teacher says {sample.number}"
+        assert sample.texts["reverse_kl, tau 1"] == f"reverse_kl-tau1-both-seed1 says {sample.number}"
+        assert len(found.conditions) == 3 * 5  # tau 1 once
+        assert found.shown == {
+            f"{name}, tau {tau}" for name in ("forward_kl", "reverse_kl")
+            for tau in ("1", "4, teacher and student softened")
+        }  # fmt: skip
+
+    def test_without_prompts(self, tmp_path):
+        write_sweep(tmp_path, baseline=False)
+        assert samples(read(tmp_path)) is None
+
+
+class TestRepeat:
+    def test_the_recipe_has_these_cells(self, results):
+        import yaml
+
+        again = cells(yaml.safe_load(repeat.recipe_of(results)))
+        assert {cell.name: cell.settings for cell in again} == {s["name"]: s for s in results.settings}
+        assert len(repeat.commands_of(results)) == 30
+
+    def test_two_grids_in_a_folder_have_no_recipe(self, tmp_path):
+        write_sweep(tmp_path, {"divergence": ["forward_kl"], "tau": [1.0], "seed": [1]})
+        write_sweep(tmp_path, {"divergence": ["tvd"], "tau": [2.0], "seed": [1]})
+        assert repeat.recipe_of(read(tmp_path)) is None
+        assert "no single recipe" in page_of(tmp_path)
+
+    def test_versions_that_differ_are_all_named(self, tmp_path):
+        result = write_sweep(tmp_path)[0]
+        result["versions"]["torch"] = "3.0"
+        (tmp_path / f"{result['name']}.json").write_text(json.dumps(result))
+        assert set(repeat.distinct(read(tmp_path), "versions")["torch"].split(", ")) == {"2.0", "3.0"}
+
+
+class Names(HTMLParser):
+    """The ids of a page, what refers to them, and what would be fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids, self.references, self.fetched = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        self.references += [found[name] for name in ("for", "aria-labelledby", "data-table") if name in found]
+        if tag == "a":
+            assert found["href"].startswith("#"), found
+            self.references.append(found["href"][1:])
+        self.fetched += [found[name] for name in ("src", "srcset", "href", "data") if name in found and tag != "a"]
+
+
+class TestPage:
+    def test_it_asks_for_nothing_and_its_links_lead_somewhere(self, folder):
+        names = Names()
+        page = page_of(folder, folder)
+        names.feed(page)
+        assert names.fetched == []
+        assert len(names.ids) == len(set(names.ids)) and set(names.references) <= set(names.ids)
+        assert "@import" not in page and "url(" not in without_plotly(page)
+        assert "default-src 'none'" in page
+
+    def test_everything_is_escaped(self, tmp_path):
+        grid = {"divergence": ["forward_kl"], "tau": [1.0, 2.0], "seed": [1]}
+        for result in write_sweep(tmp_path, grid):
+            result["completions"] = [[HOSTILE] * 12] * 2
+            result["scores"][HOSTILE] = [[1.0] * 12]
+            result["machine"]["cpu"] = HOSTILE
+            (tmp_path / f"{result['name']}.json").write_text(json.dumps(result))
+        (tmp_path / "x.error.txt").write_text(HOSTILE)
+        page = without_plotly(page_of(tmp_path))
+        assert "<img" not in page and "&lt;img src=x" in page and "{{ 7 * 7 }}" in page
+        assert "\\u003c/script\\u003e" in page  # in the data of the plots
+
+    def test_verdicts_in_words(self, folder):
+        page = page_of(folder)
+        for text in ("Supported", "Not supported", "Contradicted", "Not tested", "+2.50 [+1.40, +3.60]", "6 × 256"):
+            assert text in page
+        assert "KL(teacher, student) at tau 1" in page and "0.613" in page
+
+    def test_a_whisker_is_where_its_interval_is(self):
+        rows = [
+            {"score": "a", "low": 1.0, "high": 3.0, "difference": 2.0},
+            {"score": "b", "low": -40.0, "high": 60.0, "difference": 10.0},
+        ]
+        one, other = whiskers(rows)
+        assert (one["zero"], one["high"]) == (4, 96) and one["low"] < one["at"] < one["high"]
+        assert (other["low"], other["zero"], other["high"]) == (4, 40.8, 96)
+
+    def test_a_line_in_place_of_what_is_not_there(self, tmp_path):
+        write_sweep(tmp_path, {"divergence": ["forward_kl"], "tau": [1.0], "seed": [1]}, baseline=False, live=False)
+        page = page_of(tmp_path)
+        for text in ("The gradients were not measured", "set kd_diagnostics_steps", "The prompts are not here"):
+            assert text in page
+
+    def test_a_folder_in_which_nothing_is_finished(self, tmp_path):
+        for result in write_sweep(tmp_path, baseline=False):
+            (tmp_path / f"{result['name']}.json").unlink()
+        page = page_of(tmp_path)
+        assert "No cell is finished yet" in page and "30 cells are not finished" in page
+
+    def test_numbers(self):
+        assert [number(x) for x in (None, 0.12345, -12.345, 123.45, 12345.6)] == [
+            "–",
+            "0.123",
+            "−12.35",
+            "123.5",
+            "12346",
+        ]
+        assert number(1.234, 2, True) == "+1.23" and number(-1.234, 2, True) == "−1.23"
+        assert [p_value(p) for p in (None, 0.0004, 0.04)] == ["–", "< 0.001", "0.040"]
+
+
+class TestCommand:
+    def test_page_and_images(self, folder, tmp_path, capsys):
+        assert cli.main(["report", str(folder), "--output", str(tmp_path / "x.html"), "--png", str(tmp_path)]) == 0
+        assert (tmp_path / "x.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+        images = sorted(path.name for path in tmp_path.glob("*.png"))
+        assert images == [
+            "cosine_tau1.png", "fkl_rkl.png", "mass_outside.png", "ranks.png", "scores_kl_tau1.png",
+            "scores_rouge_l.png",
+        ]  # fmt: skip
+        assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in images)
+        assert "x.html (" in capsys.readouterr().out
+
+    def test_where_the_page_goes(self, tmp_path):
+        write_sweep(tmp_path, GRID)
+        assert cli.main(["report", str(tmp_path)]) == 0
+        assert (tmp_path / "report.html").is_file()
+        assert read(tmp_path).cells  # the page does not get into the way of the next one
+
+    def test_several_folders(self, folder, tmp_path):
+        assert cli.main(["report", str(folder), str(folder), "--output", str(tmp_path / "x.html")]) == 0
+        assert (tmp_path / "x.html").read_text(encoding="utf-8").count("<h2") == 2
+
+    @pytest.mark.parametrize("folders, message", [(2, "--output"), (0, "There is no folder")])
+    def test_mistakes(self, folders, message, folder, capsys):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["report", *([str(folder)] * folders or ["nowhere"])])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and message in error and error.count("\n") == 1
