@@ -74,7 +74,7 @@ def write_sweep(
 
 def baseline_of(rows: int) -> dict[str, Any]:
     def side(name: str, score: float) -> dict[str, Any]:
-        tokens = {"top_1": 0.6, "entropy": 2.5, "tokens": 500}
+        tokens = {"top_1": 0.6, "teacher_entropy": 2.5, "tokens": 500}
         return {
             "name": name,
             "train": tokens,

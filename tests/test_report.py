@@ -3,6 +3,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from made_up_sweep import GRID, HOSTILE, made_up_verdicts, write_sweep
 from trl_tempkd import DIVERGENCES, cli
 from trl_tempkd.report import read, repeat
 from trl_tempkd.report.asymmetry import asymmetry
+from trl_tempkd.report.claims import shared_conditions, whiskers
 from trl_tempkd.report.figures import PALETTE, style_of
-from trl_tempkd.report.page import Section, number, p_value, render, whiskers
+from trl_tempkd.report.page import Section, number, p_value, render
 from trl_tempkd.report.plots import head_and_tail, scores_over_tau, training_curves
-from trl_tempkd.report.results import Series, label_of
+from trl_tempkd.report.results import Series
 from trl_tempkd.report.samples import samples
 from trl_tempkd.report.scores import all_scores, better, by_item, direction, family, label
 from trl_tempkd.sweep import cells
@@ -49,7 +51,7 @@ def without_plotly(page: str) -> str:
 
 class TestReading:
     def test_places(self, results):
-        assert [series.label for series in results.series] == ["forward_kl", "reverse_kl", "jsd (beta 0.1)"]
+        assert [series.label for series in results.series] == ["forward_kl", "reverse_kl", "jsd(beta=0.1)"]
         assert results.modes == ["both", "teacher"] and results.taus == [1, 2, 4]
         assert len(results.cells) == 30  # at tau 1 the modes are one run
         forward = results.series[0]
@@ -63,9 +65,6 @@ class TestReading:
         assert (first.label, second.label) == ("tvd, max_grad_norm 0.0", "tvd, max_grad_norm 1.0")
         one, other = style_of(first), style_of(second)
         assert one.colour == other.colour and one.dash != other.dash
-
-    def test_parameters_in_a_label(self):
-        assert label_of({"jsd": {"beta": 0.1}}) == "jsd (beta 0.1)" and label_of({"jsd": {}}) == "jsd"
 
     def test_failed_and_unfinished(self, tmp_path):
         write_sweep(tmp_path)
@@ -164,7 +163,7 @@ class TestFigures:
         assert line.x == [1, 2, 4] and line.y[2] == pytest.approx(expected, rel=1e-4)
         assert all(low < y < high for low, y, high in zip(line.low, line.y, line.high, strict=True))
         names = [line.name for line in figure.lines(figure.panels[1], "rouge_l")]
-        assert names == ["forward_kl", "reverse_kl", "jsd (beta 0.1)", "teacher", "student before training"]
+        assert names == ["forward_kl", "reverse_kl", "jsd(beta=0.1)", "teacher", "student before training"]
 
     def test_modes_have_one_scale(self, results):
         for figure in (scores_over_tau(results), training_curves(results), *asymmetry(results)):
@@ -313,6 +312,12 @@ class TestPage:
             assert text in page
         assert "KL(teacher, student) at tau 1" in page and "0.613" in page
 
+    def test_conditions_that_all_share_are_said_once(self, folder):
+        first, second, *rest = made_up_verdicts([], {})
+        second = replace(second, conditions={**second.conditions, "max_steps": 40})
+        assert shared_conditions([first, second, *rest]) == first.conditions
+        assert page_of(folder).count("teacher&#39;s entropy, training rows") == 1
+
     def test_a_whisker_is_where_its_interval_is(self):
         rows = [
             {"score": "a", "low": 1.0, "high": 3.0, "difference": 2.0},
@@ -321,6 +326,7 @@ class TestPage:
         one, other = whiskers(rows)
         assert (one["zero"], one["high"]) == (4, 96) and one["low"] < one["at"] < one["high"]
         assert (other["low"], other["zero"], other["high"]) == (4, 40.8, 96)
+        assert whiskers([{**rows[0], "low": float("nan")}]) == [None]
 
     def test_a_line_in_place_of_what_is_not_there(self, tmp_path):
         write_sweep(tmp_path, {"divergence": ["forward_kl"], "tau": [1.0], "seed": [1]}, baseline=False, live=False)

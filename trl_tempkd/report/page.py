@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The page: its sections from a folder's results, and the HTML."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 from ..sweep.claims import Verdict, verdicts
 from . import repeat
 from .asymmetry import asymmetry
+from .claims import PAPERS, Claim, by_claim, conditions_beside, shared_conditions, whiskers
 from .figures import Figure, style_of
 from .interactive import panel_json
 from .plots import head_and_tail, scores_over_tau, training_curves
@@ -27,6 +29,14 @@ class Section:
     @cached_property
     def verdicts(self) -> list[Verdict]:
         return verdicts(self.results.cells, self.results.baselines)
+
+    @property
+    def claims(self) -> list[Claim]:
+        return by_claim(self.verdicts)
+
+    @property
+    def shared_conditions(self) -> dict[str, Any]:
+        return shared_conditions(self.verdicts)
 
     @cached_property
     def scores(self) -> Figure | None:
@@ -58,24 +68,9 @@ class Section:
         return [figure for figure in found if figure is not None]
 
 
-def whiskers(evidence: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """Where each interval lies on a line of 0 to 100, on one scale for the rows of one score, with the place of 0."""
-    scales: dict[str, tuple[float, float]] = {}
-    for row in evidence:
-        low, high = scales.get(row["score"], (0.0, 0.0))
-        scales[row["score"]] = (min(low, row["low"]), max(high, row["high"]))
-    found = []
-    for row in evidence:
-        low, high = scales[row["score"]]
-        width = (high - low) or 1.0
-        places = {"low": row["low"], "high": row["high"], "at": row["difference"], "zero": 0.0}
-        found.append({name: round(4 + 92 * (value - low) / width, 2) for name, value in places.items()})
-    return found
-
-
 def number(value: float | None, digits: int | None = None, signed: bool = False) -> str:
     """A number with so many digits after the point, or with as many as its size asks for."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "–"
     if digits is None:
         digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
@@ -120,6 +115,8 @@ def render(sections: Sequence[Section], version: str, date: str) -> str:
         plotly=get_plotlyjs(),
         panel_json=panel_json,
         style_of=style_of,
+        conditions_beside=conditions_beside,
+        papers=PAPERS,
         whiskers=whiskers,
         better=better,
         repeat=repeat,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..sweep.comparisons import obstacles
+from ..sweep.study import name_of
 
 
 MODES = {"both": "teacher and student softened", "teacher": "teacher alone softened"}
@@ -51,7 +52,7 @@ class Results:
         errors (`dict[str, str]`):
             By cell the text of its error file.
         live (`dict[str, list[dict]]`):
-            By finished cell the rows of its diagnostics.csv.
+            By finished cell what was measured while it trained, the rows of its diagnostics.csv.
     """
 
     folder: Path
@@ -89,7 +90,7 @@ class Results:
     def series(self) -> list[Series]:
         found: dict[str, str] = {}
         for cell in self.cells:
-            found.setdefault(self._label(cell), name_of(cell["settings"]["factors"]["divergence"]))
+            found.setdefault(self._label(cell), divergence_of(cell["settings"]["factors"]["divergence"]))
         names = list(found.values())
         return [Series(name, label, names[:i].count(name)) for i, (label, name) in enumerate(found.items())]
 
@@ -118,19 +119,12 @@ class Results:
 
     def _label(self, cell: dict[str, Any]) -> str:
         factors = cell["settings"]["factors"]
-        return ", ".join([label_of(factors["divergence"]), *(f"{name} {factors.get(name)}" for name in self.factors)])
+        return ", ".join([name_of(factors["divergence"]), *(f"{name} {factors.get(name)}" for name in self.factors)])
 
 
-def name_of(divergence: str | dict[str, Any]) -> str:
-    return divergence if isinstance(divergence, str) else next(iter(divergence))
-
-
-def label_of(divergence: str | dict[str, Any]) -> str:
-    """`jsd` -> `jsd`, `{"jsd": {"beta": 0.1}}` -> `jsd (beta 0.1)`."""
-    if isinstance(divergence, str):
-        return divergence
-    [(name, parameters)] = divergence.items()
-    return f"{name} ({', '.join(f'{key} {value}' for key, value in parameters.items())})" if parameters else name
+def divergence_of(factor: str | dict[str, Any]) -> str:
+    """The name alone, without parameters."""
+    return factor if isinstance(factor, str) else next(iter(factor))
 
 
 def read(folder: str | Path) -> Results:
@@ -158,7 +152,11 @@ def read(folder: str | Path) -> Results:
             path.name.removesuffix(".error.txt"): path.read_text(encoding="utf-8", errors="replace")
             for path in sorted(folder.glob("*.error.txt"))
         },
-        {cell["name"]: rows for cell in cells if (rows := _live(folder / cell["name"] / "diagnostics.csv"))},
+        {
+            cell["name"]: rows
+            for cell in cells
+            if (rows := cell.get("diagnostics") or _live(folder / cell["name"] / "diagnostics.csv"))
+        },
     )
 
 
@@ -178,10 +176,10 @@ def _place(settings: dict[str, Any]) -> tuple[Any, ...]:
     from ..divergences import DIVERGENCES
 
     factors = settings["factors"]
-    name, names = name_of(factors["divergence"]), list(DIVERGENCES)
+    name, names = divergence_of(factors["divergence"]), list(DIVERGENCES)
     position = names.index(name) if name in names else len(names)
     seed = factors["seed"]
-    return position, label_of(factors["divergence"]), factors["mode"], float(factors["tau"]), seed, settings["name"]
+    return position, name_of(factors["divergence"]), factors["mode"], float(factors["tau"]), seed, settings["name"]
 
 
 def _live(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..statistics import holm, mean_interval, sign_flip_test
 from ..sweep.comparisons import paired
+from ..sweep.study import LOWER_IS_BETTER
 from .results import Results, Series
 
 
@@ -26,7 +27,6 @@ LABELS = {
     "stop_rate": "share of completions that stop",
     "student_entropy": "entropy of the student",
 }
-LOWER_IS_BETTER = {"kl_tau1", "reverse_kl_tau1", "ce", "perplexity", "ece", "self_bleu"}
 HIGHER_IS_BETTER = {"rouge_l", "agreement", *(f"distinct_{n}" for n in range(1, 5))}
 GREEDY = "_greedy"  # ends the names of the scores of greedy decoding
 PER_HUNDRED = {"rouge_l", "self_bleu", "length", "perplexity"}
