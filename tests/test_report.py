@@ -100,7 +100,7 @@ class TestScores:
         assert {name for name in lower if direction(name) == -1} == lower
         assert all(direction(name) == 1 for name in ("rouge_l", "rouge_l_greedy", "agreement", "distinct_2"))
         assert direction("length") == 0 and better("length") == "neither way is better"
-        assert label("rouge_l_greedy") == "ROUGE-L, greedy decoding" and label("mine") == "mine"
+        assert label("rouge_l_greedy") == "ROUGE-L, greedy" and label("mine") == "mine"
 
     def test_their_order(self, results):
         assert all_scores(results) == ["rouge_l", "kl_tau1", "perplexity"]

@@ -35,7 +35,7 @@ NO_SCORE = {"tokens", "teacher_entropy"}  # of the rows and the teacher, the sam
 
 def label(score: str) -> str:
     name = score.removesuffix(GREEDY)
-    return LABELS.get(name, name) + (", greedy decoding" if name != score else "")
+    return LABELS.get(name, name) + (", greedy" if name != score else "")
 
 
 def digits(score: str) -> int:
