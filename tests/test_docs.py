@@ -15,7 +15,7 @@ from standins import save_pair
 import trl_tempkd
 from trl_tempkd import DIVERGENCES, KDConfig, chunked_kd_loss, kd_loss
 from trl_tempkd.cli import COMMANDS, EXAMPLES
-from trl_tempkd.commands import diagnose, distill, divergences, evaluate, sweep
+from trl_tempkd.commands import diagnose, distill, divergences, evaluate, report, sweep
 
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +27,7 @@ TEXTS = {
     "trl-tempkd evaluate --help": evaluate.DESCRIPTION + "\n" + evaluate.EPILOG,
     "trl-tempkd diagnose --help": diagnose.EPILOG,
     "trl-tempkd sweep --help": sweep.EPILOG,
+    "trl-tempkd report --help": report.EPILOG,
     "trl-tempkd divergences --help": divergences.EPILOG,
     "examples/distill.py": (ROOT / "examples/distill.py").read_text(encoding="utf-8"),
     **{
@@ -74,6 +75,9 @@ def test_commands_parse(source, monkeypatch, capsys):
             continue
         elif command[1] == "diagnose":
             diagnose.make_parser().parse_here(command[2:])
+            continue
+        elif command[1] == "report":
+            assert report.make_parser().parse_args(command[2:]).results_dirs
             continue
         elif command[1] == "sweep":
             assert Path(sweep.make_parser().parse_args(command[2:]).config).is_file()

@@ -5,8 +5,9 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from trl_tempkd.statistics import compare, holm, sign_flip_test
+from trl_tempkd.statistics import compare, holm, mean_interval, sign_flip_test
 
 
 def test_holm_by_hand():
@@ -113,3 +114,34 @@ def test_refused(first, second, message):
 def test_sign_flips_refuse_one():
     with pytest.raises(ValueError, match="two differences at least, got 1"):
         sign_flip_test([1.0])
+
+
+def test_the_interval_of_a_mean_is_that_of_a_comparison():
+    table = np.random.default_rng(4).normal(0.3, 1, size=(4, 60)) + np.arange(4)[:, None] / 4
+    mean, low, high = mean_interval(table)
+    found = compare(np.zeros_like(table), table)
+    assert mean == pytest.approx(found.difference)
+    assert (low, high) == pytest.approx((found.low, found.high), abs=0.02)
+
+
+def test_the_interval_of_a_mean_where_one_side_is_single():
+    rows = np.random.default_rng(5).normal(1, 2, size=400)
+    half = 1.96 * rows.std() / 20
+    for table in (rows[None], rows[:, None]):  # one seed: over items; one item: over seeds
+        assert mean_interval(table)[1:] == pytest.approx((rows.mean() - half, rows.mean() + half), abs=0.03)
+    assert mean_interval([[3.0]]) == (3, 3, 3)
+
+
+@pytest.mark.parametrize("table", [[1.0, 2.0], [[]], [[1.0, np.nan]]])
+def test_tables_without_a_mean(table):
+    with pytest.raises(ValueError, match="Expected a table of seeds by items of finite scores"):
+        mean_interval(table)
+
+
+@pytest.mark.parametrize("n", [6, 40])
+def test_sign_flips_against_scipy(n):
+    values = np.random.default_rng(n).normal(0.3, 1, size=n)
+    expected = stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(0)
+    )
+    assert sign_flip_test(values) == pytest.approx(expected.pvalue, abs=0 if n == 6 else 0.015)
