@@ -20,7 +20,7 @@ from trl_tempkd.report.page import Section, number, p_value, render
 from trl_tempkd.report.plots import head_and_tail, scores_over_tau, training_curves
 from trl_tempkd.report.results import Series
 from trl_tempkd.report.samples import samples
-from trl_tempkd.report.scores import all_scores, better, by_item, direction, family, label
+from trl_tempkd.report.scores import all_scores, better, by_item, direction, family, label, ordered
 from trl_tempkd.sweep import cells
 
 
@@ -101,6 +101,8 @@ class TestScores:
         assert all(direction(name) == 1 for name in ("rouge_l", "rouge_l_greedy", "agreement", "distinct_2"))
         assert direction("length") == 0 and better("length") == "neither way is better"
         assert label("rouge_l_greedy") == "ROUGE-L, greedy" and label("mine") == "mine"
+        assert direction("kl_tau1@dolly") == -1 and label("rouge_l_greedy@dolly") == "ROUGE-L, greedy, dolly"
+        assert ordered(["rouge_l@dolly", "ece", "rouge_l_greedy"]) == ["rouge_l_greedy", "ece", "rouge_l@dolly"]
 
     def test_their_order(self, results):
         assert all_scores(results) == ["rouge_l", "kl_tau1", "perplexity"]
@@ -223,8 +225,10 @@ class TestFigures:
     def test_head_and_tail(self, results):
         figure = head_and_tail(results)
         assert [panel.title.split(";")[0] for panel in figure.panels] == ["head", "tail"] * 2
-        line = figure.lines(figure.panels[1], "error")[0]
-        assert (line.name, line.x, line.y[0]) == ("forward_kl, tau 1", [0, 5], 0.7)
+        lines = figure.lines(figure.panels[1], "error 1")
+        assert [line.name for line in lines] == ["forward_kl", "reverse_kl", "jsd(beta=0.1)"]
+        assert (lines[0].x, lines[0].y[0]) == ([0, 5], 0.7)
+        assert list(figure.views.values())[:2] == ["abs(p - q), trained at tau 1", "abs(p - q), trained at tau 2"]
 
 
 class TestSamples:
@@ -238,7 +242,7 @@ class TestSamples:
         assert len(found.conditions) == 3 * 5  # tau 1 once
         assert found.shown == {
             f"{name}, tau {tau}" for name in ("forward_kl", "reverse_kl")
-            for tau in ("1", "4, teacher and student softened")
+            for tau in ("1", "4, both sides softened")
         }  # fmt: skip
 
     def test_without_prompts(self, tmp_path):

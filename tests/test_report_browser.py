@@ -24,7 +24,8 @@ FLAGS = (
 def page(tmp_path_factory) -> str:
     """Address of a page with two folders."""
     folder = tmp_path_factory.mktemp("browser")
-    small = {"divergence": ["tvd"], "tau": [1.0, 2.0], "seed": [1]}
+    names = ["tvd", "todi", "adaptive_kl", "alpha_beta", "taid", "concrete_score", "entropy_aware"]
+    small = {"divergence": names, "tau": [1.0, 2.0], "seed": [1]}
     write_sweep(folder / "first")
     write_sweep(folder / "second", small, baseline=False, live=False)
     folders = [str(folder / name) for name in ("first", "second")]
@@ -122,6 +123,21 @@ def test_the_legend_hides_and_shows(browser):
     assert all("forward_kl" in names for names in drawn(browser, "scores"))
 
 
+def test_a_long_legend_hides_and_shows_all_at_once(browser):
+    count = "return document.querySelector('#s2-figure-scores .plot').data.length"
+    before = browser.execute_script(count)
+    click(browser, "Hide all")
+    assert browser.execute_script(count) == 0 < before
+    click(browser, "Show all")
+    assert browser.execute_script(count) == before
+
+
+def click(driver, text: str) -> None:
+    button = driver.find_element("css selector", "#s2-figure-scores .legend li:last-child button")
+    assert button.text == text
+    button.click()
+
+
 def test_tables_sort_by_number_both_ways(browser):
     table = browser.find_element("id", "s1-family-table")
 
@@ -166,6 +182,15 @@ def test_what_the_system_prefers(browser):
     wait(browser, "return document.documentElement.dataset.theme === 'light'")
 
 
+def test_paper_is_light(browser):
+    browser.find_element("id", "theme").click()
+    script = """
+        dispatchEvent(new Event(arguments[0]));
+        return [document.documentElement.dataset.theme, document.querySelector('.plot').layout.width]"""
+    assert browser.execute_script(script, "beforeprint") == ["light", 320]
+    assert browser.execute_script(script, "afterprint")[0] == "dark"
+
+
 @pytest.mark.parametrize("width", [320, 375, 1280])
 def test_no_sideways_scrolling(width, browser):
     size(browser, width)
@@ -181,6 +206,7 @@ def test_students_can_be_chosen(browser):
         return new Set([...document.querySelectorAll('.student')].filter(e => !e.hidden)
             .map(e => e.dataset.student)).size"""
     assert browser.execute_script(script) == 4
+    browser.find_element("css selector", ".samples summary").click()
     browser.find_element("css selector", "input[data-student='jsd(beta=0.1), tau 1']").click()
     assert browser.execute_script(script) == 5
     text = browser.find_element("css selector", ".samples .box").text

@@ -45,7 +45,7 @@ examples:
   trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd diagnose --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd sweep --config recipes/sweeps/tiny.yaml --workers 2
-  trl-tempkd report runs/sweeps/tiny
+  trl-tempkd report results/tiny
   trl-tempkd divergences
 
 `trl-tempkd COMMAND --help` explains a command."""

@@ -148,7 +148,7 @@ def mean_interval(
     if scores.ndim != 2 or not scores.size or not np.isfinite(scores).all():
         raise ValueError(f"Expected a table of seeds by items of finite scores, got the shape {scores.shape}.")
     seeds, items = (_draws(n, resamples, seed + i) for i, n in enumerate(scores.shape))
-    means = ((seeds @ scores) * items).sum(1)
+    means = np.einsum("ri,ri->r", seeds @ scores, items)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(scores.mean()), float(low), float(high)
 

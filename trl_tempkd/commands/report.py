@@ -16,14 +16,14 @@ written while a sweep still runs, from the cells that are finished. docs/report.
 
 EPILOG = """\
 examples:
-  # runs/sweeps/tiny/report.html
-  trl-tempkd report runs/sweeps/tiny
+  # results/tiny/report.html
+  trl-tempkd report results/tiny
 
   # the main figures as PNG files too
-  trl-tempkd report runs/sweeps/tiny --png runs/figures
+  trl-tempkd report results/tiny --png results/figures
 
   # two sweeps on one page
-  trl-tempkd report runs/sweeps/tiny runs/sweeps/large --output runs/report.html"""
+  trl-tempkd report results/tiny results/gpt2_dolly --output results/report.html"""
 
 
 def main(args: argparse.Namespace) -> int:

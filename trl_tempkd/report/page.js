@@ -18,6 +18,8 @@
   const view = (figure) => (figure.select ? figure.select.value : "");
   const inView = (figure, trace) => !trace.meta.view || trace.meta.view === view(figure);
 
+  let onPaper = false;
+
   function draw(figure) {
     const style = getComputedStyle(root);
     const colour = (name) => style.getPropertyValue(name).trim();
@@ -26,6 +28,7 @@
       const data = source.data
         .filter((trace) => inView(figure, trace) && !figure.hidden.has(trace.meta.name))
         .map((trace) => {
+          if (trace.meta.kind === "band") return { ...trace, opacity: root.dataset.theme === "dark" ? 0.3 : 0.16 };
           const line = own[trace.meta.colour];
           return line ? { ...trace, line: { ...trace.line, color: line } } : trace;
         });
@@ -36,6 +39,7 @@
       };
       const layout = {
         ...source.layout,
+        ...(onPaper ? { autosize: false, width: figure.panels.length > 1 ? 320 : 660, height: 240 } : {}),
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
         font: { color: colour("--muted"), family: getComputedStyle(document.body).fontFamily, size: 12 },
         hoverlabel: { bgcolor: colour("--surface"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
@@ -70,9 +74,14 @@
         }
       }
     }
-    figure.legend.replaceChildren(...[...entries].map(([name, meta]) => {
+    const entry = () => {
       const item = document.createElement("li"), button = document.createElement("button");
       button.type = "button";
+      item.append(button);
+      return [item, button];
+    };
+    const items = [...entries].map(([name, meta]) => {
+      const [item, button] = entry();
       button.append(swatch(meta), ` ${name}`);
       button.setAttribute("aria-pressed", String(!figure.hidden.has(name)));
       button.addEventListener("click", () => {
@@ -80,9 +89,23 @@
         button.setAttribute("aria-pressed", String(!figure.hidden.has(name)));
         draw(figure);
       });
-      item.append(button);
       return item;
-    }));
+    });
+    if (entries.size > 6) {
+      const [item, button] = entry();
+      const shown = [...entries.keys()].some((name) => !figure.hidden.has(name));
+      button.textContent = shown ? "Hide all" : "Show all";
+      button.addEventListener("click", () => {
+        for (const name of entries.keys()) {
+          if (shown) figure.hidden.add(name); else figure.hidden.delete(name);
+        }
+        fillLegend(figure);
+        draw(figure);
+        figure.legend.lastElementChild.firstElementChild.focus();
+      });
+      items.push(item);
+    }
+    figure.legend.replaceChildren(...items);
   }
 
   const DASHES = { dash: "6 3", dot: "2 3", dashdot: "6 3 2 3", longdash: "10 4", longdashdot: "10 4 2 4" };
@@ -132,8 +155,8 @@
     theme(next);
   });
   dark.addEventListener("change", () => { if (!saved()) theme(current()); });
-  addEventListener("beforeprint", () => theme("light"));
-  addEventListener("afterprint", () => theme(current()));
+  addEventListener("beforeprint", () => { onPaper = true; theme("light"); });
+  addEventListener("afterprint", () => { onPaper = false; theme(current()); });
 
   // Tables
   for (const table of all("table[data-sortable]")) {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..statistics import mean_interval
-from .figures import DASHES, FAINT, INK, Figure, Line, Panel, style_of, tau_colour
+from .figures import FAINT, INK, Figure, Line, Panel, style_of, tau_colour
 from .results import MODES, Results
 from .scores import all_scores, better, items_of, label, table_of
 
@@ -122,11 +122,20 @@ def _curve(cells: Iterable[dict[str, Any]], measure: str) -> tuple[list[int], li
 def head_and_tail(results: Results) -> Figure | None:
     """What is left to fit in the teacher's head and in its tail, over the steps."""
     measures = {"error": "abs(p - q)", "forward_kl": "part of KL(p, q)", "reverse_kl": "part of KL(q, p)"}
-    panels = {(mode, part): Panel(f"{part}; {MODES[mode]}", [], "step", measures) for mode in results.modes
-              for part in ("head", "tail")}  # fmt: skip
+    views = {
+        f"{measure} {tau:g}": f"{title}, trained at tau {tau:g}"
+        for measure, title in measures.items()
+        for tau in results.taus
+    }
+    titles = {view: measures[view.split()[0]] for view in views}
+    panels = {
+        (mode, part): Panel(f"{part}; {MODES[mode]}", [], "step", titles)
+        for mode in results.modes
+        for part in ("head", "tail")
+    }
     found = set()
     for (series, mode, tau), cells in results.table.items():
-        style, dash = style_of(series), DASHES[results.taus.index(tau) % len(DASHES)]
+        style = style_of(series)
         for measure in measures:
             for part in ("head", "tail"):
                 curves = [
@@ -136,20 +145,19 @@ def head_and_tail(results: Results) -> Figure | None:
                 ]
                 steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
                 if steps:
-                    found.add(measure)
+                    view = f"{measure} {tau:g}"
+                    found.add(view)
                     values = [rounded(float(np.mean([curve[step] for curve in curves]))) for step in steps]
-                    name = f"{series.label}, tau {tau:g}"
-                    panels[mode, part].lines.append(
-                        Line(name, steps, values, style.colour, dash, style.symbol, view=measure)
-                    )
+                    line = Line(series.label, steps, values, style.colour, style.dash, style.symbol, view=view)
+                    panels[mode, part].lines.append(line)
     if not found:
         return None
     return Figure(
         "head_tail",
         "Head and tail while they learn",
-        "At tau 1, whatever the training's temperature. The head is half of the teacher's mass, as in adaptive_kl; p "
-        "is the teacher and q the student. Means over the seeds.",
+        "Measured at tau 1, whatever the training's. The head is half of the teacher's mass, as in adaptive_kl; p is "
+        "the teacher and q the student. Means over the seeds.",
         list(panels.values()),
-        {name: title for name, title in measures.items() if name in found},
-        "Measure",
+        {view: title for view, title in views.items() if view in found},
+        "Show",
     )

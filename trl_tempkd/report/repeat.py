@@ -70,7 +70,9 @@ def overview(results: Results) -> dict[str, str]:
         "tau": _values(f"{float(each['factors']['tau']):g}" for each in results.settings),
         "Training seeds": _values(sorted(seeds)),
         "Steps": _values(each.get("max_steps") for each in options),
+        "Epochs": _values(each.get("num_train_epochs") for each in options),
         "Held-out rows": _values(each.get("rows") for each in evaluation),
+        "Other data": _values(name for each in evaluation for name in each.get("datasets", {})),
         "Sampling seeds": _values(seed for each in evaluation for seed in each.get("seeds", [])),
     }
     return {name: value for name, value in found.items() if value}

@@ -12,7 +12,7 @@ from ..sweep.comparisons import obstacles
 from ..sweep.study import name_of
 
 
-MODES = {"both": "teacher and student softened", "teacher": "teacher alone softened"}
+MODES = {"both": "both sides softened", "teacher": "teacher alone softened"}
 Place = tuple["Series", str, float]  # series, mode, tau
 
 

@@ -33,20 +33,25 @@ PER_HUNDRED = {"rouge_l", "self_bleu", "length", "perplexity"}
 NO_SCORE = {"tokens", "teacher_entropy"}  # of the rows and the teacher, the same in every cell
 
 
+def kind(score: str) -> str:
+    """The score without what it was measured on and how was decoded: `rouge_l_greedy@dolly` -> `rouge_l`."""
+    return score.partition("@")[0].removesuffix(GREEDY)
+
+
 def label(score: str) -> str:
-    name = score.removesuffix(GREEDY)
-    return LABELS.get(name, name) + (", greedy" if name != score else "")
+    name, _, where = score.partition("@")
+    greedy = ", greedy" if name.endswith(GREEDY) else ""
+    return LABELS.get(kind(score), kind(score)) + greedy + (f", {where}" if where else "")
 
 
 def digits(score: str) -> int:
     """After the point."""
-    return 2 if score.removesuffix(GREEDY) in PER_HUNDRED else 3
+    return 2 if kind(score) in PER_HUNDRED else 3
 
 
 def direction(score: str) -> int:
     """1 where higher is better, -1 where lower is, 0 where neither is."""
-    name = score.removesuffix(GREEDY)
-    return 1 if name in HIGHER_IS_BETTER else -1 if name in LOWER_IS_BETTER else 0
+    return 1 if kind(score) in HIGHER_IS_BETTER else -1 if kind(score) in LOWER_IS_BETTER else 0
 
 
 def better(score: str) -> str:
@@ -54,14 +59,14 @@ def better(score: str) -> str:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Names in the order of `LABELS`, those that it has not last; greedy decoding after sampling."""
+    """In the order of `LABELS`, others last; greedy decoding after sampling, other data sets after all of these."""
     order = {name: number for number, name in enumerate(LABELS)}
-    return sorted(set(names), key=lambda name: (order.get(name.removesuffix(GREEDY), len(order)), name))
+    return sorted(set(names), key=lambda name: (name.partition("@")[2], order.get(kind(name), len(order)), name))
 
 
 def all_scores(results: Results) -> list[str]:
     names = {name for cell in results.cells for part in ("scores", "means") for name in cell.get(part, {})}
-    return ordered(names - NO_SCORE)
+    return ordered(name for name in names if kind(name) not in NO_SCORE)
 
 
 def by_item(results: Results) -> list[str]:
