@@ -69,7 +69,9 @@ def _draw(figure: Figure, view: str, path: Path) -> None:
         frameon=False,
         fontsize=9,
     )
-    canvas.savefig(path, dpi=150)
+    scratch = path.with_name(f".{path.name}")
+    canvas.savefig(scratch, dpi=150, format="png")
+    scratch.replace(path)
 
 
 def _plot(axis, line: Line, number: int, total: int):

@@ -45,29 +45,32 @@ def samples(results: Results, seed: int = 0) -> Samples | None:
     cells = {place: seeds[min(seeds)] for place, seeds in results.table.items()}
     # A cell counts for one condition here: at tau 1 it stands in both modes.
     own = {(s, mode, tau): cell for (s, mode, tau), cell in cells.items() if mode == results.modes[0] or tau != 1}
-    baselines = {cell.get("baseline") for cell in own.values()} & set(results.baselines)
-    if not baselines:
+    known = [cell for cell in own.values() if cell.get("baseline") in results.baselines]
+    if not known:
         return None
-    key = next(cell["baseline"] for cell in own.values() if cell.get("baseline") in baselines)
-    baseline = results.baselines[key]
-    items = next(cell["hashes"]["items"] for cell in own.values() if cell.get("baseline") == key)
-    rows = baseline["rows"]
+    items = known[0]["hashes"]["items"]
+    keys = dict.fromkeys(cell["baseline"] for cell in known if cell["hashes"]["items"] == items)
+    baselines = [results.baselines[key] for key in keys]
     names = {
         _name(series.label, mode, tau, len(results.modes) > 1): cell
         for (series, mode, tau), cell in own.items()
         if cell["hashes"]["items"] == items and cell.get("completions")
     }
-    chosen = sorted(random.Random(seed).sample(range(len(rows)), min(PROMPTS, len(rows))))
+    writers = {**_before(baselines, "teacher", "Teacher"), **_before(baselines, "start", "Before training"), **names}
+    rows = baselines[0]["rows"]
     found = []
-    for number in chosen:
-        texts = {"Teacher": _text(baseline["teacher"], number), "Before training": _text(baseline["start"], number)}
-        texts |= {name: _text(cell, number) for name, cell in names.items()}
+    for number in sorted(random.Random(seed).sample(range(len(rows)), min(PROMPTS, len(rows)))):
+        texts = {name: text for name, writer in writers.items() if (text := _text(writer, number)) is not None}
         references = rows[number]["references"]
         references = [references] if isinstance(references, str) else list(references)
-        found.append(
-            Sample(number, str(rows[number]["prompt"]), references, {k: v for k, v in texts.items() if v is not None})
-        )
+        found.append(Sample(number, str(rows[number]["prompt"]), references, texts))
     return Samples(found, list(names), set(_first(results, names)))
+
+
+def _before(baselines: list[dict[str, Any]], part: str, title: str) -> dict[str, dict[str, Any]]:
+    """The teachers or the untrained students, with their names where there are several."""
+    found = {str(baseline[part].get("name")): baseline[part] for baseline in baselines}
+    return {f"{title} ({name})" if len(found) > 1 else title: writer for name, writer in found.items()}
 
 
 def _name(label: str, mode: str, tau: float, several_modes: bool) -> str:
