@@ -22,6 +22,9 @@ examples:
   # the main figures as PNG files too
   trl-tempkd report results/tiny --png results/figures
 
+  # the tables as Markdown, to keep beside the code
+  trl-tempkd report results/tiny --markdown docs/results/tiny.md
+
   # two sweeps on one page
   trl-tempkd report results/tiny results/gpt2_dolly --output results/report.html"""
 
@@ -32,6 +35,7 @@ def main(args: argparse.Namespace) -> int:
     from .. import __version__
     from ..report import read
     from ..report.images import write_images
+    from ..report.markdown import to_markdown
     from ..report.page import Section, render
     from ..sweep.grid import write_atomically
 
@@ -42,6 +46,9 @@ def main(args: argparse.Namespace) -> int:
     date = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     write_atomically(output, render(sections, __version__, date))
     print(f"{output} ({output.stat().st_size / 1e6:.1f} MB)")
+    if args.markdown:
+        write_atomically(Path(args.markdown), "\n".join(to_markdown(section.results) for section in sections))
+        print(args.markdown)
     if args.png:
         for section in sections:
             prefix = section.results.title if len(sections) > 1 else ""
@@ -56,5 +63,6 @@ def make_parser(prog: str | None = None) -> OneLineParser:
     )
     parser.add_argument("results_dirs", nargs="+", metavar="RESULTS_DIR", help="folder of a sweep's results")
     parser.add_argument("--output", help="the page (if left out: RESULTS_DIR/report.html)")
+    parser.add_argument("--markdown", metavar="FILE", help="the verdicts and tables as Markdown too")
     parser.add_argument("--png", metavar="DIR", help="folder for the main figures as PNG files")
     return parser
