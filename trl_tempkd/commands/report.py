@@ -42,6 +42,12 @@ def main(args: argparse.Namespace) -> int:
     if len(args.results_dirs) > 1 and not args.output:
         raise UsageError("several folders: say with --output where their page goes")
     sections = [Section(read(folder), f"s{i}") for i, folder in enumerate(args.results_dirs, start=1)]
+    for section in sections:
+        results = section.results
+        print(
+            f"{results.folder}: {len(results.cells)} finished cells; comparing them may take a minute or two",
+            flush=True,
+        )
     output = Path(args.output or Path(args.results_dirs[0], "report.html"))
     date = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     write_atomically(output, render(sections, __version__, date))
