@@ -25,7 +25,7 @@ FLOORS = [
     ["evaluation"],
     ["metrics", "prompts"],
     ["trainer"],
-    ["config"],
+    ["config", "citation"],
     ["rollouts", "meter"],
     ["teachers"],
     ["losses"],

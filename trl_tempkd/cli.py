@@ -20,7 +20,7 @@ class Command:
         help (`str`):
             What it does, in one line.
         launched (`bool`, *optional*, defaults to `False`):
-            Whether it trains, and so starts through `accelerate launch`, as `trl sft` does.
+            Whether it may take many processes, and so starts through `accelerate launch`, as `trl sft` does.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Command:
 
 COMMANDS = [
     Command("distill", "train a student on a teacher's distributions, at any temperature, with any divergence", True),
+    Command("cache", "run a teacher once over a recipe's data and store its exact target, to distil without it", True),
     Command("evaluate", "generate from a model with fixed seeds, score it, and measure its distance from the teacher"),
     Command("diagnose", "measure what objectives and temperatures do to a student's gradient, without training"),
     Command("sweep", "distil over a grid of divergences, temperatures, modes and seeds, and compare"),
@@ -42,6 +43,7 @@ examples:
   trl-tempkd distill --config recipes/tiny/distill.yaml
   trl-tempkd distill --config recipes/qwen3/distill.yaml --kd_temperature 4 --divergence reverse_kl
   trl-tempkd distill --config recipes/qwen3/distill.yaml --accelerate_config zero2 --num_processes 4
+  trl-tempkd cache --config recipes/tiny/distill.yaml --mode hidden --output outputs/tiny-cache
   trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd diagnose --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd sweep --config recipes/sweeps/tiny.yaml --workers 2

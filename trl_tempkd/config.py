@@ -70,6 +70,10 @@ class KDConfig(RolloutConfig):
         teacher_model_init_kwargs (`dict[str, Any]`, *optional*):
             Keyword arguments for `from_pretrained` when the teacher is given as a string. Unlike the student, the
             teacher keeps the dtype of its checkpoint unless `"dtype"` says otherwise, since it is not trained.
+        teacher_cache (`str`, *optional*):
+            Folder that `trl-tempkd cache` has written. The teacher's last hidden states are read from it, the exact
+            same target at every temperature and for every divergence, and no teacher is loaded. A teacher's name that
+            is given too is compared with that of the cache.
         disable_dropout (`bool`, *optional*, defaults to `False`):
             Whether to disable dropout in the student. The teacher never has any.
 
@@ -176,6 +180,13 @@ class KDConfig(RolloutConfig):
             "the dtype of its checkpoint unless `dtype` says otherwise."
         },
     )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that `trl-tempkd cache` has written. The teacher's last hidden states are read from it: the "
+            "same target, and no teacher is loaded."
+        },
+    )
     disable_dropout: bool = field(
         default=False,
         metadata={"help": "Whether to disable dropout in the student. The teacher never has any."},
@@ -253,6 +264,13 @@ class KDConfig(RolloutConfig):
             raise ValueError(
                 f"`kd_diagnostics_steps` must be at least 1, got {self.kd_diagnostics_steps}. Leave it unset to "
                 "measure nothing."
+            )
+
+        if self.teacher_cache is not None and self.generates:
+            raise ValueError(
+                f"`teacher_cache` {self.teacher_cache} has nothing for completions generated in training. Set "
+                f"`lmbda` to 0 (got {self.lmbda}), `lmbda_schedule` to 'constant' and `seq_kd` to False, or leave "
+                "`teacher_cache` unset to run the teacher itself."
             )
 
         # Options of SFT that act inside its loss, which the divergence replaces

@@ -1,7 +1,6 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Distillation as a TRL trainer: `SFTTrainer` with another loss. The only file that knows TRL's inner names."""
 
-import textwrap
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,12 +14,14 @@ from trl import SFTTrainer
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
+from .citation import PAPER
 from .config import KDConfig
 from .heads import backbone, check_head, gathered_head
 from .losses import chunked_kd_loss
 from .meter import Meter
 from .rollouts import make_rollouts
-from .teachers import make_teacher
+from .teachers import TeacherCache, make_teacher
+from .teachers.columns import COLUMNS, TOKENS
 from .temperature import scheduled_temperature, temperatures
 
 
@@ -54,7 +55,7 @@ class TemperatureKDTrainer(SFTTrainer):
             Student. A string is loaded as in [`~trl.SFTTrainer`].
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             Teacher, with the student's tokenizer; `"student_base"` is the student without its PEFT adapter. If `None`,
-            `args.teacher_model_name_or_path` is used.
+            `args.teacher_model_name_or_path` is used. With `args.teacher_cache` none is loaded.
         args ([`KDConfig`], *optional*):
             Configuration. If `None`, the defaults are used, and a model given by name needs no more.
         kwargs:
@@ -83,28 +84,11 @@ class TemperatureKDTrainer(SFTTrainer):
 
     args: KDConfig
     model: PreTrainedModel
+    data_collator: Any
 
     _tag_names: ClassVar[list[str]] = ["trl", "temperature-kd"]
     _name = "temperature knowledge distillation"
-    _paper: ClassVar[dict[str, str]] = {
-        "title": "Rethinking the Role of Temperature in Large Language Model Distillation",
-        "id": "2606.00306",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{luong2026rethinking,
-                title        = {{Rethinking the Role of Temperature in Large Language Model Distillation}},
-                author       = {Hoang-Chau Luong and Lingwei Chen},
-                year         = 2026,
-                eprint       = {arXiv:2606.00306},
-            }
-
-            @article{hinton2015distilling,
-                title        = {{Distilling the Knowledge in a Neural Network}},
-                author       = {Geoffrey Hinton and Oriol Vinyals and Jeff Dean},
-                year         = 2015,
-                eprint       = {arXiv:1503.02531},
-            }"""),
-    }
+    _paper: ClassVar[dict[str, str]] = PAPER
 
     def __init__(
         self,
@@ -119,10 +103,15 @@ class TemperatureKDTrainer(SFTTrainer):
         if not isinstance(args, KDConfig):
             raise TypeError(f"`args` must be a `KDConfig`, got `{type(args).__name__}`.")
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
+        if args.teacher_cache is not None:
+            teacher_model = TeacherCache(args.teacher_cache, args, teacher_model)
         if teacher_model is None:
-            raise ValueError("A teacher is required: pass `teacher_model`, or set `teacher_model_name_or_path`.")
+            raise ValueError(
+                "A teacher is required: pass `teacher_model`, or set `teacher_model_name_or_path` or `teacher_cache`."
+            )
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("`compute_loss_func` replaces the loss, which is the divergence here. Use `SFTTrainer`.")
+        self._cache = teacher_model if isinstance(teacher_model, TeacherCache) else None
         super().__init__(model, args=args, **kwargs)
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
@@ -136,6 +125,8 @@ class TemperatureKDTrainer(SFTTrainer):
             disable_dropout_in_model(self.model)
         check_head(self.model)
 
+        if self._cache is not None:
+            self.data_collator = self._cache.collator(self.data_collator)
         student = partial(getattr, self, "model_wrapped")  # as it is at the time
         self.teacher = make_teacher(teacher_model, student, self._tokenizer, self.accelerator, args)
         self.teacher_model = self.teacher.model  # as TRL's trainers call it
@@ -157,6 +148,16 @@ class TemperatureKDTrainer(SFTTrainer):
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             raise ValueError("Context and sequence parallelism aren't supported. Use ZeRO-3 or FSDP2 for memory.")
+
+    def _prepare_dataset(self, dataset, processing_class, *args):
+        if self._cache is None:
+            return super()._prepare_dataset(dataset, processing_class, *args)
+        return self._cache.prepared(super()._prepare_dataset, dataset, processing_class, *args)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if self._cache is not None:
+            self._signature_columns = [*TOKENS, *COLUMNS]
 
     def _is_logged(self) -> bool:
         # The metrics cost a second pair of softmaxes, so they are computed only where they are shown

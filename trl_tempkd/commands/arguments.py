@@ -91,6 +91,7 @@ def launcher_actions() -> dict[str, argparse.Action]:
 
 # The class that first defines a field -> the group under which `--help` lists it. The order is that of `--help`.
 GROUPS = {
+    "CacheArguments": "cache",
     "DiagnoseArguments": "diagnostics",
     "KDConfig": "distillation",
     "RolloutConfig": "on-policy training: who writes the completions, and how",

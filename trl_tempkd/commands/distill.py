@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     from ..config import KDConfig
+    from ..trainer import TemperatureKDTrainer
 
 DESCRIPTION = """\
 Train a student model on the distributions of a teacher.
@@ -65,44 +66,11 @@ def main(
         callbacks (`Sequence[TrainerCallback]`, *optional*, defaults to `()`):
             Callbacks for the trainer.
     """
-    from trl import get_peft_config, get_quantization_config
-
-    from ..teachers import STUDENT_BASE
-    from ..trainer import TemperatureKDTrainer
-    from .data import check_model, load_data, select_split
     from .launch import check_started
 
     check_started(training_args)
-    # What can be wrong with the names is found before any weights are loaded.
-    student, teacher = check(script_args, training_args, model_args, dataset_args)
-    dataset = load_data(script_args, dataset_args)
-    train_dataset = select_split(dataset, script_args.dataset_train_split, "dataset_train_split")
-    eval_dataset = None
-    if training_args.do_eval:  # true with any eval_strategy but "no"
-        eval_dataset = select_split(dataset, script_args.dataset_test_split, "dataset_test_split")
-    trust = training_args.trust_remote_code
-    check_model(student, model_args.model_revision, trust, "model_name_or_path")
-    if teacher != STUDENT_BASE:
-        check_model(teacher, training_args.teacher_model_revision, trust, "teacher_model_name_or_path")
+    trainer = make_trainer(script_args, training_args, model_args, dataset_args, callbacks)
     checkpoint = find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
-
-    training_args.teacher_model_name_or_path = teacher
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "trust_remote_code": trust,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
-    trainer = TemperatureKDTrainer(
-        model=student,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-        callbacks=list(callbacks),
-    )
     if training_args.kd_diagnostics_steps is not None:
         from ..diagnostics import DiagnosticsCallback
 
@@ -119,7 +87,7 @@ def main(
     trainer.save_model(training_args.output_dir)
     say(f"Model saved to {training_args.output_dir}.")
 
-    if eval_dataset is not None:
+    if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
@@ -131,30 +99,80 @@ def main(
     trainer.end()  # finishes the trackers and destroys the process group
 
 
+def make_trainer(
+    script_args: "ScriptArguments",
+    training_args: "KDConfig",
+    model_args: "ModelConfig",
+    dataset_args: "DatasetMixtureConfig",
+    callbacks: "Sequence[TrainerCallback]" = (),
+) -> "TemperatureKDTrainer":
+    """The trainer of a recipe, its models loaded and its data prepared. Arguments as in [`main`]."""
+    from trl import get_peft_config, get_quantization_config
+
+    from ..teachers import STUDENT_BASE
+    from ..trainer import TemperatureKDTrainer
+    from .data import check_model, load_data, select_split
+
+    # What can be wrong with the names is found before any weights are loaded.
+    student, teacher = check(script_args, training_args, model_args, dataset_args)
+    dataset = load_data(script_args, dataset_args)
+    train_dataset = select_split(dataset, script_args.dataset_train_split, "dataset_train_split")
+    eval_dataset = None
+    if training_args.do_eval:  # true with any eval_strategy but "no"
+        eval_dataset = select_split(dataset, script_args.dataset_test_split, "dataset_test_split")
+    trust = training_args.trust_remote_code
+    check_model(student, model_args.model_revision, trust, "model_name_or_path")
+    if training_args.teacher_cache is None and teacher != STUDENT_BASE:
+        check_model(str(teacher), training_args.teacher_model_revision, trust, "teacher_model_name_or_path")
+
+    training_args.teacher_model_name_or_path = teacher
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": trust,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    return TemperatureKDTrainer(
+        model=student,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+        callbacks=list(callbacks),
+    )
+
+
 def check(
     script_args: "ScriptArguments",
     training_args: "KDConfig",
     model_args: "ModelConfig",
     dataset_args: "DatasetMixtureConfig",
-) -> tuple[str, str]:
+) -> tuple[str, str | None]:
     """
     Stop at a name that is missing, or that is a path with nothing there, and at options that need others. The command
     line checks this too, before it starts any process.
 
     Returns:
-        `tuple[str, str]`: The student and the teacher, as `from_pretrained` takes them.
+        `tuple[str, str]`: The student and the teacher, as `from_pretrained` takes them. With `--teacher_cache` the
+            teacher need not be named.
     """
-    from .data import check_data, resolve_model
+    from .data import check_data, check_path, resolve_model
 
     check_data(script_args, dataset_args)
     student = resolve_model(model_args.model_name_or_path, "model_name_or_path")
-    teacher = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
+    teacher = None
+    if training_args.teacher_cache is not None:
+        check_path(training_args.teacher_cache, "teacher cache (--teacher_cache)")
+    if training_args.teacher_cache is None or training_args.teacher_model_name_or_path:
+        teacher = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
     find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
     check_adapter(model_args, teacher)
     return student, teacher
 
 
-def check_adapter(model_args: "ModelConfig", teacher: str) -> None:
+def check_adapter(model_args: "ModelConfig", teacher: str | None) -> None:
     """Stop at what can't be had without an adapter on the student, or without bitsandbytes."""
     from transformers import utils
 

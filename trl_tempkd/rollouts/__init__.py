@@ -53,10 +53,10 @@ def make_rollouts(
             supported.
         `ImportError`: If vLLM is asked for and isn't installed.
     """
+    if not args.generates:
+        return Rollouts(args, accelerator, tokenizer, collator, stops=[])
     models = [accelerator.unwrap_model(model()) for model in (student, teacher.wrapped)]
     stops = sorted({token for model in models for token in stop_tokens(model, tokenizer)})
-    if not args.generates:
-        return Rollouts(args, accelerator, tokenizer, collator, stops)
     _check_parallelism(accelerator, models[0])
     if dataset is not None:
         _check_prompts(dataset, collator)

@@ -12,14 +12,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..heads import Head
 from .base import STUDENT_BASE, BaseTeacher
+from .build import CacheBuilder
+from .cached import CachedTeacher, TeacherCache
 from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher, refuse_options
 
 
 __all__ = [
     "STUDENT_BASE",
     "BaseTeacher",
+    "CacheBuilder",
+    "CachedTeacher",
     "LiveTeacher",
     "Teacher",
+    "TeacherCache",
     "check_separate",
     "check_vocabulary",
     "load_teacher",
@@ -48,7 +53,10 @@ class Teacher(Protocol):
         ...
 
     def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Last hidden state for a batch as the data collator made it, of shape `(B, L, H_t)`, without gradient."""
+        """
+        Last hidden state for a batch as the data collator made it, of shape `(B, L, H_t)`, without gradient. What the
+        batch has for the teacher alone is taken out of it.
+        """
         ...
 
     def head(self) -> AbstractContextManager[Head]:
@@ -65,7 +73,7 @@ class TeacherOptions(Protocol):
 
 
 def make_teacher(
-    teacher: str | PreTrainedModel,
+    teacher: str | PreTrainedModel | TeacherCache,
     student: Callable[[], nn.Module],
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
@@ -75,8 +83,8 @@ def make_teacher(
     Make the teacher of a student: load it, check that it fits, prepare it for the accelerator.
 
     Args:
-        teacher (`str` or [`~transformers.PreTrainedModel`]):
-            Name or path, the model itself, or `"student_base"`: the student without its PEFT adapter.
+        teacher (`str` or [`~transformers.PreTrainedModel`] or [`TeacherCache`]):
+            Name or path, the model itself, `"student_base"` (the student without its PEFT adapter), or its cache.
         student (`Callable[[], torch.nn.Module]`):
             Gives the student as it is wrapped at the moment.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -93,6 +101,8 @@ def make_teacher(
         `ValueError`: If the teacher shares parameters with the student or has another tokenizer, if the student has no
             adapter to switch off or its base is trained too, or if an option says how to load what isn't loaded.
     """
+    if isinstance(teacher, TeacherCache):
+        return CachedTeacher(teacher, accelerator)
     origin: dict[str, Any] = {
         "revision": options.teacher_model_revision,
         "trust_remote_code": options.trust_remote_code,

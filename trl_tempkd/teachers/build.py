@@ -1,0 +1,291 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""Builds a teacher cache: one pass of the teacher over prepared data, in shards, over the processes, resumable."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+import transformers
+import trl
+import xxhash
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, send_to_device
+from datasets import Dataset, DatasetInfo
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from .. import __version__
+from .cached import HEAD
+from .columns import DTYPES, decode, encode, features_of, key_of, predicting, rows_of, token_columns, tokens_of
+from .manifest import PREPARATION, Manifest, hashes_of, identity_of, plain, write_atomically
+
+
+SHARD_BYTES = 2**28  # of hidden states: what a process holds in memory, and what a killed one loses
+ROWS_TOGETHER = 64  # of a record batch
+GIB = 2**30
+
+
+@dataclass
+class _Shard:
+    split: str
+    file: str
+    start: int
+    stop: int
+    done: dict[int, dict[str, Any]] = field(default_factory=dict)  # columns of the rows that the teacher has seen
+
+
+class CacheBuilder:
+    """
+    Writes the teacher's last hidden states for data that a trainer has prepared. Every process has one.
+
+    A shard appears under its name once it is whole, so a build that was killed goes on from the shards that are there.
+    Those are checked row by row, and made anew if they are damaged: that is also how a complete cache is verified.
+
+    Args:
+        folder (`Path`):
+            Where to write.
+        splits (`dict[str, Dataset]`):
+            Prepared data sets, by name.
+        teacher ([`Teacher`]):
+            Runs under the accelerator's autocast, as in training.
+        collator (`Callable`):
+            Data collator of the trainer.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the data.
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator of the trainer.
+        args ([`TeacherOptions`]):
+            Configuration of the trainer. It names the teacher.
+        dtype (`str`, *optional*, defaults to `"bfloat16"`):
+            Of what is stored: `"bfloat16"` or `"float32"`.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Rows of a forward pass.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        splits: dict[str, Dataset],
+        teacher: Any,
+        collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+        args: Any,
+        *,
+        dtype: str = "bfloat16",
+        batch_size: int = 8,
+    ):
+        self.folder, self.splits, self.teacher, self.collator = folder, splits, teacher, collator
+        self.accelerator, self.batch_size, self.dtype = accelerator, batch_size, DTYPES[dtype]
+        with teacher.head() as head:
+            whole = {name: getattr(head, name) for name in ("weight", "bias") if getattr(head, name) is not None}
+            self.head = {name: tensor.detach().cpu().clone() for name, tensor in whole.items()}
+            scalars = {name: getattr(head, name) for name in ("logit_scale", "final_logit_softcapping")}
+        hidden_size = self.head["weight"].shape[1]
+        self.state_bytes = hidden_size * self.dtype.itemsize
+        name = args.teacher_model_name_or_path
+        self.bytes, self.lengths = 0, {split: np.zeros(0, dtype=np.int64) for split in splits}
+        self.manifest = Manifest(
+            mode="hidden",
+            teacher_model_name_or_path=name,
+            **identity_of(name, args.teacher_model_revision, args.trust_remote_code),
+            teacher_model_init_kwargs=plain(args.teacher_model_init_kwargs or {}),
+            mixed_precision=accelerator.mixed_precision,
+            **hashes_of(tokenizer),
+            dtype=dtype,
+            hidden_size=hidden_size,
+            head=scalars,
+            preparation={name: plain(getattr(args, name)) for name in PREPARATION},
+            splits={split: self._describe(split) for split in splits},
+            versions={m.__name__: m.__version__ for m in (torch, transformers, trl, datasets, accelerate)}
+            | {"trl_tempkd": __version__},
+        )
+
+    def _describe(self, split: str) -> dict[str, Any]:
+        """What the manifest says of a split. Where its shards end depends on the data alone."""
+        digest, lengths, tokens = xxhash.xxh3_128(), [], 0
+        per_shard, filled = [0], 0
+        for row in rows_of(self.splits[split]):
+            digest.update(key_of(row))
+            lengths.append(len(row[0]))
+            states = int(predicting(row).sum()) * self.state_bytes
+            if filled and filled + states > SHARD_BYTES:
+                per_shard.append(0)
+                filled = 0
+            per_shard[-1] += 1
+            filled += states
+            tokens += states // self.state_bytes
+            # the token columns, an offset for each of their positions, and what a row of its own takes
+            self.bytes += states + sum(column.nbytes for column in row) + 8 * len(row[0]) + 4 * len(row) + 12
+        files = [f"data-{i:05d}-of-{len(per_shard):05d}.arrow" for i in range(len(per_shard))]
+        shards = [{"file": file, "rows": rows} for file, rows in zip(files, per_shard, strict=True)]
+        self.lengths[split] = np.asarray(lengths, dtype=np.int64)
+        return {"rows": len(lengths), "tokens": tokens, "fingerprint": digest.hexdigest(), "shards": shards}
+
+    def build(self) -> Manifest:
+        """
+        Write what is missing.
+
+        Returns:
+            [`Manifest`]: Of the complete cache.
+
+        Raises:
+            `ValueError`: If the folder has a cache of something else, or the disk has too little room.
+        """
+        todo: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            todo = [self._begin()]
+        shards = broadcast_object_list(todo)[0]
+        self._run(shards)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._finish()
+        self.accelerator.wait_for_everyone()
+        return Manifest.read(self.folder)
+
+    def _begin(self) -> list[_Shard]:
+        """Check the folder and the disk. Returns the shards that are to be written."""
+        if (self.folder / "manifest.json").exists():
+            self.manifest.check_same_build(Manifest.read(self.folder), self.folder)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(f"{self.folder} has something else in it than a teacher cache. Give another --output.")
+        todo, there = [], 0
+        for split, described in self.manifest.splits.items():
+            start = 0
+            for shard in described["shards"]:
+                stop = start + shard["rows"]
+                path = self.folder / split / shard["file"]
+                if self._is_whole(path, shard["rows"]):
+                    there += path.stat().st_size
+                else:
+                    todo.append(_Shard(split, shard["file"], start, stop))
+                start = stop
+        need = self.bytes + sum(tensor.nbytes for tensor in self.head.values()) - there
+        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        tokens = sum(split["tokens"] for split in self.manifest.splits.values())
+        print(
+            f"Teacher cache of {tokens} tokens in {self.folder}: {self.bytes / GIB:.3g} GiB, {max(need, 0) / GIB:.3g} "
+            f"GiB to be written, {free / GIB:.3g} GiB free."
+        )
+        if need > free:
+            raise ValueError(
+                f"The cache takes another {need / GIB:.3g} GiB in {self.folder}, where {free / GIB:.3g} GiB are free. "
+                "Give another --output, fewer rows or, if it is float32, --cache_dtype bfloat16."
+            )
+        for split in self.splits:
+            (self.folder / split).mkdir(parents=True, exist_ok=True)
+        self.manifest.write(self.folder)  # not complete
+        with _whole_file(self.folder / HEAD) as path:
+            save_file(self.head, path)
+        return todo
+
+    def _is_whole(self, path: Path, rows: int) -> bool:
+        if not path.is_file():
+            return False
+        try:
+            shard = Dataset.from_file(str(path))
+            seed = self.manifest.seed
+            return len(shard) == rows and all(decode(row, self.state_bytes, seed) is not None for row in shard)
+        except (pa.ArrowInvalid, OSError, ValueError, KeyError):
+            return False
+
+    def _run(self, shards: list[_Shard]) -> None:
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        work = [list(self._batches(shards[start::processes])) for start in range(processes)]
+        idle = next((batches[-1] for batches in work if batches), None)
+        # A sharded teacher needs every process in each forward, so all make as many
+        for i in tqdm(range(max(map(len, work))), "teacher", disable=not self.accelerator.is_local_main_process):
+            mine = i < len(work[rank])
+            batch = work[rank][i] if mine else idle
+            assert batch is not None
+            shard, numbers = batch
+            rows = self._states(self.splits[shard.split].select(numbers))
+            if mine:
+                shard.done.update(zip(numbers, rows, strict=True))
+                if len(shard.done) == shard.stop - shard.start:
+                    self._write(shard)
+
+    def _batches(self, shards: list[_Shard]) -> Iterator[tuple[_Shard, list[int]]]:
+        for shard in shards:
+            # Rows of about the same length together, so that little is lost to padding
+            order = np.argsort(self.lengths[shard.split][shard.start : shard.stop], kind="stable") + shard.start
+            for start in range(0, len(order), self.batch_size):
+                yield shard, order[start : start + self.batch_size].tolist()
+
+    def _states(self, dataset: Dataset) -> list[dict[str, Any]]:
+        """Rows with their cached columns."""
+        rows = list(dataset.select_columns(token_columns(dataset)))
+        batch = send_to_device(self.collator(rows), self.accelerator.device)
+        labels = batch.pop("labels")
+        with torch.no_grad(), self.accelerator.autocast():
+            hidden = self.teacher.hidden_states(batch)
+        kept = (nn.functional.pad(labels, (0, 1), value=-100)[:, 1:] != -100).flatten()
+        # The collator pads on the right, or lays the rows end to end
+        lengths = [len(row["input_ids"]) for row in rows]
+        apart = labels.shape[0] == len(rows)
+        starts = [i * labels.shape[1] for i in range(len(rows))] if apart else [0, *accumulate(lengths[:-1])]
+        ids, kept_here = batch["input_ids"].flatten().tolist(), kept.tolist()
+        counts = [sum(kept_here[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
+        states = hidden.flatten(0, 1)[kept].to(self.dtype).cpu().split(counts)
+        result = []
+        for row, start, length, own in zip(rows, starts, lengths, states, strict=True):
+            part, tokens = slice(start, start + length), tokens_of(row)
+            if ids[part] != list(row["input_ids"]) or kept_here[part] != predicting(tokens).tolist():
+                raise ValueError("The data collator moves tokens or labels: only TRL's own can be cached.")
+            result.append({**row, **encode(tokens, own, self.manifest.seed)})
+        return result
+
+    def _write(self, shard: _Shard) -> None:
+        schema = features_of(self.splits[shard.split]).arrow_schema
+        rows = [shard.done[number] for number in range(shard.start, shard.stop)]
+        with _whole_file(self.folder / shard.split / shard.file) as path, pa.ipc.new_stream(path, schema) as stream:
+            for start in range(0, len(rows), ROWS_TOGETHER):
+                stream.write(pa.RecordBatch.from_pylist(rows[start : start + ROWS_TOGETHER], schema))
+        shard.done.clear()
+
+    def _finish(self) -> None:
+        """What makes the folder a data set of `datasets`, and last what says that it is complete."""
+        for split, shard in self.manifest.shards():
+            shard["bytes"] = (self.folder / split / shard["file"]).stat().st_size
+        for split, dataset in self.splits.items():
+            folder, described = self.folder / split, self.manifest.splits[split]
+            state = {
+                "_data_files": [{"filename": shard["file"]} for shard in described["shards"]],
+                "_fingerprint": described["fingerprint"],
+                "_format_columns": None,
+                "_format_kwargs": {},
+                "_format_type": None,
+                "_output_all_columns": False,
+                "_split": split,
+            }
+            DatasetInfo(features=features_of(dataset)).write_to_directory(str(folder))
+            write_atomically(folder / "state.json", json.dumps(state))
+        write_atomically(self.folder / "dataset_dict.json", json.dumps({"splits": list(self.splits)}))
+        for left in self.folder.rglob(".*.tmp"):  # of a build that was killed
+            left.unlink()
+        self.manifest.complete = True
+        self.manifest.write(self.folder)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[str]:
+    """A name to write to. What is there in the end becomes the file, on the disk before it has its name."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    yield str(temporary)
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,199 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""A teacher that has run before: its last hidden states come with the rows of the data set."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset, DatasetDict, IterableDataset, load_from_disk
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..heads import Head
+from .columns import DTYPES, HIDDEN, decode, key_of, rows_of
+from .manifest import Manifest
+
+
+HEAD = "head.safetensors"
+POSITIONS = "teacher_positions"  # of the hidden states in the flattened batch
+
+_REPAIR = "Run `trl-tempkd cache` again with the same --output: it makes anew what is damaged or missing."
+
+
+class TeacherCache:
+    """
+    A folder that `trl-tempkd cache` has written.
+
+    Args:
+        folder (`str`):
+            The folder.
+        options (`TeacherOptions`):
+            The configuration of the run.
+        teacher (`str`, *optional*):
+            Name of the teacher of the run, to be compared with that of the cache.
+
+    Raises:
+        `ValueError`: If the cache isn't complete, is damaged, or is another teacher's.
+    """
+
+    def __init__(self, folder: str, options: Any, teacher: Any = None):
+        if teacher is not None and not isinstance(teacher, str):
+            raise ValueError(
+                f"`teacher_cache` is {folder!r}, and `teacher_model` a {type(teacher).__name__}: pass one of the two, "
+                "or the teacher's name, which is compared with that of the cache."
+            )
+        self.folder = Path(folder)
+        self.options = options
+        self.manifest = Manifest.read(self.folder)
+        if self.manifest.mode != "hidden":
+            raise ValueError(
+                f"The cache in {folder} has `mode` {self.manifest.mode!r}, this version trains from 'hidden'."
+            )
+        if not self.manifest.complete:
+            raise ValueError(f"The cache in {folder} isn't complete. {_REPAIR}")
+        for split, shard in self.manifest.shards():
+            path = self.folder / split / shard["file"]
+            size = path.stat().st_size if path.is_file() else 0
+            if size != shard["bytes"]:
+                raise ValueError(f"{path} has {size} bytes of {shard['bytes']}. {_REPAIR}")
+        if teacher is not None:
+            trust, kwargs = options.trust_remote_code, options.teacher_model_init_kwargs
+            self.manifest.check_teacher(teacher, options.teacher_model_revision, trust, kwargs, self.folder)
+        splits = load_from_disk(str(self.folder), keep_in_memory=False)
+        assert isinstance(splits, DatasetDict)
+        # Rows are found by their tokens
+        self._splits = [
+            (rows, {key_of(tokens): i for i, tokens in enumerate(rows_of(rows))}) for rows in splits.values()
+        ]
+
+    def prepared(
+        self, prepare: Callable[..., Any], dataset: Any, tokenizer: PreTrainedTokenizerBase, *args: Any
+    ) -> Dataset | IterableDataset:
+        """
+        A data set as the trainer prepares it, with the teacher's hidden states.
+
+        Rows are found by their tokens, so their order and number are those of the run, and a data set of the cache
+        itself, already prepared, may have been selected from, shuffled or sharded.
+
+        Args:
+            prepare (`Callable`):
+                The trainer's preparation.
+            dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+                Any data set that the trainer takes, or a data set of the cache.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the run.
+            args (`tuple`):
+                The other arguments of the preparation, the last being the name of the data set.
+
+        Raises:
+            `ValueError`: If the tokenizer is another, or rows aren't in the cache.
+        """
+        self.manifest.check_tokenizer(tokenizer, self.folder)
+        columns = dataset.column_names or next(iter(dataset))
+        if HIDDEN in columns:
+            if self.options.shuffle_dataset:
+                dataset = dataset.shuffle(seed=self.options.seed)
+        else:
+            dataset = prepare(dataset, tokenizer, *args)
+        if isinstance(dataset, IterableDataset):
+            if HIDDEN not in columns:
+                raise ValueError(
+                    f"`teacher_cache` finds the rows of a data set that it can look into. To stream the {args[-1]} "
+                    "data set, stream the cache's own, e.g. "
+                    f"`load_from_disk({str(self.folder)!r})[...].to_iterable_dataset()`."
+                )
+            return dataset
+        keys = [key_of(tokens) for tokens in rows_of(dataset)]
+        rows, index = max(self._splits, key=lambda split: sum(key in split[1] for key in keys))
+        missing = [i for i, key in enumerate(keys) if key not in index]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(keys)} rows of the {args[-1]} data set, the first being row {missing[0]}, "
+                f"aren't in the cache {self.folder}.{self.manifest.differing_preparation(self.options)} Build the "
+                "cache with the recipe and the data of the run, and with `do_eval` for its evaluation."
+            )
+        return rows.select([index[key] for key in keys])
+
+    def collator(self, collator: Callable[..., dict[str, Any]]) -> "CachedCollator":
+        """A data collator that carries the hidden states along."""
+        return CachedCollator(collator, self.manifest, str(self.folder))
+
+
+class CachedCollator:
+    """
+    What another collator makes of some rows, and their hidden states, of shape `(K, H_t)`, with their positions.
+
+    Args:
+        collator (`Callable`):
+            The other collator. It keeps the order of the rows.
+        manifest ([`Manifest`]):
+            Of the cache.
+        folder (`str`):
+            Of the cache, for messages.
+    """
+
+    def __init__(self, collator: Callable[..., dict[str, Any]], manifest: Manifest, folder: str):
+        self.collator = collator
+        self.folder = folder
+        self.seed = manifest.seed
+        self.dtype = DTYPES[manifest.dtype]
+        self.hidden_size = manifest.hidden_size
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(examples)
+        if HIDDEN not in examples[0]:
+            self._fail("a row has no hidden states. With `skip_prepare_dataset`, train on the cache's own data set.")
+        size = self.hidden_size * self.dtype.itemsize
+        rows = [decode(row, size, self.seed) for row in examples]
+        if None in rows:
+            self._fail(f"a row is damaged, or of another teacher's cache. {_REPAIR}")
+        data = bytearray().join(row for row in rows if row is not None)
+        hidden = torch.frombuffer(data, dtype=self.dtype) if data else torch.empty(0, dtype=self.dtype)
+        targets = nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
+        positions = (targets != -100).flatten().nonzero().squeeze(-1)
+        if len(positions) * self.hidden_size != len(hidden):
+            self._fail("the batch has labels where its rows have none. Use TRL's collator, and the recipe's packing.")
+        batch[HIDDEN], batch[POSITIONS] = hidden.view(-1, self.hidden_size), positions
+        return batch
+
+    def _fail(self, problem: str) -> NoReturn:
+        raise ValueError(f"`teacher_cache` {self.folder}: {problem}")
+
+
+class CachedTeacher:
+    """
+    The hidden states that come with a batch, and the head. Needs no model, and can't generate.
+
+    Args:
+        cache ([`TeacherCache`]):
+            Where they are.
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator of the trainer.
+    """
+
+    model = None
+
+    def __init__(self, cache: TeacherCache, accelerator: Accelerator):
+        tensors = load_file(cache.folder / HEAD, device=str(accelerator.device))
+        self._head = Head(**tensors, **cache.manifest.head)
+
+    def wrapped(self) -> nn.Module:
+        raise ValueError("`teacher_cache` has no model to generate with.")
+
+    def active(self) -> AbstractContextManager[None]:
+        raise ValueError("`teacher_cache` has no model to generate with.")
+
+    def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Takes out of the batch what is for the teacher alone. Zero where there is no label."""
+        states, positions = inputs.pop(HIDDEN), inputs.pop(POSITIONS)
+        rows, length = inputs["input_ids"].shape
+        hidden = states.new_zeros(rows * length, states.shape[-1])
+        return hidden.index_copy_(0, positions, states).view(rows, length, -1)
+
+    @contextmanager
+    def head(self) -> Iterator[Head]:
+        yield self._head

@@ -1,0 +1,102 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""The rows of a teacher cache: which columns they have, how a row is recognised, and how damage is."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import xxhash
+from datasets import Dataset, Features, List, Value
+
+
+# As long as `input_ids`: the bytes of the teacher's last hidden state where it predicts a token with a label, and none
+# elsewhere. So a token keeps what belongs to it, however rows are selected, sliced or packed.
+HIDDEN = "teacher_hidden"
+CHECKSUM = "teacher_checksum"  # of the row's tokens and of `HIDDEN`
+COLUMNS = {HIDDEN: List(Value("large_binary")), CHECKSUM: Value("uint64")}
+TOKENS = ("input_ids", "labels", "seq_lengths")  # what TRL's collator reads
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def features_of(dataset: Dataset) -> Features:
+    """The features of a cache of that data set."""
+    return Features({**{name: dataset.features[name] for name in token_columns(dataset)}, **COLUMNS})
+
+
+def token_columns(dataset: Dataset) -> list[str]:
+    return [name for name in TOKENS if name in dataset.column_names]
+
+
+def tokens_of(row: dict[str, Any]) -> list[np.ndarray]:
+    """The token columns of a row."""
+    return [np.asarray(row[name], dtype=np.int64) for name in TOKENS if name in row]
+
+
+def rows_of(dataset: Dataset) -> Iterator[list[np.ndarray]]:
+    """The token columns of every row, as `tokens_of` gives them, without making Python numbers of them."""
+    names = token_columns(dataset)
+    for table in dataset.select_columns(names).with_format("arrow").iter(1000):
+        yield from map(list, zip(*(_split(table[name]) for name in names), strict=True))
+
+
+def _split(column: pa.ChunkedArray) -> list[np.ndarray]:
+    lists = column.combine_chunks()
+    ends = np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False))
+    return np.split(lists.flatten().cast(pa.int64()).to_numpy(zero_copy_only=False), ends[:-1])
+
+
+def key_of(tokens: Sequence[np.ndarray]) -> bytes:
+    """What a row is recognised by: its tokens, which of them have a label, and where its documents begin."""
+    input_ids, labels, *lengths = tokens
+    digest = xxhash.xxh3_128(input_ids.tobytes())
+    digest.update(labels.tobytes())
+    if lengths and len(lengths[0]) > 1:
+        digest.update(lengths[0].tobytes())
+    return digest.digest()
+
+
+def predicting(tokens: Sequence[np.ndarray]) -> np.ndarray:
+    """Which positions of a row predict a token with a label, of shape `(L,)`: those that the loss sees."""
+    _, labels, *lengths = tokens
+    kept = np.zeros(len(labels), dtype=bool)
+    kept[:-1] = labels[1:] != -100
+    if lengths:  # nothing predicts the first token of a document
+        kept[np.cumsum(lengths[0]) - 1] = False
+    return kept
+
+
+def checksum(key: bytes, hidden: bytes, seed: int) -> int:
+    digest = xxhash.xxh3_64(key, seed)
+    digest.update(hidden)
+    return digest.intdigest()
+
+
+def encode(tokens: Sequence[np.ndarray], hidden: torch.Tensor, seed: int) -> dict[str, Any]:
+    """
+    The cached columns of a row.
+
+    Args:
+        tokens (`Sequence[numpy.ndarray]`):
+            The row's token columns.
+        hidden (`torch.Tensor` of shape `(K, H)`):
+            The hidden states at the `K` positions that predict something, in the dtype to be stored.
+        seed (`int`):
+            Of the checksum.
+    """
+    data = hidden.contiguous().view(torch.uint8).numpy().tobytes()
+    size = hidden.shape[-1] * hidden.element_size()
+    parts = iter([data[start : start + size] for start in range(0, len(data), size)])
+    column = [next(parts) if kept else b"" for kept in predicting(tokens)]
+    return {HIDDEN: column, CHECKSUM: checksum(key_of(tokens), data, seed)}
+
+
+def decode(row: dict[str, Any], size: int, seed: int) -> bytes | None:
+    """The hidden states of a row, checked, as bytes of `size` for each; `None` if they are damaged."""
+    tokens, data = tokens_of(row), b"".join(row[HIDDEN])
+    lengths = [len(part) for part in row[HIDDEN]]
+    fits = lengths == [size if kept else 0 for kept in predicting(tokens)]
+    return data if fits and checksum(key_of(tokens), data, seed) == row[CHECKSUM] else None
