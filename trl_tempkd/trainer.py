@@ -103,15 +103,13 @@ class TemperatureKDTrainer(SFTTrainer):
         if not isinstance(args, KDConfig):
             raise TypeError(f"`args` must be a `KDConfig`, got `{type(args).__name__}`.")
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
-        if args.teacher_cache is not None:
-            teacher_model = TeacherCache(args.teacher_cache, args, teacher_model)
-        if teacher_model is None:
+        self._cache = None if args.teacher_cache is None else TeacherCache(args.teacher_cache, args, teacher_model)
+        if self._cache is None and teacher_model is None:
             raise ValueError(
                 "A teacher is required: pass `teacher_model`, or set `teacher_model_name_or_path` or `teacher_cache`."
             )
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("`compute_loss_func` replaces the loss, which is the divergence here. Use `SFTTrainer`.")
-        self._cache = teacher_model if isinstance(teacher_model, TeacherCache) else None
         super().__init__(model, args=args, **kwargs)
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
@@ -128,7 +126,7 @@ class TemperatureKDTrainer(SFTTrainer):
         if self._cache is not None:
             self.data_collator = self._cache.collator(self.data_collator)
         student = partial(getattr, self, "model_wrapped")  # as it is at the time
-        self.teacher = make_teacher(teacher_model, student, self._tokenizer, self.accelerator, args)
+        self.teacher = make_teacher(self._cache or teacher_model, student, self._tokenizer, self.accelerator, args)
         self.teacher_model = self.teacher.model  # as TRL's trainers call it
         parts = (self._tokenizer, self.accelerator, self._get_collator_with_removed_columns(self.data_collator))
         self.rollouts = make_rollouts(student, self.teacher, *parts, args, self.train_dataset)
