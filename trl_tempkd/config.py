@@ -183,8 +183,8 @@ class KDConfig(RolloutConfig):
     teacher_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Folder that `trl-tempkd cache` has written. The teacher's hidden states are read from it: the same "
-            "target, and no teacher is loaded."
+            "help": "Folder that `trl-tempkd cache` has written. The teacher's hidden states are read from it, and no "
+            "teacher is loaded."
         },
     )
     disable_dropout: bool = field(

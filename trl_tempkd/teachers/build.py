@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import __version__
 from .cached import HEAD
 from .columns import DTYPES, decode, encode, features_of, key_of, predicting, rows_of, token_columns, tokens_of
-from .manifest import PREPARATION, Manifest, hashes_of, identity_of, plain, write_atomically
+from .manifest import NAME, PREPARATION, Manifest, checksum_of, hashes_of, identity_of, plain, write_atomically
 
 
 SHARD_BYTES = 2**28  # of hidden states: what a process holds in memory, and what a killed one loses
@@ -90,6 +90,7 @@ class CacheBuilder:
     ):
         self.folder, self.splits, self.teacher, self.collator = folder, splits, teacher, collator
         self.accelerator, self.batch_size, self.dtype = accelerator, batch_size, DTYPES[dtype]
+        self.quiet = args.disable_tqdm or not accelerator.is_local_main_process
         with teacher.head() as head:
             whole = {name: getattr(head, name) for name in ("weight", "bias") if getattr(head, name) is not None}
             self.head = {name: tensor.detach().cpu().clone() for name, tensor in whole.items()}
@@ -108,6 +109,7 @@ class CacheBuilder:
             dtype=dtype,
             hidden_size=hidden_size,
             head=scalars,
+            head_checksum=checksum_of(self.head),
             preparation={name: plain(getattr(args, name)) for name in PREPARATION},
             splits={split: self._describe(split) for split in splits},
             versions={m.__name__: m.__version__ for m in (torch, transformers, trl, datasets, accelerate)}
@@ -130,6 +132,8 @@ class CacheBuilder:
             tokens += states // self.state_bytes
             # the token columns, an offset for each of their positions, and what a row of its own takes
             self.bytes += states + sum(column.nbytes for column in row) + 8 * len(row[0]) + 4 * len(row) + 12
+        if not lengths:
+            raise ValueError(f"The {split} data set has no rows to be cached.")
         files = [f"data-{i:05d}-of-{len(per_shard):05d}.arrow" for i in range(len(per_shard))]
         shards = [{"file": file, "rows": rows} for file, rows in zip(files, per_shard, strict=True)]
         self.lengths[split] = np.asarray(lengths, dtype=np.int64)
@@ -158,9 +162,9 @@ class CacheBuilder:
 
     def _begin(self) -> list[_Shard]:
         """Check the folder and the disk. Returns the shards that are to be written."""
-        if (self.folder / "manifest.json").exists():
-            self.manifest.check_same_build(Manifest.read(self.folder), self.folder)
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        if (self.folder / NAME).exists():
+            Manifest.read(self.folder).check_same_build(self.manifest, self.folder)
+        elif self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise ValueError(f"{self.folder} has something else in it than a teacher cache. Give another --output.")
         todo, there = [], 0
         for split, described in self.manifest.splits.items():
@@ -186,9 +190,11 @@ class CacheBuilder:
                 f"The cache takes another {need / GIB:.3g} GiB in {self.folder}, where {free / GIB:.3g} GiB are free. "
                 "Give another --output, fewer rows or, if it is float32, --cache_dtype bfloat16."
             )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if todo:
+            self.manifest.write(self.folder)  # not complete
         for split in self.splits:
-            (self.folder / split).mkdir(parents=True, exist_ok=True)
-        self.manifest.write(self.folder)  # not complete
+            (self.folder / split).mkdir(exist_ok=True)
         with _whole_file(self.folder / HEAD) as path:
             save_file(self.head, path)
         return todo
@@ -198,9 +204,10 @@ class CacheBuilder:
             return False
         try:
             shard = Dataset.from_file(str(path))
+            shard.data.validate(full=True)  # no offset points outside of the file
             seed = self.manifest.seed
             return len(shard) == rows and all(decode(row, self.state_bytes, seed) is not None for row in shard)
-        except (pa.ArrowInvalid, OSError, ValueError, KeyError):
+        except (pa.ArrowException, OSError, ValueError, KeyError):
             return False
 
     def _run(self, shards: list[_Shard]) -> None:
@@ -208,7 +215,7 @@ class CacheBuilder:
         work = [list(self._batches(shards[start::processes])) for start in range(processes)]
         idle = next((batches[-1] for batches in work if batches), None)
         # A sharded teacher needs every process in each forward, so all make as many
-        for i in tqdm(range(max(map(len, work))), "teacher", disable=not self.accelerator.is_local_main_process):
+        for i in tqdm(range(max(map(len, work))), "teacher", disable=self.quiet):
             mine = i < len(work[rank])
             batch = work[rank][i] if mine else idle
             assert batch is not None

@@ -6,16 +6,19 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pyarrow as pa
 import torch
+import xxhash
 from accelerate import Accelerator
-from datasets import Dataset, DatasetDict, IterableDataset, load_from_disk
+from datasets import Dataset, IterableDataset, load_from_disk
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..heads import Head
 from .columns import DTYPES, HIDDEN, decode, key_of, rows_of
-from .manifest import Manifest
+from .manifest import Manifest, checksum_of
 
 
 HEAD = "head.safetensors"
@@ -63,12 +66,22 @@ class TeacherCache:
         if teacher is not None:
             trust, kwargs = options.trust_remote_code, options.teacher_model_init_kwargs
             self.manifest.check_teacher(teacher, options.teacher_model_revision, trust, kwargs, self.folder)
-        splits = load_from_disk(str(self.folder), keep_in_memory=False)
-        assert isinstance(splits, DatasetDict)
-        # Rows are found by their tokens
         self._splits = [
-            (rows, {key_of(tokens): i for i, tokens in enumerate(rows_of(rows))}) for rows in splits.values()
+            self._open(split, described["fingerprint"]) for split, described in self.manifest.splits.items()
         ]
+
+    def _open(self, split: str, fingerprint: str) -> tuple[Dataset, dict[bytes, int]]:
+        """The rows of a split, mapped into memory, and where among them each is."""
+        try:
+            rows = load_from_disk(str(self.folder / split), keep_in_memory=False)
+            assert isinstance(rows, Dataset)
+            rows.data.validate(full=True)  # no offset points outside of the file
+            keys = [key_of(tokens) for tokens in rows_of(rows)]
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{self.folder / split} can't be read: {error}. {_REPAIR}") from error
+        if xxhash.xxh3_128_hexdigest(b"".join(keys)) != fingerprint:
+            raise ValueError(f"{self.folder / split} is damaged: its tokens aren't those of `fingerprint`. {_REPAIR}")
+        return rows, {key: i for i, key in enumerate(keys)}
 
     def prepared(
         self, prepare: Callable[..., Any], dataset: Any, tokenizer: PreTrainedTokenizerBase, *args: Any
@@ -94,7 +107,10 @@ class TeacherCache:
         """
         self.manifest.check_tokenizer(tokenizer, self.folder)
         columns = dataset.column_names or next(iter(dataset))
+        differing = self.manifest.differing_preparation(self.options)
         if HIDDEN in columns:
+            if differing:
+                raise ValueError(f"The {args[-1]} data set of the cache {self.folder} is prepared already.{differing}")
             if self.options.shuffle_dataset:
                 dataset = dataset.shuffle(seed=self.options.seed)
         else:
@@ -113,7 +129,7 @@ class TeacherCache:
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(keys)} rows of the {args[-1]} data set, the first being row {missing[0]}, "
-                f"aren't in the cache {self.folder}.{self.manifest.differing_preparation(self.options)} Build the "
+                f"aren't in the cache {self.folder}.{differing} Build the "
                 "cache with the recipe and the data of the run, and with `do_eval` for its evaluation."
             )
         return rows.select([index[key] for key in keys])
@@ -178,7 +194,14 @@ class CachedTeacher:
     model = None
 
     def __init__(self, cache: TeacherCache, accelerator: Accelerator):
-        tensors = load_file(cache.folder / HEAD, device=str(accelerator.device))
+        path = cache.folder / HEAD
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} can't be read: {error}. {_REPAIR}") from error
+        if checksum_of(tensors) != cache.manifest.head_checksum:
+            raise ValueError(f"{path} is damaged. {_REPAIR}")
+        tensors = {name: tensor.to(accelerator.device) for name, tensor in tensors.items()}
         self._head = Head(**tensors, **cache.manifest.head)
 
     def wrapped(self) -> nn.Module:

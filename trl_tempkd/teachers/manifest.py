@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -55,7 +56,9 @@ class Manifest:
         hidden_size (`int`):
             Their length.
         head (`dict`):
-            `logit_scale` and `final_logit_softcapping`; its tensors have a file of their own.
+            `logit_scale` and `final_logit_softcapping`. Its tensors have a file of their own.
+        head_checksum (`str`):
+            Of these tensors.
         preparation (`dict`):
             Options of the data preparation.
         splits (`dict[str, dict]`):
@@ -80,6 +83,7 @@ class Manifest:
     dtype: str
     hidden_size: int
     head: dict[str, Any]
+    head_checksum: str
     preparation: dict[str, Any]
     splits: dict[str, dict[str, Any]]
     versions: dict[str, str]
@@ -89,7 +93,7 @@ class Manifest:
     @property
     def seed(self) -> int:
         """Seed of the checksums, so that a row of another teacher's cache fails them."""
-        names = ("mode", "teacher_revision", "teacher_weights", "tokenizer", "dtype", "hidden_size", "head")
+        names = ("mode", "teacher_revision", "teacher_weights", "tokenizer", "dtype", "hidden_size", "head_checksum")
         return xxhash.xxh3_64_intdigest(json.dumps([getattr(self, name) for name in names]).encode())
 
     def shards(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -202,6 +206,15 @@ def hashes_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Hashes of the vocabulary and of the chat template."""
     parts = {"tokenizer": sorted(tokenizer.get_vocab().items()), "chat_template": tokenizer.chat_template}
     return {name: xxhash.xxh3_128_hexdigest(json.dumps(part, sort_keys=True).encode()) for name, part in parts.items()}
+
+
+def checksum_of(tensors: dict[str, torch.Tensor]) -> str:
+    """Hash of some tensors, on the CPU."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def identity_of(name: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
