@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
 from .cached import HEAD
-from .columns import DTYPES, decode, encode, features_of, key_of, predicting, rows_of, token_columns, tokens_of
+from .columns import DTYPES, encode, features_of, is_sound, key_of, predicting, rows_of, token_columns, tokens_of
 from .manifest import NAME, PREPARATION, Manifest, checksum_of, hashes_of, identity_of, plain, write_atomically
 
 
@@ -206,7 +206,7 @@ class CacheBuilder:
             shard = Dataset.from_file(str(path))
             shard.data.validate(full=True)  # no offset points outside of the file
             seed = self.manifest.seed
-            return len(shard) == rows and all(decode(row, self.state_bytes, seed) is not None for row in shard)
+            return len(shard) == rows and all(is_sound(row, self.state_bytes, seed) for row in shard)
         except (pa.ArrowException, OSError, ValueError, KeyError):
             return False
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..heads import Head
-from .columns import DTYPES, HIDDEN, decode, key_of, rows_of
+from .columns import DTYPES, HIDDEN, is_sound, key_of, rows_of
 from .manifest import Manifest, checksum_of
 
 
@@ -164,10 +164,9 @@ class CachedCollator:
         if HIDDEN not in examples[0]:
             self._fail("a row has no hidden states. With `skip_prepare_dataset`, train on the cache's own data set.")
         size = self.hidden_size * self.dtype.itemsize
-        rows = [decode(row, size, self.seed) for row in examples]
-        if None in rows:
+        if not all(is_sound(row, size, self.seed) for row in examples):
             self._fail(f"a row is damaged, or of another teacher's cache. {_REPAIR}")
-        data = bytearray().join(row for row in rows if row is not None)
+        data = bytearray().join(part for row in examples for part in row[HIDDEN])
         hidden = torch.frombuffer(data, dtype=self.dtype) if data else torch.empty(0, dtype=self.dtype)
         targets = nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
         positions = (targets != -100).flatten().nonzero().squeeze(-1)

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The rows of a teacher cache: which columns they have, how a row is recognised, and how damage is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,9 +69,10 @@ def predicting(tokens: Sequence[np.ndarray]) -> np.ndarray:
     return kept
 
 
-def checksum(key: bytes, hidden: bytes, seed: int) -> int:
-    digest = xxhash.xxh3_64(key, seed)
-    digest.update(hidden)
+def checksum(tokens: Sequence[np.ndarray], parts: Iterable[bytes], seed: int) -> int:
+    digest = xxhash.xxh3_64(key_of(tokens), seed)
+    for part in parts:
+        digest.update(part)
     return digest.intdigest()
 
 
@@ -91,12 +92,11 @@ def encode(tokens: Sequence[np.ndarray], hidden: torch.Tensor, seed: int) -> dic
     size = hidden.shape[-1] * hidden.element_size()
     parts = iter([data[start : start + size] for start in range(0, len(data), size)])
     column = [next(parts) if kept else b"" for kept in predicting(tokens)]
-    return {HIDDEN: column, CHECKSUM: checksum(key_of(tokens), data, seed)}
+    return {HIDDEN: column, CHECKSUM: checksum(tokens, column, seed)}
 
 
-def decode(row: dict[str, Any], size: int, seed: int) -> bytes | None:
-    """The hidden states of a row, checked, as bytes of `size` for each; `None` if they are damaged."""
-    tokens, data = tokens_of(row), b"".join(row[HIDDEN])
-    lengths = [len(part) for part in row[HIDDEN]]
-    fits = lengths == [size if kept else 0 for kept in predicting(tokens)]
-    return data if fits and checksum(key_of(tokens), data, seed) == row[CHECKSUM] else None
+def is_sound(row: dict[str, Any], size: int, seed: int) -> bool:
+    """Whether a row has a hidden state of `size` bytes wherever it should have one, and is what was written."""
+    tokens, column = tokens_of(row), row[HIDDEN]
+    fits = [len(part) for part in column] == [size if kept else 0 for kept in predicting(tokens).tolist()]
+    return fits and checksum(tokens, column, seed) == row[CHECKSUM]
