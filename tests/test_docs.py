@@ -15,7 +15,7 @@ from standins import save_pair
 import trl_tempkd
 from trl_tempkd import DIVERGENCES, KDConfig, chunked_kd_loss, kd_loss
 from trl_tempkd.cli import COMMANDS, EXAMPLES
-from trl_tempkd.commands import diagnose, distill, divergences, evaluate, report, sweep
+from trl_tempkd.commands import cache, diagnose, distill, divergences, evaluate, report, sweep
 
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +24,7 @@ TEXTS = {
     **{page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES},
     "trl-tempkd --help": EXAMPLES,
     "trl-tempkd distill --help": distill.DESCRIPTION + "\n" + distill.EPILOG,
+    "trl-tempkd cache --help": cache.EPILOG,
     "trl-tempkd evaluate --help": evaluate.DESCRIPTION + "\n" + evaluate.EPILOG,
     "trl-tempkd diagnose --help": diagnose.EPILOG,
     "trl-tempkd sweep --help": sweep.EPILOG,
@@ -70,6 +71,10 @@ def test_commands_parse(source, monkeypatch, capsys):
             arguments = command[command.index("examples/distill.py") + 1 :]
         elif command[1] == "distill":
             arguments = command[2:]
+        elif command[1] == "cache":
+            values, _, _ = cache.make_parser().parse([*command[2:], "--use_cpu", "--bf16", "false"])
+            assert values[0].output
+            continue
         elif command[1] == "evaluate":
             evaluate.make_parser().parse_here(command[2:])
             continue
