@@ -12,11 +12,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from standins import save_pair
 
 from trl_tempkd import TemperatureKDTrainer, cli
 from trl_tempkd.commands import cache as command
 from trl_tempkd.commands import distill
+from trl_tempkd.diagnostics import Plan, collect, diagnose
 from trl_tempkd.teachers import CacheBuilder, TeacherCache, build
 from trl_tempkd.teachers.columns import CHECKSUM, HIDDEN
 
@@ -224,6 +226,31 @@ def test_evaluation_of_fresh_rows(make, tmp_path, prompt_dataset, text_dataset):
     assert trainer.evaluate(prompt_dataset.select(range(3)))["eval_loss"] == pytest.approx(live["eval_loss"], rel=1e-6)
     with pytest.raises(ValueError, match="8 of 8 rows of the eval data set"):
         trainer.evaluate(text_dataset)
+
+
+def test_a_lora_student(make, pair, make_config, tmp_path, prompt_dataset):
+    builder_of(make(), tmp_path / "cache").build()
+    student, teacher = pair()
+    losses = []
+    for fields in ({"teacher_model_name_or_path": teacher}, {"teacher_cache": str(tmp_path / "cache")}):
+        trainer = TemperatureKDTrainer(
+            student,
+            args=make_config(**fields),
+            train_dataset=prompt_dataset,
+            peft_config=LoraConfig(target_modules="all-linear"),
+        )
+        losses.append(history(trainer)["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_diagnostics(make, tmp_path):
+    builder_of(make(), tmp_path / "cache").build()
+    plan = Plan(["reverse_kl"], [1.0, 4.0], ["both"])
+    tables = []
+    for fields in ({}, {"teacher_cache": str(tmp_path / "cache")}):
+        trainer = make(**fields)
+        tables.append([row["value"] for row in diagnose(trainer, collect(trainer, trainer.train_dataset), plan)])
+    assert tables[1] == pytest.approx(tables[0], rel=1e-4, abs=1e-6)
 
 
 # Mismatches
