@@ -517,6 +517,15 @@ def start(*arguments):
     )
 
 
+def test_the_benchmark_runs(tmp_path):
+    root = Path(__file__).parent.parent
+    small = "--rounds 3 --rows 2 --tokens 8 --vocabulary 300 --hidden 96".split()
+    command = [sys.executable, "benchmarks/cache.py", *small, "--output", str(tmp_path / "cache.json")]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "cache.json").read_text())["ratio"] > 0
+
+
 @pytest.mark.distributed
 def test_two_processes_build_what_one_builds(tmp_path, pair, prompt_dataset):
     arguments = options(tmp_path, pair(), prompt_dataset)

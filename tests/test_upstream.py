@@ -32,6 +32,11 @@ def test_trl_version():
         (SFTTrainer.compute_loss, ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
         (SFTTrainer.prediction_step, ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
         (SFTTrainer.log, ["self", "logs", "start_time"]),
+        (
+            SFTTrainer._prepare_dataset,
+            ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
+        ),
+        (SFTTrainer._set_signature_columns_if_needed, ["self"]),
         (_BaseTrainer.create_model_card, ["self", "model_name", "dataset_name", "tags"]),
         (_ForwardRedirection.__call__, ["self", "wrapper_module", "original_module", "method", "args", "kwargs"]),
         (maybe_gather_lm_head_ctx, ["params"]),

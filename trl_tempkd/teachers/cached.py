@@ -129,8 +129,8 @@ class TeacherCache:
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(keys)} rows of the {args[-1]} data set, the first being row {missing[0]}, "
-                f"aren't in the cache {self.folder}.{differing} Build the "
-                "cache with the recipe and the data of the run, and with `do_eval` for its evaluation."
+                f"aren't in the cache {self.folder}.{differing} Build the cache with the recipe and the data of the "
+                "run, and with `do_eval` for its evaluation."
             )
         return rows.select([index[key] for key in keys])
 
