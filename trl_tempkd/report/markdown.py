@@ -8,7 +8,7 @@ import numpy as np
 from ..sweep.claims import Verdict, verdicts
 from .repeat import distinct, failures, hours, overview, recipe_of
 from .results import MODES, Results
-from .scores import all_scores, digits, family, label, table_of
+from .scores import all_scores, digits, family, items_of, label, table_of
 
 
 # What the table of all conditions shows, where it was scored
@@ -60,8 +60,8 @@ def scores(results: Results) -> str:
     rows = []
     for baseline in results.baselines.values():
         for who in ("teacher", "start"):
-            means = baseline[who]["means"]
-            values = (f"{means[n]:.{digits(n)}f}" if n in means else "" for n in names)
+            found = {name: items_of(baseline[who], name) for name in names}
+            values = [mean_of(None if v is None else v[None], digits(name)) for name, v in found.items()]
             rows.append((f"{who} {baseline[who]['name']}" if len(results.baselines) > 1 else who, "", "", "", *values))
 
     for series in results.series:
