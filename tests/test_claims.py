@@ -57,7 +57,7 @@ class TestTemperature:
         assert first.outcome == "supported" and first.conditions["learning_rate"] == 0.1
         assert first.evidence[0]["difference"] == pytest.approx(2.0, abs=0.1)
         assert (first.evidence[0]["n_seeds"], first.evidence[0]["n_items"]) == (3, ITEMS)
-        assert f"{first.evidence[0]['difference']:+.3g}" in first.sentence
+        assert f"ROUGE-L {first.evidence[0]['difference']:+.2f} [" in first.sentence
         overtaken = of(found, "A2")
         # Chosen on half of the items, tested on the other half
         assert overtaken.outcome == "supported" and overtaken.evidence[0]["n_items"] == ITEMS // 2

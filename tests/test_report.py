@@ -20,8 +20,9 @@ from trl_tempkd.report.page import Section, number, p_value, render
 from trl_tempkd.report.plots import head_and_tail, scores_over_tau, training_curves
 from trl_tempkd.report.results import Series
 from trl_tempkd.report.samples import samples
-from trl_tempkd.report.scores import all_scores, better, by_item, direction, family, label, ordered
+from trl_tempkd.report.scores import all_scores, by_item, family, ordered
 from trl_tempkd.sweep import cells
+from trl_tempkd.sweep.scores import better, direction, label
 
 
 @pytest.fixture(scope="module")

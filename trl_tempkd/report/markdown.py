@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..sweep.claims import Verdict, verdicts
+from ..sweep.scores import digits, label
 from .repeat import distinct, failures, hours, overview, recipe_of
 from .results import MODES, Results
-from .scores import all_scores, digits, family, items_of, label, table_of
+from .scores import all_scores, family, items_of, table_of
 
 
 # What the table of all conditions shows, where it was scored

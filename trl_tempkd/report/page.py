@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..sweep.claims import Verdict, verdicts
+from ..sweep.scores import better, digits, label
 from . import repeat
 from .asymmetry import asymmetry
 from .claims import PAPERS, Claim, by_claim, conditions_beside, shared_conditions, whiskers
@@ -16,7 +17,7 @@ from .interactive import panel_json
 from .plots import head_and_tail, scores_over_tau, training_curves
 from .results import MODES, Results
 from .samples import Samples, samples
-from .scores import Row, better, by_item, digits, family, label
+from .scores import Row, by_item, family
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from ..statistics import mean_interval
+from ..sweep.scores import better, label
 from .figures import FAINT, INK, Figure, Line, Panel, style_of, tau_colour
 from .results import MODES, Results
-from .scores import all_scores, better, items_of, label, table_of
+from .scores import all_scores, items_of, table_of
 
 
 POINTS = 120  # of a training curve

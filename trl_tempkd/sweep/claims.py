@@ -13,6 +13,7 @@ import numpy as np
 
 from .akl_claims import claims_b
 from .comparisons import paired
+from .scores import label
 from .study import (
     SCORES,
     Condition,
@@ -151,8 +152,8 @@ def family(study: Study, mode: str, conditions: dict[str, Any]) -> list[Verdict]
     helped, hurt = outcomes.count("supported"), outcomes.count("contradicted")
     outcome = "supported" if 2 * helped > len(rows) else "contradicted" if 2 * hurt > len(rows) else "not supported"
     sentence = (
-        f"Of {len(rows)} other objectives, {helped} gain in {score} at their best tau above 1 with an interval above "
-        f"zero, and {hurt} lose. Supported means that more than half gain."
+        f"Of {len(rows)} other objectives, {helped} gain in {label(score)} at their best tau above 1 with an interval "
+        f"above zero, and {hurt} lose. Supported means that more than half gain."
     )
     found = [Verdict("A", "A6", mode, titles["A6"], outcome, sentence, rows, conditions)]
     plain = best([c for name in (FKL, RKL) for c in study.of(name, mode)], score)

@@ -10,12 +10,9 @@ import numpy as np
 
 from ..statistics import compare
 from .comparisons import paired, table_of
+from .scores import LOWER_IS_BETTER, digits, kind, label
 
 
-# Of these less is better; of all others, more
-LOWER_IS_BETTER = frozenset(
-    ("kl_tau1", "reverse_kl_tau1", "ce", "perplexity", "ece", "self_bleu", "self_bleu_greedy", "error")
-)
 # The papers' score; the same without the randomness of sampling, which a sharper student profits from; the distance
 SCORES = ("rouge_l", "rouge_l_greedy", "kl_tau1")
 
@@ -146,7 +143,7 @@ def conditions_of(study: Study, baseline: dict[str, Any]) -> dict[str, Any]:
 
 def better(score: str, difference: float) -> float:
     """A difference with the sign turned where less is better."""
-    return -difference if score in LOWER_IS_BETTER else difference
+    return -difference if kind(score) in LOWER_IS_BETTER else difference
 
 
 def evidence(first: Condition, second: Condition, score: str, items: str = "all") -> dict[str, Any] | None:
@@ -192,7 +189,7 @@ def judge(found: dict[str, Any]) -> str:
 
 def describe(found: dict[str, Any]) -> str:
     """A row of evidence in words."""
-    return (
-        f"{found['label']}: {found['score']} {found['difference']:+.3g} [{found['low']:+.3g}, {found['high']:+.3g}], "
-        f"{found['n_seeds']} seeds x {found['n_items']} items"
+    values = (f"{found[key]:+.{digits(found['score'])}f}" for key in ("difference", "low", "high"))
+    return "{}: {} {} [{}, {}], {} seeds x {} items".format(
+        found["label"], label(found["score"]), *values, found["n_seeds"], found["n_items"]
     )
