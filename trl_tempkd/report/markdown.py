@@ -25,7 +25,8 @@ def to_markdown(results: Results) -> str:
         table(("", ""), [(name, value) for name, value in overview(results).items()]),
         *conditions(found),
         "## Verdicts",
-        *map(verdict_lines, found),
+        *(verdict_lines(verdict) for verdict in found if verdict.outcome != "not tested"),
+        untested(found),
         "## Scores",
         "Means over seeds and items, ± the standard deviation of the seeds' means. Lower is better for both KLs and "
         "self-BLEU. `teacher` and `start` are the teacher and the student before training.",
@@ -53,6 +54,11 @@ def verdict_lines(verdict: Verdict) -> str:
     varied = {name: value for name, value in verdict.conditions.items() if name == "max_steps"}
     steps = "".join(f", {value} steps" for value in varied.values())
     return f"- **{verdict.key}{whom}{steps}: {verdict.title} {verdict.outcome.capitalize()}.** {verdict.sentence}"
+
+
+def untested(found: Sequence[Verdict]) -> str:
+    titles = dict.fromkeys(f"{v.key}, {v.title[0].lower()}{v.title[1:-1]}" for v in found if v.outcome == "not tested")
+    return f"Not tested by this sweep: {'; '.join(titles)}." if titles else ""
 
 
 def scores(results: Results) -> str:
