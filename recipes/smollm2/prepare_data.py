@@ -10,7 +10,7 @@ MODEL is a folder or HuggingFaceTB/SmolLM2-135M-Instruct. INSTRUCTIONS.jsonl has
 (as rasbt/LLMs-from-scratch's instruction data), and so has SELF_INSTRUCT.jsonl (yizhongw/self-instruct's user-oriented
 evaluation); GSM8K.jsonl has `question` and `answer` (openai/grade-school-math). FOLDER gets `layers`, the student;
 `data`, with rows of the first two in `train`, 100 instructions and 28 questions in `test`; and `self_instruct.jsonl`,
-of which the first 96 are to be scored.
+of which the first 64 are to be scored.
 """
 
 import json
@@ -26,7 +26,7 @@ from trl_tempkd.tiny.architecture import keep_layers
 
 LAYERS = (0, 1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 29)  # 12 of 30
 QUESTIONS = 1500  # of GSM8K's, the first
-SELF_INSTRUCT = 96
+SELF_INSTRUCT = 64
 
 
 def conversation(question: str, answer: str) -> dict[str, list[dict[str, str]]]:

@@ -48,7 +48,7 @@ class Scorer:
         from .evaluate import EvaluateConfig, load_rows
 
         _, self.training_args, self.model_args, _ = self.values = values
-        self.evaluation = evaluation
+        self.evaluation, self.dtype = evaluation, evaluation["dtype"]
         self.trust = {"trust_remote_code": self.training_args.trust_remote_code}
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, **self.trust)
         self.rows = read_rows(dataset, self.tokenizer)
@@ -62,7 +62,7 @@ class Scorer:
     def load(self, name: str, **kwargs: Any) -> "PreTrainedModel":
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(name, **self.trust, **{"dtype": "auto", **kwargs})
+        model = AutoModelForCausalLM.from_pretrained(name, **self.trust, **{"dtype": self.dtype, **kwargs})
         return model.to(self.training_args.device)
 
     def __call__(self, model: "PreTrainedModel") -> dict[str, Any]:

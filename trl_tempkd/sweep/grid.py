@@ -25,6 +25,7 @@ EVALUATION: dict[str, Any] = {
     "temperature": 1.0,
     "top_p": 1.0,
     "batch_size": 64,
+    "dtype": "auto",
     "diagnostics_rows": 32,
 }
 MODES = ("both", "teacher")
