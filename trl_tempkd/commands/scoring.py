@@ -62,7 +62,8 @@ class Scorer:
     def load(self, name: str, **kwargs: Any) -> "PreTrainedModel":
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(name, **self.trust, **{"dtype": self.dtype, **kwargs})
+        chosen = {} if self.dtype == "auto" else {"dtype": self.dtype}
+        model = AutoModelForCausalLM.from_pretrained(name, **self.trust, **{"dtype": "auto", **kwargs, **chosen})
         return model.to(self.training_args.device)
 
     def __call__(self, model: "PreTrainedModel") -> dict[str, Any]:
