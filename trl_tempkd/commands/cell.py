@@ -149,10 +149,11 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     options = cell.options if tuning is None else {**cell.options, "learning_rate": tuning["chosen"]}
     recorder, values = timed("training", train, options, folder)
     scored = timed("evaluation", score, values, cell.evaluation, rows)
-    key = baseline_key(values, cell.evaluation)
+    named = parse(options, folder)  # the run has put folders in the place of names
+    key = baseline_key(named, cell.evaluation)
 
     def shared() -> dict[str, Any]:
-        return baseline(values, cell.evaluation, rows, load_rows(values, "dataset_train_split", 1))
+        return baseline(named, cell.evaluation, rows, load_rows(named, "dataset_train_split", 1))
 
     timed("baseline", once, folder.parent / "summary" / "baselines" / f"{key}.json", shared)
     return {
