@@ -70,6 +70,13 @@ class TestTemperature:
         assert at_best.outcome == "supported" and at_best.evidence[0]["difference"] == pytest.approx(1.5, abs=0.1)
         assert [of(found, key).outcome for key in ("A2", "A3", "A4", "A6")] == ["supported"] * 3 + ["not tested"]
 
+    def test_seeds_that_not_all_have(self):
+        results = [
+            r for r in grid(CLAIMED) if (r["settings"]["factors"]["seed"], r["name"][:12]) != (3, "reverse_kl-2")
+        ]
+        more = of(verdicts(results, {}), "A4")
+        assert more.outcome == "supported" and more.evidence[0]["n_seeds"] == 2
+
     def test_the_opposite(self):
         swapped = {"forward_kl": CLAIMED["reverse_kl"], "reverse_kl": CLAIMED["forward_kl"]}
         found = verdicts(grid(swapped), {})

@@ -123,9 +123,11 @@ def more_help(
     """The change of reverse KL against that of forward KL."""
     if paired(reverse[0].seeds, forward[0].seeds, score) is None:  # other starts, batches or items
         return None
+    shared = set.intersection(*(set(condition.seeds) for condition in (*forward, *reverse)))
     changes = []
-    for first, second in (reverse, forward):
-        values = paired(first.seeds, second.seeds, score)
+    for pair in (reverse, forward):
+        first, second = ({seed: c.seeds[seed] for seed in c.seeds if seed in shared} for c in pair)
+        values = paired(first, second, score)
         if values is None:
             return None
         changes.append((values[1] - values[0])[:, part])
