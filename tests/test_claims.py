@@ -174,7 +174,10 @@ class TestEpochs:
         early = {"forward_kl": (0.5, 0.9), "reverse_kl": (0.9, 0.5)}
         assert of(verdicts(self.results(early), {}), "B1", None).outcome == "supported"
         early = {"forward_kl": (0.9, 0.5), "reverse_kl": (0.5, 0.9)}
-        assert of(verdicts(self.results(early), {}), "B1", None).outcome == "contradicted"
+        results = self.results(early)
+        assert of(verdicts(results, {}), "B1", None).outcome == "contradicted"
+        two = of(verdicts([r for r in results if r["settings"]["factors"]["seed"] < 3], {}), "B1", None)
+        assert two.outcome == "not supported" and "2 seeds, too few to decide" in two.sentence
 
     def test_the_same_end(self):
         early = dict.fromkeys(("forward_kl", "reverse_kl"), (0.5, 0.5))

@@ -52,6 +52,8 @@ def first_fit(study: Study, conditions: dict[str, Any]) -> Verdict:
     difference = np.subtract(preference[FKL], preference[RKL])
     low, high = bootstrap_interval(difference.tolist()) if len(difference) > 1 else (np.nan, np.nan)
     outcome = "supported" if low > 0 else "contradicted" if high < 0 else "not supported"
+    if len(difference) < 3:  # an interval over two seeds is no more than the two of them
+        outcome = "not supported"
     mean = {
         name: {part: np.mean([v[part] for v in vs if v]) for part in ("head", "tail")} for name, vs in gone.items()
     }
@@ -60,7 +62,7 @@ def first_fit(study: Study, conditions: dict[str, Any]) -> Verdict:
         f"After {step:.0f} steps, forward KL had removed {mean[FKL]['head']:.1%} of the error abs(p - q) in the head "
         f"and {mean[FKL]['tail']:.1%} in the tail, reverse KL {mean[RKL]['head']:.1%} and {mean[RKL]['tail']:.1%}. "
         f"Forward KL's preference for the head is larger by {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}], "
-        f"{len(difference)} seeds."
+        f"{len(difference)} seeds{', too few to decide' if len(difference) < 3 else ''}."
     )
     row: dict[str, Any] = {"label": "preference for the head, reverse KL to forward KL", "score": "share of the error"}
     row |= {"difference": float(difference.mean()), "low": low, "high": high}
