@@ -20,7 +20,10 @@ from trl_tempkd.commands import cache as command
 from trl_tempkd.commands import distill
 from trl_tempkd.diagnostics import Plan, collect, diagnose
 from trl_tempkd.teachers import CacheBuilder, TeacherCache, build
-from trl_tempkd.teachers.columns import CHECKSUM, HIDDEN
+from trl_tempkd.teachers.columns import CHECKSUM
+
+
+HIDDEN = "teacher_hidden"
 
 
 MEASURES = (
@@ -301,7 +304,7 @@ def test_mismatches_name_the_field(make, pair, tmp_path, tokenizer, prompt_datas
     [
         ("complete", False, "isn't complete"),
         ("format", 2, "`format` 2, this version reads 1"),
-        ("mode", "topk", "`mode` 'topk'"),
+        ("mode", "logits", "`mode` 'logits', this version trains from hidden and topk"),
         ("mood", "hidden", "can't be read"),
     ],
 )

@@ -45,6 +45,10 @@ class Head:
         """The head as keyword arguments of `chunked_kd_loss`, for the `student` or the `teacher`."""
         return {f"{side}_{f.name}": getattr(self, f.name) for f in fields(self)}
 
+    def rest(self) -> dict[str, Any]:
+        """Everything but the weight, as keyword arguments of `head_logits`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "weight"}
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits in full, of shape `(..., V)`. For checks on a few tokens; the loss never builds them."""
         logits = nn.functional.linear(hidden, self.weight, self.bias) * self.logit_scale

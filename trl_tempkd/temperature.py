@@ -30,6 +30,16 @@ SCHEDULES = {
 RESCALES = {"none": 0, "tau": 1, "tau2": 2}
 
 
+def soften(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """`logits / temperature`, in fp32 at least. Arguments as in [`log_softmax`]."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    inverse = 1 / temperature
+    if isinstance(inverse, Tensor):
+        inverse = inverse.to(logits.dtype).unsqueeze(-1)
+    return logits * inverse
+
+
 def log_softmax(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """
     Log-probabilities of `logits / temperature`, floored at `LOG_FLOOR`.
@@ -41,12 +51,7 @@ def log_softmax(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(..., V)`, in nats.
     """
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    inverse = 1 / temperature
-    if isinstance(inverse, Tensor):
-        inverse = inverse.to(logits.dtype).unsqueeze(-1)
-    scaled = logits * inverse
+    scaled = soften(logits, temperature)
     # logsumexp, but for its gradient in rows that are -inf altogether, which is no number: the two bounds mend that
     largest = scaled.detach().amax(-1, keepdim=True).clamp(min=-MAX_LOGIT)
     total = (scaled - largest).exp().sum(-1, keepdim=True).clamp(min=torch.finfo(scaled.dtype).tiny)

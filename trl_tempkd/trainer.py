@@ -21,19 +21,11 @@ from .losses import chunked_kd_loss
 from .meter import Meter
 from .rollouts import make_rollouts
 from .teachers import TeacherCache, make_teacher
-from .teachers.columns import COLUMNS, TOKENS
 from .temperature import scheduled_temperature, temperatures
 
 
-# What the loss calls its per-token metrics, and what they are logged as
-_METRICS = {
-    "kd": "kd_loss",
-    "ce": "ce_loss",
-    "kl_tau1": "kl_tau1",
-    "student_entropy": "student_entropy",
-    "teacher_entropy": "teacher_entropy",
-    "agreement": "token_agreement",
-}
+# What some of the loss's per-token metrics are logged as
+_NAMES = {"kd": "kd_loss", "ce": "ce_loss", "agreement": "token_agreement"}
 
 
 class TemperatureKDTrainer(SFTTrainer):
@@ -133,7 +125,8 @@ class TemperatureKDTrainer(SFTTrainer):
 
         self._forward_redirection = _ForwardRedirection()
         self._kd_temperature = args.kd_temperature
-        measures = ["loss", *_METRICS.values(), *(["aux_loss"] if self.aux_loss_enabled else [])]
+        measures = ["loss", *(_NAMES.get(name, name) for name in self.teacher.metrics)]
+        measures += ["aux_loss"] * self.aux_loss_enabled
         self._meter = Meter(self.accelerator, measures)
         self._name = f"{self._name} ({args.describe()})"  # "trained with {_name}, a method introduced in {_paper}"
 
@@ -155,7 +148,7 @@ class TemperatureKDTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if self._cache is not None:
-            self._signature_columns = [*TOKENS, *COLUMNS]
+            self._signature_columns = self._cache.columns
 
     def _is_logged(self) -> bool:
         # The metrics cost a second pair of softmaxes, so they are computed only where they are shown
@@ -197,11 +190,11 @@ class TemperatureKDTrainer(SFTTrainer):
 
         # Accelerate puts autocast around `model.forward`, which the redirection replaces
         with self.accelerator.autocast():
-            teacher_hidden = self.teacher.hidden_states(inputs)
+            teacher_rows = self.teacher.rows(inputs)
             student = self.accelerator.unwrap_model(model)
             # Backbone, head and loss run inside the wrapper's forward, so that DDP, FSDP and DeepSpeed see a normal
             # one. Nothing is passed through it, since some wrappers cast what is.
-            step = partial(self._forward, student, inputs, labels, teacher_hidden, num_items_in_batch)
+            step = partial(self._forward, student, inputs, labels, teacher_rows, num_items_in_batch)
             loss, aux_loss, sums = self._forward_redirection(model, student, step)
 
         # As in SFTTrainer: `num_items_in_batch` counts the tokens of every rank, and DDP averages the gradients
@@ -224,7 +217,7 @@ class TemperatureKDTrainer(SFTTrainer):
         with torch.no_grad():  # only for `compute_metrics` and `predict`, which ask for the logits
             return loss, model(**inputs)
 
-    def _forward(self, student, inputs, labels, teacher_hidden, num_items_in_batch):
+    def _forward(self, student, inputs, labels, teacher_rows, num_items_in_batch):
         # Returns a plain tuple: FSDP2 attaches its hooks to the tensors that it finds in the output
         args = self.args
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
@@ -240,7 +233,7 @@ class TemperatureKDTrainer(SFTTrainer):
         with gathered_head(student) as head, self.teacher.head() as teacher_head:
             out = chunked_kd_loss(
                 student_hidden=outputs.last_hidden_state.flatten(0, 1),
-                teacher_hidden=teacher_hidden.flatten(0, 1),
+                teacher_hidden=teacher_rows,
                 **head.arguments("student"),
                 **teacher_head.arguments("teacher"),
                 divergence=args.divergence,
@@ -258,7 +251,7 @@ class TemperatureKDTrainer(SFTTrainer):
             return out.loss, aux_loss, None
         per_token = args.kd_ratio * out.per_token + (1 - args.kd_ratio) * out.metrics["ce"]
         kept = (targets != -100).flatten()
-        columns = [kept, per_token, *(out.metrics[name] for name in _METRICS)]
+        columns = [kept, per_token, *(out.metrics[name] for name in self.teacher.metrics)]
         if aux_loss is not None:
             columns.append(aux_loss.detach() * kept)
         return out.loss, aux_loss, torch.stack([c.float().view_as(targets).sum(1) for c in columns], dim=1)

@@ -2,7 +2,11 @@
 """
 The arithmetic between the matmuls: logits of a few rows in, loss and gradient with respect to them out.
 
-Eager or compiled, by blocks of rows that fit the cache. Shape suffixes: R rows of a block, C of a chunk, V vocabulary.
+Of the teacher a row has its logits, or k tokens and the mass of all others ([`TopK`]). Then the student's row is
+cut into the same k + 1 bins, everything runs on these, and the gradient of the last bin spreads over its tokens.
+
+Eager or compiled, by blocks of rows that fit the cache. Shape suffixes: R rows of a block, C of a chunk, V vocabulary,
+K tokens that a truncated teacher knows, B = K + 1 bins.
 """
 
 import functools
@@ -21,6 +25,7 @@ from transformers.utils import logging
 
 from ..divergences import DIVERGENCES
 from ..temperature import LOG_FLOOR, log_softmax, rescale_factor
+from .truncated import coarse_logits
 
 
 logger = logging.get_logger(__name__)
@@ -47,16 +52,12 @@ class BlockSpec:
     teacher_cap: float | None
     has_labels: bool
     takes_target: bool
+    truncated: bool
     with_grad: bool
-    with_metrics: bool
-
-    @property
-    def metric_names(self) -> list[str]:
-        names = ["kd", "kl_tau1", "student_entropy", "teacher_entropy", "agreement"]
-        return (names + ["ce"] * self.has_labels) if self.with_metrics else []
+    metrics: tuple[str, ...]
 
 
-def _logits(raw: Tensor, scale: float, cap: float | None) -> Tensor:
+def logits_of(raw: Tensor, scale: float, cap: float | None) -> Tensor:
     """Head output to logits, in fp32 at least: scale first (Cohere, Granite), then soft-capping (Gemma)."""
     logits = (raw if raw.dtype == torch.float64 else raw.float()) * scale
     return logits if cap is None else cap * torch.tanh(logits / cap)
@@ -80,23 +81,48 @@ def _block_values(spec: BlockSpec, z_RV: Tensor, v_RV: Tensor, kd_R: Tensor, tar
     return values
 
 
+def _truncated_values(
+    spec: BlockSpec, z_RV: Tensor, kd_R: Tensor, target_R: Tensor, ids_RK: Tensor, log_p_RB: Tensor, *at_1: Tensor
+) -> dict[str, Tensor]:
+    """Those metrics of a block for which the teacher's bins are enough; `at_1` are its log-probabilities at tau 1."""
+    log_q = log_softmax(z_RV)
+    values = {"kd": kd_R, "student_entropy": -(log_q.exp() * log_q).sum(-1)}
+    if "agreement" in spec.metrics:
+        log_p_RK = log_p_RB[:, :-1]
+        best = torch.where(log_p_RK == log_p_RK.amax(-1, keepdim=True), z_RV.gather(-1, ids_RK), -math.inf).amax(-1)
+        values["agreement"] = (best == z_RV.amax(-1)).to(kd_R.dtype)
+    if "kl_tau1_coarse" in spec.metrics:
+        coarse = log_softmax(coarse_logits(z_RV, ids_RK, 1.0)[0])
+        values["kl_tau1_coarse"] = (at_1[0].exp() * (at_1[0] - coarse)).sum(-1)
+    if spec.has_labels:
+        values["ce"] = -log_q.gather(-1, target_R.unsqueeze(-1)).squeeze(-1)
+    return values
+
+
 def compute_block(
     spec: BlockSpec,
     student_RV: Tensor,
-    teacher_RV: Tensor,
     target_R: Tensor,
     tau_s_R: Tensor,
     tau_t_R: Tensor,
     weight_R: Tensor,
+    *teacher: Tensor,
 ) -> BlockOutput:
     """
     Loss per token (times its weight), rescaled divergence per token, and metrics of a block of rows.
 
     With `spec.with_grad`, the student's head output is overwritten by the gradient of the loss with respect to it.
+    `teacher` is its head output `(R, V)`, or with `spec.truncated` what its `at` gives.
     """
-    z_RV = _logits(student_RV, spec.student_scale, spec.student_cap)
-    v_RV = _logits(teacher_RV, spec.teacher_scale, spec.teacher_cap)
-    log_p_RV, log_q_RV = log_softmax(v_RV, tau_t_R), log_softmax(z_RV, tau_s_R)
+    z_RV = logits_of(student_RV, spec.student_scale, spec.student_cap)
+    # From here on to its gradient, V are the bins of a truncated teacher
+    if spec.truncated:
+        ids_RK, log_p_RV, constant_R, *at_1 = teacher
+        bins_RV, share_RV = coarse_logits(z_RV, ids_RK, tau_s_R)
+        log_q_RV = log_softmax(bins_RV)
+    else:
+        v_RV = logits_of(teacher[0], spec.teacher_scale, spec.teacher_cap)
+        log_p_RV, log_q_RV = log_softmax(v_RV, tau_t_R), log_softmax(z_RV, tau_s_R)
     target = (target_R,) if spec.takes_target else ()
     kwargs = dict(spec.divergence_kwargs)
 
@@ -111,8 +137,12 @@ def compute_block(
         u_RV = torch.where(log_q_RV > LOG_FLOOR, u_RV, 0)  # the floor is a constant
         jacobian_RV = u_RV - log_q_RV.exp() * u_RV.sum(-1, keepdim=True)
         grad_RV = jacobian_RV * (spec.kd_ratio * factor_R / tau_s_R).unsqueeze(-1)
+        if spec.truncated:  # the last bin's gradient belongs to its tokens, in proportion to q
+            grad_RV = (share_RV * grad_RV[:, -1:]).scatter(-1, ids_RK, grad_RV[:, :-1])
     else:
         kd_R = divergence(log_q_RV)
+    if spec.truncated:
+        kd_R = kd_R + constant_R
 
     scaled_R = kd_R * factor_R
     loss_R = spec.kd_ratio * scaled_R
@@ -122,7 +152,13 @@ def compute_block(
         is_target_RV = torch.arange(z_RV.shape[-1], device=z_RV.device) == target_R.unsqueeze(-1)
         grad_RV = grad_RV + (1 - spec.kd_ratio) * (log_q1_RV.exp() - is_target_RV.to(z_RV.dtype))
 
-    metrics = _block_values(spec, z_RV, v_RV, kd_R, target_R) if spec.with_metrics else {}
+    metrics = {}
+    if spec.metrics:
+        metrics = (
+            _truncated_values(spec, z_RV, kd_R, target_R, ids_RK, log_p_RV, *at_1)
+            if spec.truncated
+            else _block_values(spec, z_RV, v_RV, kd_R, target_R)
+        )
     if spec.with_grad:
         if spec.student_cap is not None:
             grad_RV = grad_RV * (1 - (z_RV / spec.student_cap).square())
@@ -163,12 +199,12 @@ def pays_to_compile(n_elements: int, device: torch.device) -> bool:
 
 
 def run_blocks(
-    block: Callable, step: int, whole: bool, student_CV: Tensor, teacher_CV: Tensor, per_row: list[Tensor]
+    block: Callable, step: int, whole: bool, student_CV: Tensor, per_row: list[Tensor], buffers: list[Tensor]
 ) -> list[BlockOutput]:
     """
     Apply `block` to the chunk's rows, `step` at a time; `per_row` tensors tell how many rows there are.
 
-    A compiled block sees one shape only (`whole`): the last one runs on over rows of the buffer that nobody reads.
+    A compiled block sees one shape only (`whole`): the last one runs on over rows of the buffers that nobody reads.
     """
     n, results = per_row[0].shape[0], []
     for start in range(0, n, step):
@@ -176,8 +212,8 @@ def run_blocks(
         own = [t[rows] for t in per_row]
         missing = rows.stop - n if whole else 0
         if missing > 0:
-            own = [torch.cat([t, t.new_ones(missing)]) for t in own]
-        loss_R, scaled_R, metrics = block(student_CV[rows], teacher_CV[rows], *own)
+            own = [torch.cat([t, t.new_ones(missing, *t.shape[1:])]) for t in own]
+        loss_R, scaled_R, metrics = block(student_CV[rows], *own, *(t[rows] for t in buffers))
         # Copies: what a compiled block returns may live in the storage of its (R, V) intermediates, and keep it
         keep = min(step, n - start)
         kept = {name: value[:keep].clone() for name, value in metrics.items()}

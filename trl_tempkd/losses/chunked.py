@@ -10,11 +10,14 @@ divergence, its derivative u with respect to log q, and one softmax Jacobian for
 which overwrites the student's logits and goes straight into the two gradient matmuls. That makes four matmuls in all,
 the least there can be; three where the student's head is frozen, two without gradients.
 
+Of a truncated teacher ([`TopK`]) there is no head to multiply: one matmul less.
+
 Shape suffixes: N tokens with a label, C rows of a chunk, V vocabulary, H hidden size (each model's own).
 """
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -25,12 +28,16 @@ from ..temperature import rescale_factor
 from . import block as blocks
 from .block import BlockSpec
 from .dense import check_temperatures
+from .truncated import TopK
 
 
 # Logits of a chunk. More rows let the matmuls read and write the head less often, fewer save memory: at 2^24 the
 # matmuls run within a few per cent of unchunked ones, and a chunk of fp32 logits takes 64 MiB.
 CHUNK_ELEMENTS = 2**24
 MIN_CHUNK_ROWS = 128
+
+# Of a teacher whose rows are whole
+METRICS: tuple[str, ...] = ("kd", "kl_tau1", "student_entropy", "teacher_entropy", "agreement", "ce")
 
 
 class ChunkedKDOutput(NamedTuple):
@@ -42,7 +49,8 @@ class ChunkedKDOutput(NamedTuple):
         per_token (`torch.Tensor`): shape `(N,)`, detached: the rescaled divergence in nats, 0 where the label is -100.
         metrics (`dict` or `None`): shape `(N,)` each, detached, 0 where the label is -100: `kd` (divergence at tau,
             not rescaled), `ce` (where labels are given), `kl_tau1` (KL(p, q) at tau 1), `student_entropy` and
-            `teacher_entropy` (at tau 1), all in nats, and `agreement` (1 where both rank the same token first).
+            `teacher_entropy` (at tau 1), all in nats, and `agreement` (1 where both rank the same token first). Of a
+            truncated teacher those that it has the numbers for, its `metrics`.
     """
 
     loss: Tensor
@@ -59,9 +67,11 @@ class _ChunkedKD(torch.autograd.Function):
         student_NH: Tensor,
         student_VH: Tensor,
         student_bias_V: Tensor | None,
-        teacher_NH: Tensor,
-        teacher_VH: Tensor,
+        teacher_NH: Tensor | None,
+        teacher_VH: Tensor | None,
         teacher_bias_V: Tensor | None,
+        known: tuple[Tensor, ...],
+        size: int,
         target_N: Tensor,
         tau_s_N: Tensor,
         tau_t_N: Tensor,
@@ -70,9 +80,8 @@ class _ChunkedKD(torch.autograd.Function):
         chunk_size: int,
         compile: bool | None,
     ) -> tuple[Tensor, ...]:
-        N, size = student_NH.shape[0], min(student_VH.shape[0], teacher_VH.shape[0])
+        N = student_NH.shape[0]
         x_NH, w_VH = _matmul_operands(student_NH, student_VH, size)
-        y_NH, t_VH = _matmul_operands(teacher_NH, teacher_VH, size)
         grad_x = torch.empty_like(x_NH) if ctx.needs_input_grad[0] else None
         grad_w = grad_b = None
         if ctx.needs_input_grad[1]:
@@ -87,16 +96,21 @@ class _ChunkedKD(torch.autograd.Function):
         step = min(chunk_size, max(1, blocks.BLOCK_ELEMENTS // size)) if on_cpu else chunk_size
         # a compiled block wants the same shape in every call, whatever N is
         rows = math.ceil((chunk_size if compile else min(chunk_size, max(N, 1))) / step) * step
-        student_CV, teacher_CV = x_NH.new_empty(rows, size), y_NH.new_empty(rows, size)
+        student_CV = x_NH.new_empty(rows, size)
+        buffers = []
+        if teacher_NH is not None and teacher_VH is not None:
+            y_NH, t_VH = _matmul_operands(teacher_NH, teacher_VH, size)
+            buffers = [y_NH.new_empty(rows, size)]
         weight_N = torch.ones_like(tau_s_N) / normalizer
         results = []
         for start in range(0, N, rows):
             chunk = slice(start, min(start + rows, N))
             s_CV = student_CV[: chunk.stop - start]
             _project(x_NH[chunk], w_VH, student_bias_V, s_CV)
-            _project(y_NH[chunk], t_VH, teacher_bias_V, teacher_CV[: chunk.stop - start])
-            per_row = [t[chunk] for t in (target_N, tau_s_N, tau_t_N, weight_N)]
-            results += blocks.run_blocks(block, step, compile, student_CV, teacher_CV, per_row)
+            for teacher_CV in buffers:
+                _project(y_NH[chunk], t_VH, teacher_bias_V, teacher_CV[: chunk.stop - start])
+            per_row = [t[chunk] for t in (target_N, tau_s_N, tau_t_N, weight_N, *known)]
+            results += blocks.run_blocks(block, step, compile, student_CV, per_row, buffers)
             if grad_x is not None:
                 torch.mm(s_CV, w_VH, out=grad_x[chunk])
             if grad_w is not None:
@@ -108,7 +122,7 @@ class _ChunkedKD(torch.autograd.Function):
         ctx.save_for_backward(grad_x, grad_w, grad_b)
         ctx.dtypes = [None if t is None else t.dtype for t in (student_NH, student_VH, student_bias_V)]
         losses, scaled, metrics = zip(*results, strict=True) if results else ((), (), ())
-        columns = (losses, scaled, *([m[name] for m in metrics] for name in spec.metric_names))
+        columns = (losses, scaled, *([m[name] for m in metrics] for name in spec.metrics))
         merged = [torch.cat(list(parts)) if parts else tau_s_N.new_zeros(0) for parts in columns]
         loss = merged[0].sum()
         ctx.mark_non_differentiable(*merged[1:])
@@ -121,7 +135,7 @@ class _ChunkedKD(torch.autograd.Function):
         # a product over the whole head is worth avoiding, but not at the price of waiting for a GPU
         if grad_loss.device.type != "cpu" or grad_loss.item() != 1:
             grads = [None if g is None else g * grad_loss.to(g.dtype) for g in grads]
-        return *(None if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)), *(None,) * 10
+        return *(None if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)), *(None,) * 12
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -143,6 +157,23 @@ def _project(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, out_CV
         torch.addmm(bias_V[: weight_VH.shape[0]].to(out_CV.dtype), hidden_CH, weight_VH.T, out=out_CV)
 
 
+def head_logits(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    final_logit_softcapping: float | None = None,
+    *,
+    size: int,
+) -> Iterator[Tensor]:
+    """The first `size` logits of every row, a chunk of rows at a time, as the loss computes them."""
+    x_NH, w_VH = _matmul_operands(hidden_NH, weight_VH, size)
+    for x_CH in x_NH.split(max(1, CHUNK_ELEMENTS // size)):
+        raw_CV = x_CH.new_empty(x_CH.shape[0], size)
+        _project(x_CH, w_VH, bias, raw_CV)
+        yield blocks.logits_of(raw_CV, logit_scale, final_logit_softcapping)
+
+
 def _accumulate(grad_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor, first: bool) -> None:
     if grad_VH.dtype == grad_CV.dtype:
         torch.mm(grad_CV.T, hidden_CH, out=grad_VH) if first else grad_VH.addmm_(grad_CV.T, hidden_CH)
@@ -155,8 +186,8 @@ def _accumulate(grad_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor, first: bool
 def chunked_kd_loss(
     student_hidden: Tensor,
     student_weight: Tensor,
-    teacher_hidden: Tensor,
-    teacher_weight: Tensor,
+    teacher_hidden: Tensor | TopK,
+    teacher_weight: Tensor | None = None,
     *,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
@@ -184,13 +215,15 @@ def chunked_kd_loss(
     Args:
         student_hidden, teacher_hidden (`torch.Tensor`): shapes `(N, H_s)` and `(N, H_t)`, input of each head.
         student_weight, teacher_weight (`torch.Tensor`): shapes `(V_s, H_s)` and `(V_t, H_t)`. Where the vocabularies
-            are padded to different sizes their common prefix is compared and the rest has probability zero.
+            are padded to different sizes their common prefix is compared and the rest has probability zero. A
+            truncated teacher, [`TopK`], stands in the place of `teacher_hidden` and has no head.
         student_bias, teacher_bias (`torch.Tensor`, *optional*): the heads' biases, `(V_s,)` and `(V_t,)`.
         student_logit_scale, teacher_logit_scale (`float`): factor of the logits (Cohere, Granite, Falcon-H1).
         student_final_logit_softcapping, teacher_final_logit_softcapping (`float`, *optional*): c in c tanh(logits / c)
             after the scale (Gemma).
         divergence, divergence_kwargs (`str`, `dict`, *optional*): a name of `DIVERGENCES` and its parameters.
-        student_temperature, teacher_temperature (`float` or `torch.Tensor`): positive; a tensor has shape `(N,)`.
+        student_temperature, teacher_temperature (`float` or `torch.Tensor`): positive; a tensor has shape `(N,)`. That
+            of a truncated teacher is a float of its grid.
         rescale (`str`): `none`, `tau` or `tau2`, see [`~trl_tempkd.temperature.rescale_factor`].
         labels (`torch.Tensor`, *optional*): shape `(N,)`, the token that each row predicts (already shifted). Rows
             with -100 are dropped before any matmul.
@@ -218,11 +251,26 @@ def chunked_kd_loss(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"`chunk_size` must be positive, got {chunk_size}.")
     n_rows, device = student_hidden.shape[0], student_hidden.device
-    if student_hidden.dim() != 2 or teacher_hidden.dim() != 2 or teacher_hidden.shape[0] != n_rows:
+    known: tuple[Tensor, ...] = ()
+    if isinstance(teacher_hidden, TopK):
+        truncated, teacher_hidden = teacher_hidden, None
+        truncated.check(divergence, divergence_kwargs)
+        if len(truncated.ids) != n_rows or truncated.size > student_weight.shape[0]:
+            raise ValueError(
+                f"`teacher_hidden` has {len(truncated.ids)} rows of a vocabulary of {truncated.size}, the student "
+                f"{n_rows} rows and {student_weight.shape[0]} logits: as many rows are needed, and no fewer logits."
+            )
+        names, size = truncated.metrics, truncated.size
+    elif teacher_weight is None:
+        raise ValueError("`teacher_weight` is required: `teacher_hidden` needs the head that it is the input of.")
+    elif student_hidden.dim() != 2 or teacher_hidden.dim() != 2 or teacher_hidden.shape[0] != n_rows:
         raise ValueError(
             "`student_hidden` and `teacher_hidden` must have shapes (N, H_s) and (N, H_t) with the same N, got "
             f"{tuple(student_hidden.shape)} and {tuple(teacher_hidden.shape)}."
         )
+    else:
+        truncated = None
+        names, size = METRICS, min(student_weight.shape[0], teacher_weight.shape[0])
 
     dtype = torch.float64 if student_weight.dtype == torch.float64 else torch.float32
     tau_s, tau_t = (
@@ -233,10 +281,12 @@ def chunked_kd_loss(
     kept = None
     if labels is not None:
         kept = (labels != -100).nonzero().squeeze(-1)
-        student_hidden, teacher_hidden, target, tau_s, tau_t = (
-            t.index_select(0, kept) for t in (student_hidden, teacher_hidden, target, tau_s, tau_t)
+        student_hidden, target, tau_s, tau_t = (
+            t.index_select(0, kept) for t in (student_hidden, target, tau_s, tau_t)
         )
-    size = min(student_weight.shape[0], teacher_weight.shape[0])
+        teacher_hidden = None if teacher_hidden is None else teacher_hidden.index_select(0, kept)
+    if truncated is not None:
+        known = truncated.select(kept).at(teacher_temperature, dtype)
     spec = BlockSpec(
         divergence=divergence,
         divergence_kwargs=tuple(sorted((divergence_kwargs or {}).items())),
@@ -248,17 +298,18 @@ def chunked_kd_loss(
         teacher_cap=teacher_final_logit_softcapping,
         has_labels=labels is not None,
         takes_target=needs_target(divergence),
+        truncated=truncated is not None,
         with_grad=torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in (student_hidden, student_weight, student_bias)),
-        with_metrics=metrics,
+        metrics=tuple(name for name in names if name != "ce" or labels is not None) if metrics else (),
     )
     loss, scaled, *values = _ChunkedKD.apply(
         student_hidden,
         student_weight,
         student_bias,
-        teacher_hidden.detach(),
-        teacher_weight.detach(),
-        None if teacher_bias is None else teacher_bias.detach(),
+        *(None if t is None else t.detach() for t in (teacher_hidden, teacher_weight, teacher_bias)),
+        known,
+        size,
         target,
         tau_s,
         tau_t,
@@ -271,5 +322,5 @@ def chunked_kd_loss(
     def spread(value_N: Tensor) -> Tensor:
         return value_N if kept is None else value_N.new_zeros(n_rows).index_copy(0, kept, value_N)
 
-    by_name = {name: spread(value) for name, value in zip(spec.metric_names, values, strict=True)}
+    by_name = {name: spread(value) for name, value in zip(spec.metrics, values, strict=True)}
     return ChunkedKDOutput(loss, spread(scaled), by_name if metrics else None)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..heads import Head
+from ..losses import TopK
 from .base import STUDENT_BASE, BaseTeacher
 from .build import CacheBuilder
 from .cached import CachedTeacher, TeacherCache
@@ -35,14 +36,17 @@ __all__ = [
 class Teacher(Protocol):
     """
     What the trainer asks of a teacher: its last hidden state and its head. Together they are its exact distribution at
-    every temperature, and far smaller than its logits.
+    every temperature, and far smaller than its logits. A cache may have less.
 
     Attributes:
         model (`torch.nn.Module` or `None`):
             The teacher's own model as it is wrapped, if it has one.
+        metrics (`tuple[str, ...]`):
+            Names of the metrics that the loss can give of it.
     """
 
     model: Any
+    metrics: tuple[str, ...]
 
     def wrapped(self) -> nn.Module:
         """The module that is the teacher inside of `active()`, as it is wrapped at the moment; to generate with it."""
@@ -50,6 +54,14 @@ class Teacher(Protocol):
 
     def active(self) -> AbstractContextManager[None]:
         """Context in which `wrapped()` is the teacher. The other methods enter it themselves."""
+        ...
+
+    def rows(self, inputs: dict[str, Any]) -> torch.Tensor | TopK:
+        """
+        What the loss takes in the place of `teacher_hidden`, for a batch as the data collator made it: the last hidden
+        states `(B * L, H_t)`, or what is known of the teacher. Takes out of the batch what it has for the teacher
+        alone.
+        """
         ...
 
     def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:
@@ -60,7 +72,7 @@ class Teacher(Protocol):
         ...
 
     def head(self) -> AbstractContextManager[Head]:
-        """Context in which the teacher's head is whole, on every rank."""
+        """Context in which the teacher's head is whole, on every rank. What `rows` needs are its `arguments`."""
         ...
 
 

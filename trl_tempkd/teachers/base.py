@@ -14,6 +14,7 @@ from torch import nn
 from trl.models.utils import _ForwardRedirection
 
 from ..heads import Head, gathered_head
+from ..losses import METRICS
 from .live import last_hidden_state
 
 
@@ -40,6 +41,7 @@ class BaseTeacher:
     """
 
     model = None  # none of its own
+    metrics = METRICS
 
     def __init__(self, student: Callable[[], nn.Module], accelerator: Accelerator):
         self.wrapped = student
@@ -52,6 +54,9 @@ class BaseTeacher:
 
     def active(self) -> AbstractContextManager[None]:
         return _without_adapter(self._student())
+
+    def rows(self, inputs: dict[str, Any]) -> torch.Tensor:
+        return self.hidden_states(inputs).flatten(0, 1)
 
     @torch.no_grad()
     def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:

@@ -4,7 +4,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -26,16 +26,21 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .. import __version__
 from .cached import HEAD
-from .columns import DTYPES, encode, features_of, is_sound, key_of, predicting, rows_of, token_columns, tokens_of
+from .columns import encode, features_of, is_sound, key_of, predicting, rows_of, token_columns, tokens_of
+from .layouts import TopKLayout, make_layout
 from .manifest import NAME, PREPARATION, Manifest, checksum_of, hashes_of, identity_of, plain, write_atomically
 
 
-SHARD_BYTES = 2**28  # of hidden states: what a process holds in memory, and what a killed one loses
+SHARD_BYTES = 2**28  # of what is stored of the teacher: what a process holds in memory, and what a killed one loses
 ROWS_TOGETHER = 64  # of a record batch
 GIB = 2**30
+LOW_COVERAGE = 0.8
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -49,7 +54,7 @@ class _Shard:
 
 class CacheBuilder:
     """
-    Writes the teacher's last hidden states for data that a trainer has prepared. Every process has one.
+    Writes what a teacher says of data that a trainer has prepared. Every process has one.
 
     A shard appears under its name once it is whole, so a build that was killed goes on from the shards that are there.
     Those are checked row by row, and made anew if they are damaged: that is also how a complete cache is verified.
@@ -73,6 +78,14 @@ class CacheBuilder:
             Of what is stored: `"bfloat16"` or `"float32"`.
         batch_size (`int`, *optional*, defaults to `8`):
             Rows of a forward pass.
+        mode (`str`, *optional*, defaults to `"hidden"`):
+            What is stored: `"hidden"` or `"topk"`.
+        count (`int`, *optional*, defaults to `64`):
+            Tokens of a position, unless that is the hidden state.
+        taus (`Sequence[float]`, *optional*, defaults to `(1.0,)`):
+            The temperatures that they can be had at.
+        vocabulary (`int`, *optional*):
+            Size of the student's head, of which the teacher's is compared with the common prefix.
     """
 
     def __init__(
@@ -87,20 +100,26 @@ class CacheBuilder:
         *,
         dtype: str = "bfloat16",
         batch_size: int = 8,
+        mode: str = "hidden",
+        count: int = 64,
+        taus: Sequence[float] = (1.0,),
+        vocabulary: int | None = None,
     ):
         self.folder, self.splits, self.teacher, self.collator = folder, splits, teacher, collator
-        self.accelerator, self.batch_size, self.dtype = accelerator, batch_size, DTYPES[dtype]
+        self.accelerator, self.batch_size = accelerator, batch_size
         self.quiet = args.disable_tqdm or not accelerator.is_local_main_process
         with teacher.head() as head:
             whole = {name: getattr(head, name) for name in ("weight", "bias") if getattr(head, name) is not None}
             self.head = {name: tensor.detach().cpu().clone() for name, tensor in whole.items()}
             scalars = {name: getattr(head, name) for name in ("logit_scale", "final_logit_softcapping")}
-        hidden_size = self.head["weight"].shape[1]
-        self.state_bytes = hidden_size * self.dtype.itemsize
+        checksum, (size, hidden_size) = checksum_of(self.head), self.head["weight"].shape
+        size = size if vocabulary is None else min(size, vocabulary)
+        self.layout = make_layout(mode, dtype, hidden_size, size, count=count, taus=taus)
+        self.head = self.head if self.layout.has_head else {}
         name = args.teacher_model_name_or_path
         self.bytes, self.lengths = 0, {split: np.zeros(0, dtype=np.int64) for split in splits}
         self.manifest = Manifest(
-            mode="hidden",
+            mode=mode,
             teacher_model_name_or_path=name,
             **identity_of(name, args.teacher_model_revision, args.trust_remote_code),
             teacher_model_init_kwargs=plain(args.teacher_model_init_kwargs or {}),
@@ -109,7 +128,8 @@ class CacheBuilder:
             dtype=dtype,
             hidden_size=hidden_size,
             head=scalars,
-            head_checksum=checksum_of(self.head),
+            head_checksum=checksum,
+            truncated=None if mode == "hidden" else {"count": count, "taus": list(taus), "vocabulary": size},
             preparation={name: plain(getattr(args, name)) for name in PREPARATION},
             splits={split: self._describe(split) for split in splits},
             versions={m.__name__: m.__version__ for m in (torch, transformers, trl, datasets, accelerate)}
@@ -123,13 +143,13 @@ class CacheBuilder:
         for row in rows_of(self.splits[split]):
             digest.update(key_of(row))
             lengths.append(len(row[0]))
-            states = int(predicting(row).sum()) * self.state_bytes
+            states = int(predicting(row).sum()) * self.layout.size
             if filled and filled + states > SHARD_BYTES:
                 per_shard.append(0)
                 filled = 0
             per_shard[-1] += 1
             filled += states
-            tokens += states // self.state_bytes
+            tokens += states // self.layout.size
             # the token columns, an offset for each of their positions, and what a row of its own takes
             self.bytes += states + sum(column.nbytes for column in row) + 8 * len(row[0]) + 4 * len(row) + 12
         if not lengths:
@@ -195,8 +215,9 @@ class CacheBuilder:
             self.manifest.write(self.folder)  # not complete
         for split in self.splits:
             (self.folder / split).mkdir(exist_ok=True)
-        with _whole_file(self.folder / HEAD) as path:
-            save_file(self.head, path)
+        if self.head:
+            with _whole_file(self.folder / HEAD) as path:
+                save_file(self.head, path)
         return todo
 
     def _is_whole(self, path: Path, rows: int) -> bool:
@@ -206,7 +227,7 @@ class CacheBuilder:
             shard = Dataset.from_file(str(path))
             shard.data.validate(full=True)  # no offset points outside of the file
             seed = self.manifest.seed
-            return len(shard) == rows and all(is_sound(row, self.state_bytes, seed) for row in shard)
+            return len(shard) == rows and all(is_sound(row, self.layout, seed) for row in shard)
         except (pa.ArrowException, OSError, ValueError, KeyError):
             return False
 
@@ -238,26 +259,26 @@ class CacheBuilder:
         rows = list(dataset.select_columns(token_columns(dataset)))
         batch = send_to_device(self.collator(rows), self.accelerator.device)
         labels = batch.pop("labels")
-        with torch.no_grad(), self.accelerator.autocast():
-            hidden = self.teacher.hidden_states(batch)
         kept = (nn.functional.pad(labels, (0, 1), value=-100)[:, 1:] != -100).flatten()
+        with torch.no_grad(), self.accelerator.autocast():
+            hidden = self.teacher.hidden_states(batch).flatten(0, 1)[kept]
+            stored = self.layout.encode(hidden, self.teacher.head).cpu()
         # The collator pads on the right, or lays the rows end to end
         lengths = [len(row["input_ids"]) for row in rows]
         apart = labels.shape[0] == len(rows)
         starts = [i * labels.shape[1] for i in range(len(rows))] if apart else [0, *accumulate(lengths[:-1])]
         ids, kept_here = batch["input_ids"].flatten().tolist(), kept.tolist()
         counts = [sum(kept_here[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
-        states = hidden.flatten(0, 1)[kept].to(self.dtype).cpu().split(counts)
         result = []
-        for row, start, length, own in zip(rows, starts, lengths, states, strict=True):
+        for row, start, length, own in zip(rows, starts, lengths, stored.split(counts), strict=True):
             part, tokens = slice(start, start + length), tokens_of(row)
             if ids[part] != list(row["input_ids"]) or kept_here[part] != predicting(tokens).tolist():
                 raise ValueError("The data collator moves tokens or labels: only TRL's own can be cached.")
-            result.append({**row, **encode(tokens, own, self.manifest.seed)})
+            result.append({**row, **encode(tokens, own, self.layout, self.manifest.seed)})
         return result
 
     def _write(self, shard: _Shard) -> None:
-        schema = features_of(self.splits[shard.split]).arrow_schema
+        schema = features_of(self.splits[shard.split], self.layout).arrow_schema
         rows = [shard.done[number] for number in range(shard.start, shard.stop)]
         with _whole_file(self.folder / shard.split / shard.file) as path, pa.ipc.new_stream(path, schema) as stream:
             for start in range(0, len(rows), ROWS_TOGETHER):
@@ -279,13 +300,37 @@ class CacheBuilder:
                 "_output_all_columns": False,
                 "_split": split,
             }
-            DatasetInfo(features=features_of(dataset)).write_to_directory(str(folder))
+            DatasetInfo(features=features_of(dataset, self.layout)).write_to_directory(str(folder))
             write_atomically(folder / "state.json", json.dumps(state))
         write_atomically(self.folder / "dataset_dict.json", json.dumps({"splits": list(self.splits)}))
         for left in self.folder.rglob(".*.tmp"):  # of a build that was killed
             left.unlink()
+        if isinstance(self.layout, TopKLayout):
+            self._cover(self.layout)
         self.manifest.complete = True
         self.manifest.write(self.folder)
+
+    def _cover(self, layout: TopKLayout) -> None:
+        """Say how much of the mass is inside the top k, from what has been written."""
+        for split, described in self.manifest.splits.items():
+            total = torch.zeros(len(layout.taus), dtype=torch.float64)
+            for shard in described["shards"]:
+                column = Dataset.from_file(str(self.folder / split / shard["file"])).data[layout.column]
+                for chunk in column.chunks:
+                    data = bytearray().join(chunk.flatten().to_pylist())
+                    if data:
+                        total += layout.coverage(torch.frombuffer(data, dtype=torch.uint8).view(-1, layout.size))
+            shares = (total / max(described["tokens"], 1)).tolist()
+            described["coverage"] = {str(tau): share for tau, share in zip(layout.taus, shares, strict=True)}
+            said = ", ".join(f"{share:.3f} at tau {tau:g}" for tau, share in zip(layout.taus, shares, strict=True))
+            print(f"Of the {split} data the top {layout.k} tokens hold {said} of the mass.")
+            low = [f"{tau:g}" for tau, share in zip(layout.taus, shares, strict=True) if share < LOW_COVERAGE]
+            if low:
+                logger.warning(
+                    f"At tau {', '.join(low)} less than {LOW_COVERAGE} of the {split} data's mass is inside the top "
+                    f"{layout.k}: of the rest the student learns the sum alone. A larger --k, or --mode hidden, sees "
+                    "more."
+                )
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""A teacher that has run before: its last hidden states come with the rows of the data set."""
+"""A teacher that has run before: what it said comes with the rows of the data set."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,12 +17,16 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..heads import Head
-from .columns import DTYPES, HIDDEN, is_sound, key_of, rows_of
+from ..losses import TopK
+from .columns import CHECKSUM, TOKENS, is_sound, key_of, rows_of
+from .layouts import layout_of
 from .manifest import Manifest, checksum_of
+from .objective import check_objective
 
 
 HEAD = "head.safetensors"
-POSITIONS = "teacher_positions"  # of the hidden states in the flattened batch
+POSITIONS = "teacher_positions"  # of what is stored, in the flattened batch
+MODES = ("hidden", "topk")
 
 _REPAIR = "Run `trl-tempkd cache` again with the same --output: it makes anew what is damaged or missing."
 
@@ -52,12 +56,15 @@ class TeacherCache:
         self.folder = Path(folder)
         self.options = options
         self.manifest = Manifest.read(self.folder)
-        if self.manifest.mode != "hidden":
+        if self.manifest.mode not in MODES:
             raise ValueError(
-                f"The cache in {folder} has `mode` {self.manifest.mode!r}, this version trains from 'hidden'."
+                f"The cache in {folder} has `mode` {self.manifest.mode!r}, this version trains from "
+                f"{' and '.join(MODES)}."
             )
+        self.layout = layout_of(self.manifest)
         if not self.manifest.complete:
             raise ValueError(f"The cache in {folder} isn't complete. {_REPAIR}")
+        check_objective(self.manifest, options, folder)
         for split, shard in self.manifest.shards():
             path = self.folder / split / shard["file"]
             size = path.stat().st_size if path.is_file() else 0
@@ -87,7 +94,7 @@ class TeacherCache:
         self, prepare: Callable[..., Any], dataset: Any, tokenizer: PreTrainedTokenizerBase, *args: Any
     ) -> Dataset | IterableDataset:
         """
-        A data set as the trainer prepares it, with the teacher's hidden states.
+        A data set as the trainer prepares it, with what is stored of the teacher.
 
         Rows are found by their tokens, so their order and number are those of the run, and a data set of the cache
         itself, already prepared, may have been selected from, shuffled or sharded.
@@ -108,7 +115,8 @@ class TeacherCache:
         self.manifest.check_tokenizer(tokenizer, self.folder)
         columns = dataset.column_names or next(iter(dataset))
         differing = self.manifest.differing_preparation(self.options)
-        if HIDDEN in columns:
+        own = self.layout.column in columns
+        if own:
             if differing:
                 raise ValueError(f"The {args[-1]} data set of the cache {self.folder} is prepared already.{differing}")
             if self.options.shuffle_dataset:
@@ -116,7 +124,7 @@ class TeacherCache:
         else:
             dataset = prepare(dataset, tokenizer, *args)
         if isinstance(dataset, IterableDataset):
-            if HIDDEN not in columns:
+            if not own:
                 raise ValueError(
                     f"`teacher_cache` finds the rows of a data set that it can look into. To stream the {args[-1]} "
                     "data set, stream the cache's own, e.g. "
@@ -135,13 +143,18 @@ class TeacherCache:
         return rows.select([index[key] for key in keys])
 
     def collator(self, collator: Callable[..., dict[str, Any]]) -> "CachedCollator":
-        """A data collator that carries the hidden states along."""
+        """A data collator that carries the teacher's columns along."""
         return CachedCollator(collator, self.manifest, str(self.folder))
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the collator needs."""
+        return [*TOKENS, self.layout.column, CHECKSUM]
 
 
 class CachedCollator:
     """
-    What another collator makes of some rows, and their hidden states, of shape `(K, H_t)`, with their positions.
+    What another collator makes of some rows, and the bytes of the teacher, of shape `(K, S)`, with their positions.
 
     Args:
         collator (`Callable`):
@@ -156,23 +169,21 @@ class CachedCollator:
         self.collator = collator
         self.folder = folder
         self.seed = manifest.seed
-        self.dtype = DTYPES[manifest.dtype]
-        self.hidden_size = manifest.hidden_size
+        self.layout = layout_of(manifest)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collator(examples)
-        if HIDDEN not in examples[0]:
-            self._fail("a row has no hidden states. With `skip_prepare_dataset`, train on the cache's own data set.")
-        size = self.hidden_size * self.dtype.itemsize
-        if not all(is_sound(row, size, self.seed) for row in examples):
+        batch, name, size = self.collator(examples), self.layout.column, self.layout.size
+        if name not in examples[0]:
+            self._fail(f"a row has no `{name}`. With `skip_prepare_dataset`, train on the cache's own data set.")
+        if not all(is_sound(row, self.layout, self.seed) for row in examples):
             self._fail(f"a row is damaged, or of another teacher's cache. {_REPAIR}")
-        data = bytearray().join(part for row in examples for part in row[HIDDEN])
-        hidden = torch.frombuffer(data, dtype=self.dtype) if data else torch.empty(0, dtype=self.dtype)
+        data = bytearray().join(part for row in examples for part in row[name])
+        stored = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
         targets = nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
         positions = (targets != -100).flatten().nonzero().squeeze(-1)
-        if len(positions) * self.hidden_size != len(hidden):
+        if len(positions) * size != len(stored):
             self._fail("the batch has labels where its rows have none. Use TRL's collator, and the recipe's packing.")
-        batch[HIDDEN], batch[POSITIONS] = hidden.view(-1, self.hidden_size), positions
+        batch[name], batch[POSITIONS] = stored.view(-1, size), positions
         return batch
 
     def _fail(self, problem: str) -> NoReturn:
@@ -181,7 +192,7 @@ class CachedCollator:
 
 class CachedTeacher:
     """
-    The hidden states that come with a batch, and the head. Needs no model, and can't generate.
+    What comes with a batch, and the head that hidden states need. Needs no model, and can't generate.
 
     Args:
         cache ([`TeacherCache`]):
@@ -193,15 +204,8 @@ class CachedTeacher:
     model = None
 
     def __init__(self, cache: TeacherCache, accelerator: Accelerator):
-        path = cache.folder / HEAD
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} can't be read: {error}. {_REPAIR}") from error
-        if checksum_of(tensors) != cache.manifest.head_checksum:
-            raise ValueError(f"{path} is damaged. {_REPAIR}")
-        tensors = {name: tensor.to(accelerator.device) for name, tensor in tensors.items()}
-        self._head = Head(**tensors, **cache.manifest.head)
+        self.layout, self.metrics, self._folder = cache.layout, cache.layout.metrics, cache.folder
+        self._head = _read_head(cache, accelerator) if cache.layout.has_head else _NoHead()
 
     def wrapped(self) -> nn.Module:
         raise ValueError("`teacher_cache` has no model to generate with.")
@@ -209,13 +213,41 @@ class CachedTeacher:
     def active(self) -> AbstractContextManager[None]:
         raise ValueError("`teacher_cache` has no model to generate with.")
 
+    def rows(self, inputs: dict[str, Any]) -> torch.Tensor | TopK:
+        """Takes out of the batch what is for the teacher alone. Meaningless where there is no label."""
+        stored, positions = inputs.pop(self.layout.column), inputs.pop(POSITIONS)
+        return self.layout.decode(stored, positions, inputs["input_ids"].numel())
+
     def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Takes out of the batch what is for the teacher alone. Zero where there is no label."""
-        states, positions = inputs.pop(HIDDEN), inputs.pop(POSITIONS)
-        rows, length = inputs["input_ids"].shape
-        hidden = states.new_zeros(rows * length, states.shape[-1])
-        return hidden.index_copy_(0, positions, states).view(rows, length, -1)
+        rows = self.rows(inputs)
+        if not isinstance(rows, torch.Tensor):
+            raise ValueError(
+                f"The cache in {self._folder} has no whole rows of the teacher, which are needed here. Build one with "
+                "--mode hidden, or leave `teacher_cache` unset to run the teacher itself."
+            )
+        return rows.view(*inputs["input_ids"].shape, -1)
 
     @contextmanager
     def head(self) -> Iterator[Head]:
         yield self._head
+
+
+class _NoHead(Head):
+    """In the place of a head where rows aren't hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.empty(0, 0))
+
+    def arguments(self, side: str) -> dict[str, Any]:
+        return {}
+
+
+def _read_head(cache: TeacherCache, accelerator: Accelerator) -> Head:
+    path = cache.folder / HEAD
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} can't be read: {error}. {_REPAIR}") from error
+    if checksum_of(tensors) != cache.manifest.head_checksum:
+        raise ValueError(f"{path} is damaged. {_REPAIR}")
+    return Head(**{name: tensor.to(accelerator.device) for name, tensor in tensors.items()}, **cache.manifest.head)

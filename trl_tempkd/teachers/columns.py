@@ -11,20 +11,19 @@ import torch
 import xxhash
 from datasets import Dataset, Features, List, Value
 
+from .layouts import Layout
 
-# As long as `input_ids`: the bytes of the teacher's last hidden state where it predicts a token with a label, and none
-# elsewhere. So a token keeps what belongs to it, however rows are selected, sliced or packed.
-HIDDEN = "teacher_hidden"
-CHECKSUM = "teacher_checksum"  # of the row's tokens and of `HIDDEN`
-COLUMNS = {HIDDEN: List(Value("large_binary")), CHECKSUM: Value("uint64")}
+
+# Beside it stands the column of the layout. It is as long as `input_ids`: bytes where the teacher predicts a token
+# with a label, and none elsewhere. So a token keeps what belongs to it, however rows are selected, sliced or packed.
+CHECKSUM = "teacher_checksum"  # of the row's tokens and of these bytes
 TOKENS = ("input_ids", "labels", "seq_lengths")  # what TRL's collator reads
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
-
-def features_of(dataset: Dataset) -> Features:
+def features_of(dataset: Dataset, layout: Layout) -> Features:
     """The features of a cache of that data set."""
-    return Features({**{name: dataset.features[name] for name in token_columns(dataset)}, **COLUMNS})
+    tokens = {name: dataset.features[name] for name in token_columns(dataset)}
+    return Features({**tokens, layout.column: List(Value("large_binary")), CHECKSUM: Value("uint64")})
 
 
 def token_columns(dataset: Dataset) -> list[str]:
@@ -76,27 +75,28 @@ def checksum(tokens: Sequence[np.ndarray], parts: Iterable[bytes], seed: int) ->
     return digest.intdigest()
 
 
-def encode(tokens: Sequence[np.ndarray], hidden: torch.Tensor, seed: int) -> dict[str, Any]:
+def encode(tokens: Sequence[np.ndarray], bytes_KS: torch.Tensor, layout: Layout, seed: int) -> dict[str, Any]:
     """
     The cached columns of a row.
 
     Args:
         tokens (`Sequence[numpy.ndarray]`):
             The row's token columns.
-        hidden (`torch.Tensor` of shape `(K, H)`):
-            The hidden states at the `K` positions that predict something, in the dtype to be stored.
+        bytes_KS (`torch.Tensor` of shape `(K, S)`):
+            What the layout has made of the `K` positions that predict something.
+        layout ([`Layout`]):
+            The layout.
         seed (`int`):
             Of the checksum.
     """
-    data = hidden.contiguous().view(torch.uint8).numpy().tobytes()
-    size = hidden.shape[-1] * hidden.element_size()
+    data, size = bytes_KS.numpy().tobytes(), layout.size
     parts = iter([data[start : start + size] for start in range(0, len(data), size)])
     column = [next(parts) if kept else b"" for kept in predicting(tokens)]
-    return {HIDDEN: column, CHECKSUM: checksum(tokens, column, seed)}
+    return {layout.column: column, CHECKSUM: checksum(tokens, column, seed)}
 
 
-def is_sound(row: dict[str, Any], size: int, seed: int) -> bool:
-    """Whether a row has a hidden state of `size` bytes wherever it should have one, and is what was written."""
-    tokens, column = tokens_of(row), row[HIDDEN]
-    fits = [len(part) for part in column] == [size if kept else 0 for kept in predicting(tokens).tolist()]
+def is_sound(row: dict[str, Any], layout: Layout, seed: int) -> bool:
+    """Whether a row has the layout's bytes wherever it should have them, and is what was written."""
+    tokens, column = tokens_of(row), row[layout.column]
+    fits = [len(part) for part in column] == [layout.size if kept else 0 for kept in predicting(tokens).tolist()]
     return fits and checksum(tokens, column, seed) == row[CHECKSUM]

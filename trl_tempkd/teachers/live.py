@@ -20,6 +20,7 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from ..heads import Head, backbone, check_head, gathered_head
+from ..losses import METRICS
 
 
 logger = get_logger(__name__)
@@ -39,6 +40,8 @@ class LiveTeacher:
             Accelerator of the trainer.
     """
 
+    metrics = METRICS
+
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
         model.requires_grad_(False)
         model.eval()
@@ -57,6 +60,9 @@ class LiveTeacher:
 
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def rows(self, inputs: dict[str, Any]) -> torch.Tensor:
+        return self.hidden_states(inputs).flatten(0, 1)
 
     @torch.no_grad()
     def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:

@@ -38,7 +38,7 @@ class Manifest:
     """
     Attributes:
         mode (`str`):
-            What is stored of the teacher: `hidden`.
+            What is stored of the teacher: `hidden` or `topk`.
         teacher_model_name_or_path (`str`):
             Name of the teacher where the cache was built.
         teacher_revision (`str`, *optional*):
@@ -52,9 +52,9 @@ class Manifest:
         tokenizer, chat_template (`str`):
             Hashes.
         dtype (`str`):
-            Of the stored hidden states.
+            Of the stored hidden states or logits.
         hidden_size (`int`):
-            Their length.
+            Of the teacher.
         head (`dict`):
             `logit_scale` and `final_logit_softcapping`. Its tensors have a file of their own.
         head_checksum (`str`):
@@ -62,14 +62,17 @@ class Manifest:
         preparation (`dict`):
             Options of the data preparation.
         splits (`dict[str, dict]`):
-            For each split `rows`, `tokens` (that have a hidden state), `fingerprint` (hash of the prepared rows), and
-            `shards` with a `file`, its `rows` and, once complete, its `bytes`.
+            For each split `rows`, `tokens` (of which something is stored), `fingerprint` (hash of the prepared rows),
+            and `shards` with a `file`, its `rows` and, once complete, its `bytes`; of `topk` then also `coverage`, the
+            mean mass of the k tokens at each temperature.
         versions (`dict[str, str]`):
             Of the libraries that ran the teacher.
         complete (`bool`):
             Whether every shard is there.
         format (`int`):
             Version of the files.
+        truncated (`dict`, *optional*):
+            Of all modes but `hidden` the `count` of tokens of a position, the `taus` and the `vocabulary`.
     """
 
     mode: str
@@ -89,12 +92,14 @@ class Manifest:
     versions: dict[str, str]
     complete: bool = False
     format: int = FORMAT
+    truncated: dict[str, Any] | None = None
 
     @property
     def seed(self) -> int:
         """Seed of the checksums, so that a row of another teacher's cache fails them."""
         names = ("mode", "teacher_revision", "teacher_weights", "tokenizer", "dtype", "hidden_size", "head_checksum")
-        return xxhash.xxh3_64_intdigest(json.dumps([getattr(self, name) for name in names]).encode())
+        values = [getattr(self, name) for name in names] + ([] if self.truncated is None else [self.truncated])
+        return xxhash.xxh3_64_intdigest(json.dumps(values).encode())
 
     def shards(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every shard, with the name of its split."""
@@ -192,7 +197,10 @@ def _compare(mine: Any, theirs: Any, name: str, start: str, then: str, way_out: 
 def plan(manifest: Manifest) -> dict[str, dict[str, Any]]:
     """What is to be built, without what is known once it is."""
     return {
-        name: {**split, "shards": [{"file": shard["file"], "rows": shard["rows"]} for shard in split["shards"]]}
+        name: {
+            **{key: value for key, value in split.items() if key != "coverage"},
+            "shards": [{"file": shard["file"], "rows": shard["rows"]} for shard in split["shards"]],
+        }
         for name, split in manifest.splits.items()
     }
 
