@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import datasets
 import pytest
 import torch
+from standins import save_pair
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -209,6 +210,33 @@ def make_trainer(make_model, make_config, tokenizer, prompt_dataset) -> Callable
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             **(kwargs or {}),
+        )
+
+    return make
+
+
+@pytest.fixture
+def pair(tmp_path, make_model, tokenizer):
+    """`pair(architecture)`: folders of a student and a teacher."""
+    return lambda architecture="llama": save_pair(tmp_path / architecture, make_model, tokenizer, architecture)
+
+
+@pytest.fixture
+def make(pair, make_config, prompt_dataset):
+    """`make(architecture, train_dataset, eval_dataset, **fields)`: a trainer of models from folders."""
+
+    from trl_tempkd import TemperatureKDTrainer
+
+    def make(architecture="llama", train_dataset=None, eval_dataset=None, processing_class=None, **fields):
+        student, teacher = pair(architecture)
+        fields = {"teacher_model_name_or_path": teacher, "max_steps": 4, "per_device_train_batch_size": 2, **fields}
+        train_dataset = prompt_dataset if train_dataset is None else train_dataset
+        return TemperatureKDTrainer(
+            student,
+            args=make_config(**fields),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
         )
 
     return make

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
-from standins import save_pair
 
 from trl_tempkd import TemperatureKDTrainer, cli
 from trl_tempkd.commands import cache as command
@@ -38,32 +37,7 @@ MEASURES = (
 )
 
 
-@pytest.fixture
-def pair(tmp_path, make_model, tokenizer):
-    """`pair(architecture)`: folders of a student and a teacher."""
-    return lambda architecture="llama": save_pair(tmp_path / architecture, make_model, tokenizer, architecture)
-
-
-@pytest.fixture
-def make(pair, make_config, prompt_dataset):
-    """`make(architecture, train_dataset, eval_dataset, **fields)`: a trainer of models from folders."""
-
-    def make(architecture="llama", train_dataset=None, eval_dataset=None, processing_class=None, **fields):
-        student, teacher = pair(architecture)
-        fields = {"teacher_model_name_or_path": teacher, "max_steps": 4, "per_device_train_batch_size": 2, **fields}
-        train_dataset = prompt_dataset if train_dataset is None else train_dataset
-        return TemperatureKDTrainer(
-            student,
-            args=make_config(**fields),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-        )
-
-    return make
-
-
-def builder_of(trainer, folder, dtype="float32", batch_size=3):
+def builder_of(trainer, folder, dtype="float32", batch_size=3, **kwargs):
     splits = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
     return CacheBuilder(
         Path(folder),
@@ -75,6 +49,7 @@ def builder_of(trainer, folder, dtype="float32", batch_size=3):
         trainer.args,
         dtype=dtype,
         batch_size=batch_size,
+        **kwargs,
     )
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Run a teacher once over the data of a recipe, and store what it says of every token that is trained on. Then
-`trl-tempkd distill` with the same recipe and --teacher_cache trains without the teacher: the same target, the same
-loss, for every divergence and temperature.
+`trl-tempkd distill` with the same recipe and --teacher_cache trains without the teacher: with --mode hidden on the
+same target and the same loss, for every divergence and temperature, with --mode topk on less, from a smaller cache.
 
 The data are prepared as in training, with the evaluation's where the recipe has `do_eval`. A build that was
 interrupted goes on when it is started again; a complete cache is checked then, and what is damaged made anew."""
@@ -30,9 +30,16 @@ examples:
   trl-tempkd cache --config recipes/tiny/distill.yaml --mode hidden --output outputs/tiny-cache
   trl-tempkd distill --config recipes/tiny/distill.yaml --teacher_cache outputs/tiny-cache --kd_temperature 4
 
+  # 64 tokens a position in place of the hidden state, for the divergences and temperatures that they can serve
+  trl-tempkd cache --config recipes/tiny/distill.yaml --mode topk --k 64 --taus 1 2 4 --output outputs/tiny-topk
+  trl-tempkd distill --config recipes/tiny/distill.yaml --teacher_cache outputs/tiny-topk --divergence jsd
+
   # four GPUs, each with the teacher and a quarter of the data
   trl-tempkd cache --config recipes/qwen3/distill.yaml --mode hidden --output outputs/qwen3-cache \\
       --accelerate_config multi_gpu --num_processes 4"""
+
+COUNT = 64
+TAUS = (1.0, 1.5, 2.0, 4.0)
 
 
 @dataclass
@@ -43,16 +50,25 @@ class CacheArguments:
         default="hidden",
         metadata={
             "help": "What is stored of the teacher. hidden: its last hidden state, exact for every divergence and "
-            "temperature.",
-            "choices": ["hidden"],
+            "temperature. topk: its largest logits, and at some temperatures the log-partition of the others; small, "
+            "for the divergences that can be had from k tokens and the mass of the rest.",
+            "choices": ["hidden", "topk"],
         },
     )
     output: str | None = field(default=None, metadata={"help": "Folder of the cache."})
     cache_dtype: str = field(
         default="bfloat16",
         metadata={
-            "help": "Of what is stored. bfloat16 is what a teacher in bf16 computes, and half the size.",
+            "help": "Of the hidden states or logits. bfloat16 is what a teacher in bf16 computes, and half the size.",
             "choices": ["bfloat16", "float32"],
+        },
+    )
+    k: int | None = field(default=None, metadata={"help": "topk: logits of a token that are stored. 64 if not set."})
+    taus: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "topk: the teacher's temperatures that a run may have, in kd_temperature or "
+            "teacher_kd_temperature. 1 1.5 2 4 if not set."
         },
     )
 
@@ -97,6 +113,10 @@ def main(
         training_args,
         dtype=args.cache_dtype,
         batch_size=training_args.per_device_eval_batch_size,
+        mode=args.mode,
+        count=COUNT if args.k is None else args.k,
+        taus=TAUS if args.taus is None else args.taus,
+        vocabulary=trainer.model.config.get_text_config().vocab_size,
     ).build()
     said = ", ".join(f"{split['rows']} rows of {name}" for name, split in manifest.splits.items())
     trainer.accelerator.print(f"Complete: {said} in {args.output}. Train with --teacher_cache {args.output}")
@@ -113,6 +133,13 @@ def check(
     """Stop at what can be seen to be wrong before anything is loaded."""
     from ..teachers import STUDENT_BASE
 
+    for name in ("k", "taus"):
+        if args.mode == "hidden" and getattr(args, name) is not None:
+            raise UsageError(f"--{name} is for --mode topk; hidden states have every token and temperature")
+    if args.k is not None and args.k < 1:
+        raise UsageError(f"--k must be at least 1, got {args.k}")
+    if args.taus is not None and not all(0 < tau < float("inf") for tau in args.taus):
+        raise UsageError(f"--taus must be positive and finite, got {' '.join(map(str, args.taus))}")
     if not args.output:
         raise UsageError("no folder for the cache: give --output")
     if training_args.generates:

@@ -114,6 +114,7 @@ def make_teacher(
             adapter to switch off or its base is trained too, or if an option says how to load what isn't loaded.
     """
     if isinstance(teacher, TeacherCache):
+        teacher.check_student(accelerator.unwrap_model(student()))
         return CachedTeacher(teacher, accelerator)
     origin: dict[str, Any] = {
         "revision": options.teacher_model_revision,

@@ -77,6 +77,18 @@ class TeacherCache:
             self._open(split, described["fingerprint"]) for split, described in self.manifest.splits.items()
         ]
 
+    def check_student(self, student: nn.Module) -> None:
+        """
+        Raises:
+            `ValueError`: If the student has no logits for tokens that are in the cache.
+        """
+        size, known = student.config.get_text_config().vocab_size, (self.manifest.truncated or {}).get("vocabulary", 0)
+        if size < known:
+            raise ValueError(
+                f"The student's vocabulary has size {size}, and the cache in {self.folder} has tokens of {known} "
+                "(`truncated.vocabulary`). Build the cache with this student."
+            )
+
     def _open(self, split: str, fingerprint: str) -> tuple[Dataset, dict[bytes, int]]:
         """The rows of a split, mapped into memory, and where among them each is."""
         try:
