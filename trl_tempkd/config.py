@@ -71,9 +71,9 @@ class KDConfig(RolloutConfig):
             Keyword arguments for `from_pretrained` when the teacher is given as a string. Unlike the student, the
             teacher keeps the dtype of its checkpoint unless `"dtype"` says otherwise, since it is not trained.
         teacher_cache (`str`, *optional*):
-            Folder that `trl-tempkd cache` has written. The teacher's last hidden states are read from it, the exact
-            same target at every temperature and for every divergence, and no teacher is loaded. A teacher's name that
-            is given too is compared with that of the cache.
+            Folder that `trl-tempkd cache` has written, and no teacher is loaded. Of mode `hidden` the teacher's last
+            hidden states are read from it, the exact same target at every temperature and for every divergence; the
+            others serve some. A teacher's name that is given too is compared with that of the cache.
         disable_dropout (`bool`, *optional*, defaults to `False`):
             Whether to disable dropout in the student. The teacher never has any.
 
@@ -183,7 +183,7 @@ class KDConfig(RolloutConfig):
     teacher_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Folder that `trl-tempkd cache` has written. The teacher's hidden states are read from it, and no "
+            "help": "Folder that `trl-tempkd cache` has written. What the teacher says is read from it, and no "
             "teacher is loaded."
         },
     )
