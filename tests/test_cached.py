@@ -279,7 +279,7 @@ def test_mismatches_name_the_field(make, pair, tmp_path, tokenizer, prompt_datas
     [
         ("complete", False, "isn't complete"),
         ("format", 2, "`format` 2, this version reads 1"),
-        ("mode", "logits", "`mode` 'logits', this version trains from hidden and topk"),
+        ("mode", "logits", "`mode` 'logits', this version trains from hidden, topk, sampled"),
         ("mood", "hidden", "can't be read"),
     ],
 )

@@ -56,7 +56,7 @@ OBJECTIVES = {
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "phi", "granite"])
 def test_every_token_is_the_live_trajectory(make, built, architecture, prompt_dataset):
     folder = built(count=1000, architecture=architecture)
-    assert layout_of(Manifest.read(Path(folder))).k == EVERY
+    assert layout_of(Manifest.read(Path(folder))).count == EVERY
     for fields in OBJECTIVES.values():
         live, offline = (make(architecture, **fields, **cache) for cache in ({}, {"teacher_cache": folder}))
         assert losses(offline) == pytest.approx(losses(live), rel=1e-5, abs=1e-6)
@@ -249,8 +249,9 @@ def test_the_command(tmp_path, pair, prompt_dataset, capsys):
 def test_what_the_command_refuses(capsys):
     recipe = ["--config", "recipes/tiny/distill.yaml", "--output", "x"]
     for more, match in (
-        (["--k", "3"], "--k is for --mode topk"),
-        (["--taus", "1", "2"], "--taus is for --mode topk"),
+        (["--k", "3"], "--k is for --mode topk, and this is --mode hidden"),
+        (["--mode", "topk", "--samples", "3"], "--samples is for --mode sampled"),
+        (["--taus", "1", "2"], "--taus is for --mode topk and sampled"),
         (["--mode", "topk", "--k", "0"], "--k must be at least 1, got 0"),
         (["--mode", "topk", "--taus", "1", "-2"], "--taus must be positive and finite, got 1.0 -2.0"),
     ):

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Run a teacher once over the data of a recipe, and store what it says of every token that is trained on. Then
 `trl-tempkd distill` with the same recipe and --teacher_cache trains without the teacher: with --mode hidden on the
-same target and the same loss, for every divergence and temperature, with --mode topk on less, from a smaller cache.
+same target and the same loss, for every divergence and temperature, with --mode topk or sampled on
+less, from a smaller cache.
 
 The data are prepared as in training, with the evaluation's where the recipe has `do_eval`. A build that was
 interrupted goes on when it is started again; a complete cache is checked then, and what is damaged made anew."""
@@ -38,6 +39,7 @@ examples:
   trl-tempkd cache --config recipes/qwen3/distill.yaml --mode hidden --output outputs/qwen3-cache \\
       --accelerate_config multi_gpu --num_processes 4"""
 
+COUNTS = {"topk": "k", "sampled": "samples"}
 COUNT = 64
 TAUS = (1.0, 1.5, 2.0, 4.0)
 
@@ -51,8 +53,9 @@ class CacheArguments:
         metadata={
             "help": "What is stored of the teacher. hidden: its last hidden state, exact for every divergence and "
             "temperature. topk: its largest logits, and at some temperatures the log-partition of the others; small, "
-            "for the divergences that can be had from k tokens and the mass of the rest.",
-            "choices": ["hidden", "topk"],
+            "for the divergences that can be had from k tokens and the mass of the rest. sampled: at some "
+            "temperatures tokens drawn from it, an unbiased estimate of forward_kl alone, also where the tail is most of the mass.",
+            "choices": ["hidden", "topk", "sampled"],
         },
     )
     output: str | None = field(default=None, metadata={"help": "Folder of the cache."})
@@ -64,10 +67,13 @@ class CacheArguments:
         },
     )
     k: int | None = field(default=None, metadata={"help": "topk: logits of a token that are stored. 64 if not set."})
+    samples: int | None = field(
+        default=None, metadata={"help": "sampled: draws for a token at each temperature. 64 if not set."}
+    )
     taus: list[float] | None = field(
         default=None,
         metadata={
-            "help": "topk: the teacher's temperatures that a run may have, in kd_temperature or "
+            "help": "topk, sampled: the teacher's temperatures that a run may have, in kd_temperature or "
             "teacher_kd_temperature. 1 1.5 2 4 if not set."
         },
     )
@@ -114,7 +120,7 @@ def main(
         dtype=args.cache_dtype,
         batch_size=training_args.per_device_eval_batch_size,
         mode=args.mode,
-        count=COUNT if args.k is None else args.k,
+        count=getattr(args, COUNTS.get(args.mode, ""), None) or COUNT,
         taus=TAUS if args.taus is None else args.taus,
         vocabulary=trainer.model.config.get_text_config().vocab_size,
     ).build()
@@ -133,11 +139,14 @@ def check(
     """Stop at what can be seen to be wrong before anything is loaded."""
     from ..teachers import STUDENT_BASE
 
-    for name in ("k", "taus"):
-        if args.mode == "hidden" and getattr(args, name) is not None:
-            raise UsageError(f"--{name} is for --mode topk; hidden states have every token and temperature")
-    if args.k is not None and args.k < 1:
-        raise UsageError(f"--k must be at least 1, got {args.k}")
+    for mode, name in COUNTS.items():
+        value = getattr(args, name)
+        if value is not None and args.mode != mode:
+            raise UsageError(f"--{name} is for --mode {mode}, and this is --mode {args.mode}")
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, got {value}")
+    if args.taus is not None and args.mode == "hidden":
+        raise UsageError("--taus is for --mode topk and sampled; hidden states have every temperature")
     if args.taus is not None and not all(0 < tau < float("inf") for tau in args.taus):
         raise UsageError(f"--taus must be positive and finite, got {' '.join(map(str, args.taus))}")
     if not args.output:

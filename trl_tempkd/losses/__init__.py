@@ -3,7 +3,8 @@
 
 from .chunked import METRICS, ChunkedKDOutput, chunked_kd_loss, head_logits
 from .dense import kd_loss
-from .truncated import TopK
+from .sampled import Sampled
+from .truncated import TopK, Truncated
 
 
-__all__ = ["METRICS", "ChunkedKDOutput", "TopK", "chunked_kd_loss", "head_logits", "kd_loss"]
+__all__ = ["METRICS", "ChunkedKDOutput", "Sampled", "TopK", "Truncated", "chunked_kd_loss", "head_logits", "kd_loss"]

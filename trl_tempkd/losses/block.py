@@ -2,8 +2,9 @@
 """
 The arithmetic between the matmuls: logits of a few rows in, loss and gradient with respect to them out.
 
-Of the teacher a row has its logits, or k tokens and the mass of all others ([`TopK`]). Then the student's row is
-cut into the same k + 1 bins, everything runs on these, and the gradient of the last bin spreads over its tokens.
+Of the teacher a row has its logits, or k tokens and the mass of all others ([`TopK`]; none, for [`Sampled`]). Then the
+student's row is cut into the same k + 1 bins, everything runs on these, and the gradient of the last bin spreads over
+its tokens.
 
 Eager or compiled, by blocks of rows that fit the cache. Shape suffixes: R rows of a block, C of a chunk, V vocabulary,
 K tokens that a truncated teacher knows, B = K + 1 bins.

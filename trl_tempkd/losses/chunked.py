@@ -10,7 +10,7 @@ divergence, its derivative u with respect to log q, and one softmax Jacobian for
 which overwrites the student's logits and goes straight into the two gradient matmuls. That makes four matmuls in all,
 the least there can be; three where the student's head is frozen, two without gradients.
 
-Of a truncated teacher ([`TopK`]) there is no head to multiply: one matmul less.
+Of a truncated teacher ([`TopK`], [`Sampled`]) there is no head to multiply: one matmul less.
 
 Shape suffixes: N tokens with a label, C rows of a chunk, V vocabulary, H hidden size (each model's own).
 """
@@ -28,7 +28,7 @@ from ..temperature import rescale_factor
 from . import block as blocks
 from .block import BlockSpec
 from .dense import check_temperatures
-from .truncated import TopK
+from .truncated import Truncated
 
 
 # Logits of a chunk. More rows let the matmuls read and write the head less often, fewer save memory: at 2^24 the
@@ -186,7 +186,7 @@ def _accumulate(grad_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor, first: bool
 def chunked_kd_loss(
     student_hidden: Tensor,
     student_weight: Tensor,
-    teacher_hidden: Tensor | TopK,
+    teacher_hidden: Tensor | Truncated,
     teacher_weight: Tensor | None = None,
     *,
     student_bias: Tensor | None = None,
@@ -216,7 +216,7 @@ def chunked_kd_loss(
         student_hidden, teacher_hidden (`torch.Tensor`): shapes `(N, H_s)` and `(N, H_t)`, input of each head.
         student_weight, teacher_weight (`torch.Tensor`): shapes `(V_s, H_s)` and `(V_t, H_t)`. Where the vocabularies
             are padded to different sizes their common prefix is compared and the rest has probability zero. A
-            truncated teacher, [`TopK`], stands in the place of `teacher_hidden` and has no head.
+            truncated teacher, [`TopK`] or [`Sampled`], stands in the place of `teacher_hidden` and has no head.
         student_bias, teacher_bias (`torch.Tensor`, *optional*): the heads' biases, `(V_s,)` and `(V_t,)`.
         student_logit_scale, teacher_logit_scale (`float`): factor of the logits (Cohere, Granite, Falcon-H1).
         student_final_logit_softcapping, teacher_final_logit_softcapping (`float`, *optional*): c in c tanh(logits / c)
@@ -252,7 +252,7 @@ def chunked_kd_loss(
         raise ValueError(f"`chunk_size` must be positive, got {chunk_size}.")
     n_rows, device = student_hidden.shape[0], student_hidden.device
     known: tuple[Tensor, ...] = ()
-    if isinstance(teacher_hidden, TopK):
+    if isinstance(teacher_hidden, Truncated):
         truncated, teacher_hidden = teacher_hidden, None
         truncated.check(divergence, divergence_kwargs)
         if len(truncated.ids) != n_rows or truncated.size > student_weight.shape[0]:

@@ -50,13 +50,48 @@ def grid_index(taus: Sequence[float], tau: float) -> int | None:
 
 
 @dataclass(frozen=True)
-class _Truncated:
-    """What every truncated teacher has: `taus` and `size`, the vocabulary, beside tensors that begin with N."""
+class Truncated:
+    """
+    What is known of a teacher's distribution at the temperatures of a grid.
+
+    Attributes:
+        taus (`tuple[float, ...]`):
+            The grid.
+        size (`int`):
+            Size of the vocabulary.
+        ids (`torch.Tensor`):
+            The tokens that are known. It begins with N, as every tensor does.
+    """
+
+    why: ClassVar[str]
 
     taus: tuple[float, ...]
     size: int
+    ids: Tensor
 
-    why: ClassVar[str]
+    @staticmethod
+    def check(divergence: str, kwargs: dict[str, Any] | None) -> None:
+        """
+        Raises:
+            `ValueError`: If the divergence needs more of the teacher than is known.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def metrics_of(taus: tuple[float, ...]) -> tuple[str, ...]:
+        """The metrics that there are the numbers for."""
+        raise NotImplementedError
+
+    def at(self, tau: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """
+        The tokens, the log-probabilities of their bins and of the rest, what is to be added to a divergence, and, if
+        `kl_tau1_coarse` is a metric, the log-probabilities at temperature 1.
+        """
+        raise NotImplementedError
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return self.metrics_of(self.taus)
 
     def select(self, rows: Tensor | None) -> Self:
         """Some rows."""
@@ -78,7 +113,7 @@ class _Truncated:
 
 
 @dataclass(frozen=True)
-class TopK(_Truncated):
+class TopK(Truncated):
     """
     A teacher's k largest logits, and at each temperature of a grid the log-partition of all others.
 
@@ -86,10 +121,6 @@ class TopK(_Truncated):
     the last digit where the others weigh next to nothing.
 
     Attributes:
-        taus (`tuple[float, ...]`):
-            The grid.
-        size (`int`):
-            Size of the vocabulary that they are of.
         ids (`torch.Tensor` of shape `(N, K)`):
             The tokens, each once.
         logits (`torch.Tensor` of shape `(N, K)`):
@@ -98,7 +129,6 @@ class TopK(_Truncated):
             `logsumexp(logits / tau)` over the other tokens; -inf where there is none.
     """
 
-    ids: Tensor
     logits: Tensor
     rest: Tensor
 
@@ -122,17 +152,20 @@ class TopK(_Truncated):
         return cls((1.0,), size, ids, log_probs, (1 - log_probs.exp().sum(-1, keepdim=True)).clamp(min=0).log())
 
     @staticmethod
-    def metrics_of(taus: Sequence[float]) -> tuple[str, ...]:
-        """The metrics that it has the numbers for."""
+    def metrics_of(taus: tuple[float, ...]) -> tuple[str, ...]:
         coarse = ("kl_tau1_coarse",) if grid_index(taus, 1.0) is not None else ()
         return ("kd", *coarse, "student_entropy", "agreement", "ce")
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        return self.metrics_of(self.taus)
-
-    def check(self, divergence: str, kwargs: dict[str, Any] | None) -> None:
-        check_binned(divergence, kwargs)
+    @staticmethod
+    def check(divergence: str, kwargs: dict[str, Any] | None) -> None:
+        alpha, beta = ((kwargs or {}).get(name, default) for name, default in (("alpha", 0.2), ("beta", 0.7)))
+        exact = divergence in F_DIVERGENCES or (divergence == "alpha_beta" and math.isclose(alpha + beta, 1))
+        if not exact and divergence not in ON_BINS:
+            raise ValueError(
+                f"`divergence` {divergence} needs the teacher's whole rows, and a top-k teacher has k tokens and the "
+                f"mass of the rest. Use one of {', '.join(F_DIVERGENCES)}, alpha_beta with alpha + beta = 1, or a "
+                "cache of --mode hidden, which serves every divergence."
+            )
 
     def log_bins(self, tau: float, dtype: torch.dtype) -> Tensor:
         """Log-probabilities of the bins at a temperature of the grid, of shape `(N, B)`."""
@@ -141,7 +174,6 @@ class TopK(_Truncated):
         return log_softmax(torch.cat([logits, self.rest[:, i : i + 1].to(dtype)], -1))
 
     def at(self, tau: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Tokens, log-probabilities of the bins, what is to be added to a divergence, and the bins at 1, if known."""
         log_p = self.log_bins(tau, dtype)
         at_1 = () if grid_index(self.taus, 1.0) is None else (self.log_bins(1.0, dtype),)
         return self.ids, log_p, log_p.new_zeros(len(log_p)), *at_1
@@ -149,23 +181,3 @@ class TopK(_Truncated):
     def coverage(self, tau: float) -> Tensor:
         """The mass of the k tokens at a temperature of the grid, of shape `(N,)`."""
         return self.log_bins(tau, torch.float64)[:, :-1].exp().sum(-1)
-
-
-def check_binned(divergence: str, kwargs: dict[str, Any] | None) -> None:
-    """
-    Refuse a divergence that can't be had from bins.
-
-    Raises:
-        `ValueError`: If it needs the whole row.
-    """
-    exact = divergence in F_DIVERGENCES
-    if divergence == "alpha_beta":
-        alpha, beta = ((kwargs or {}).get(name, default) for name, default in (("alpha", 0.2), ("beta", 0.7)))
-        exact = math.isclose(alpha + beta, 1)
-    if exact or divergence in ON_BINS:
-        return
-    raise ValueError(
-        f"`divergence` {divergence} needs the teacher's whole rows, and a top-k teacher has k tokens and the mass of "
-        f"the rest. Use one of {', '.join(F_DIVERGENCES)}, alpha_beta with alpha + beta = 1, or a cache of --mode "
-        "hidden, which serves every divergence."
-    )

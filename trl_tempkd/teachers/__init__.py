@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..heads import Head
-from ..losses import TopK
+from ..losses import Truncated
 from .base import STUDENT_BASE, BaseTeacher
 from .build import CacheBuilder
 from .cached import CachedTeacher, TeacherCache
@@ -56,7 +56,7 @@ class Teacher(Protocol):
         """Context in which `wrapped()` is the teacher. The other methods enter it themselves."""
         ...
 
-    def rows(self, inputs: dict[str, Any]) -> torch.Tensor | TopK:
+    def rows(self, inputs: dict[str, Any]) -> torch.Tensor | Truncated:
         """
         What the loss takes in the place of `teacher_hidden`, for a batch as the data collator made it: the last hidden
         states `(B * L, H_t)`, or what is known of the teacher. Takes out of the batch what it has for the teacher

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from .cached import HEAD
-from .columns import encode, features_of, is_sound, key_of, predicting, rows_of, token_columns, tokens_of
+from .columns import encode, features_of, is_sound, key_of, predicting, rows_of, token_columns, tokens_of, uniform_of
 from .layouts import TopKLayout, make_layout
 from .manifest import NAME, PREPARATION, Manifest, checksum_of, hashes_of, identity_of, plain, write_atomically
 
@@ -79,7 +80,7 @@ class CacheBuilder:
         batch_size (`int`, *optional*, defaults to `8`):
             Rows of a forward pass.
         mode (`str`, *optional*, defaults to `"hidden"`):
-            What is stored: `"hidden"` or `"topk"`.
+            What is stored: `"hidden"`, `"topk"` or `"sampled"`.
         count (`int`, *optional*, defaults to `64`):
             Tokens of a position, unless that is the hidden state.
         taus (`Sequence[float]`, *optional*, defaults to `(1.0,)`):
@@ -257,25 +258,27 @@ class CacheBuilder:
     def _states(self, dataset: Dataset) -> list[dict[str, Any]]:
         """Rows with their cached columns."""
         rows = list(dataset.select_columns(token_columns(dataset)))
+        tokens = [tokens_of(row) for row in rows]
         batch = send_to_device(self.collator(rows), self.accelerator.device)
         labels = batch.pop("labels")
         kept = (nn.functional.pad(labels, (0, 1), value=-100)[:, 1:] != -100).flatten()
-        with torch.no_grad(), self.accelerator.autocast():
-            hidden = self.teacher.hidden_states(batch).flatten(0, 1)[kept]
-            stored = self.layout.encode(hidden, self.teacher.head).cpu()
         # The collator pads on the right, or lays the rows end to end
         lengths = [len(row["input_ids"]) for row in rows]
         apart = labels.shape[0] == len(rows)
         starts = [i * labels.shape[1] for i in range(len(rows))] if apart else [0, *accumulate(lengths[:-1])]
         ids, kept_here = batch["input_ids"].flatten().tolist(), kept.tolist()
-        counts = [sum(kept_here[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
-        result = []
-        for row, start, length, own in zip(rows, starts, lengths, stored.split(counts), strict=True):
-            part, tokens = slice(start, start + length), tokens_of(row)
-            if ids[part] != list(row["input_ids"]) or kept_here[part] != predicting(tokens).tolist():
+        for row, own, start, length in zip(rows, tokens, starts, lengths, strict=True):
+            part = slice(start, start + length)
+            if ids[part] != list(row["input_ids"]) or kept_here[part] != predicting(own).tolist():
                 raise ValueError("The data collator moves tokens or labels: only TRL's own can be cached.")
-            result.append({**row, **encode(tokens, own, self.layout, self.manifest.seed)})
-        return result
+        with torch.no_grad(), self.accelerator.autocast():
+            hidden = self.teacher.hidden_states(batch).flatten(0, 1)[kept]
+            stored = self.layout.encode(hidden, self.teacher.head, partial(uniform_of, tokens)).cpu()
+        parts = stored.split([int(predicting(own).sum()) for own in tokens])
+        return [
+            {**row, **encode(own, part, self.layout, self.manifest.seed)}
+            for row, own, part in zip(rows, tokens, parts, strict=True)
+        ]
 
     def _write(self, shard: _Shard) -> None:
         schema = features_of(self.splits[shard.split], self.layout).arrow_schema
@@ -323,13 +326,13 @@ class CacheBuilder:
             shares = (total / max(described["tokens"], 1)).tolist()
             described["coverage"] = {str(tau): share for tau, share in zip(layout.taus, shares, strict=True)}
             said = ", ".join(f"{share:.3f} at tau {tau:g}" for tau, share in zip(layout.taus, shares, strict=True))
-            print(f"Of the {split} data the top {layout.k} tokens hold {said} of the mass.")
+            print(f"Of the {split} data the top {layout.count} tokens hold {said} of the mass.")
             low = [f"{tau:g}" for tau, share in zip(layout.taus, shares, strict=True) if share < LOW_COVERAGE]
             if low:
                 logger.warning(
                     f"At tau {', '.join(low)} less than {LOW_COVERAGE} of the {split} data's mass is inside the top "
-                    f"{layout.k}: of the rest the student learns the sum alone. A larger --k, or --mode hidden, sees "
-                    "more."
+                    f"{layout.count}: of the rest the student learns the sum alone. A larger --k, --mode sampled "
+                    "or --mode hidden sees more."
                 )
 
 

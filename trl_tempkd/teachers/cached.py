@@ -17,16 +17,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..heads import Head
-from ..losses import TopK
+from ..losses import Truncated
 from .columns import CHECKSUM, TOKENS, is_sound, key_of, rows_of
-from .layouts import layout_of
+from .layouts import MODES, layout_of
 from .manifest import Manifest, checksum_of
 from .objective import check_objective
 
 
 HEAD = "head.safetensors"
 POSITIONS = "teacher_positions"  # of what is stored, in the flattened batch
-MODES = ("hidden", "topk")
 
 _REPAIR = "Run `trl-tempkd cache` again with the same --output: it makes anew what is damaged or missing."
 
@@ -59,7 +58,7 @@ class TeacherCache:
         if self.manifest.mode not in MODES:
             raise ValueError(
                 f"The cache in {folder} has `mode` {self.manifest.mode!r}, this version trains from "
-                f"{' and '.join(MODES)}."
+                f"{', '.join(MODES)}."
             )
         self.layout = layout_of(self.manifest)
         if not self.manifest.complete:
@@ -225,7 +224,7 @@ class CachedTeacher:
     def active(self) -> AbstractContextManager[None]:
         raise ValueError("`teacher_cache` has no model to generate with.")
 
-    def rows(self, inputs: dict[str, Any]) -> torch.Tensor | TopK:
+    def rows(self, inputs: dict[str, Any]) -> torch.Tensor | Truncated:
         """Takes out of the batch what is for the teacher alone. Meaningless where there is no label."""
         stored, positions = inputs.pop(self.layout.column), inputs.pop(POSITIONS)
         return self.layout.decode(stored, positions, inputs["input_ids"].numel())

@@ -58,6 +58,19 @@ def key_of(tokens: Sequence[np.ndarray]) -> bytes:
     return digest.digest()
 
 
+def uniform_of(rows: Iterable[Sequence[np.ndarray]], size: int) -> torch.Tensor:
+    """
+    Random numbers in [0, 1) for the positions of some rows that predict something, of shape `(K, size)`, in fp64.
+
+    A row's are its own, whatever batch it is in, so that a cache is the same however it is built.
+    """
+    parts = [np.zeros((0, size))]
+    for tokens in rows:
+        generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key_of(tokens))))
+        parts.append(generator.random((int(predicting(tokens).sum()), size)))
+    return torch.from_numpy(np.concatenate(parts))
+
+
 def predicting(tokens: Sequence[np.ndarray]) -> np.ndarray:
     """Which positions of a row predict a token with a label, of shape `(L,)`: those that the loss sees."""
     _, labels, *lengths = tokens

@@ -5,23 +5,26 @@ What a cache stores of a teacher at a position: which numbers, as which bytes, a
 Shape suffixes: K positions that are stored, N of a batch, R of a chunk, H hidden size, V vocabulary, S bytes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..heads import Head
-from ..losses import METRICS, TopK, head_logits
-from ..temperature import soften
+from ..losses import METRICS, Sampled, TopK, Truncated, head_logits
+from ..losses.sampled import draw
+from ..temperature import log_softmax, soften
 from .manifest import Manifest
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Heads = Callable[[], AbstractContextManager[Head]]
+Uniform = Callable[[int], Tensor]
 
 
 def _bytes(numbers_KX: Tensor) -> Tensor:
@@ -44,8 +47,13 @@ class HiddenLayout:
         """Bytes of a position."""
         return self.hidden_size * self.dtype.itemsize
 
-    def encode(self, hidden_KH: Tensor, heads: Heads) -> Tensor:
-        """The bytes `(K, S)` of some positions. `heads` gives the teacher's head."""
+    def check(self, divergence: str, kwargs: dict[str, Any] | None) -> None:
+        """Every divergence can be had."""
+
+    def encode(self, hidden_KH: Tensor, heads: Heads, uniform: Uniform) -> Tensor:
+        """
+        The bytes `(K, S)` of some positions. `heads` gives the teacher's head, `uniform(T)` random numbers `(K, T)`.
+        """
         return _bytes(hidden_KH.to(self.dtype))
 
     def decode(self, bytes_KS: Tensor, positions_K: Tensor, n: int) -> Tensor:
@@ -55,62 +63,124 @@ class HiddenLayout:
 
 
 @dataclass(frozen=True)
-class TopKLayout:
-    """The k largest logits, and at each temperature of a grid the log-partition of the others."""
+class _TruncatedLayout:
+    """Some tokens of a row, and what is needed to use them at each temperature of a grid."""
 
     dtype: torch.dtype
-    k: int
+    count: int
     taus: tuple[float, ...]
     vocabulary: int
 
-    column: ClassVar[str] = "teacher_topk"
+    column: ClassVar[str]
+    target: ClassVar[type[Truncated]]
     has_head: ClassVar[bool] = False
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return TopK.metrics_of(self.taus)
+        return self.target.metrics_of(self.taus)
+
+    def check(self, divergence: str, kwargs: dict[str, Any] | None) -> None:
+        """
+        Raises:
+            `ValueError`: If the divergence can't be had from these tokens.
+        """
+        self.target.check(divergence, kwargs)
 
     @property
     def ids(self) -> torch.dtype:
         return torch.uint16 if self.vocabulary <= 2**16 else torch.int32
 
     @property
-    def size(self) -> int:
-        return 4 * len(self.taus) + self.k * (self.dtype.itemsize + self.ids.itemsize)
+    def fields(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """The tensors of the target, their dtypes and shapes at a position, in the order of the bytes."""
+        raise NotImplementedError
 
-    def encode(self, hidden_KH: Tensor, heads: Heads) -> Tensor:
+    @property
+    def size(self) -> int:
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.fields.values())
+
+    def tokens(self, v_RV: Tensor, uniform_RT: Tensor) -> dict[str, Tensor]:
+        """The tensors of the target, from the teacher's logits."""
+        raise NotImplementedError
+
+    def encode(self, hidden_KH: Tensor, heads: Heads, uniform: Uniform) -> Tensor:
         parts = [torch.empty(0, self.size, dtype=torch.uint8, device=hidden_KH.device)]
+        uniform_KT, start = uniform(len(self.taus)).to(hidden_KH.device), 0
         with heads() as head:
             for v_RV in head_logits(hidden_KH, head.weight, size=self.vocabulary, **head.rest()):
-                logits, ids = v_RV.topk(self.k, dim=-1)
-                others_RV = v_RV.scatter(-1, ids, -torch.inf)
-                rest = torch.stack([soften(others_RV, tau).logsumexp(-1) for tau in self.taus], -1)
-                columns = (rest.float(), logits.to(self.dtype), ids.to(self.ids))
-                parts.append(torch.cat([_bytes(column) for column in columns], -1))
+                values = self.tokens(v_RV, uniform_KT[start : start + len(v_RV)])
+                start += len(v_RV)
+                columns = [_bytes(values[name].to(dtype).flatten(1)) for name, (dtype, _) in self.fields.items()]
+                parts.append(torch.cat(columns, -1))
         return torch.cat(parts)
 
-    def read(self, bytes_NS: Tensor) -> TopK:
+    def read(self, bytes_NS: Tensor) -> Truncated:
         """Every row of them."""
-        of_rest, of_logits = 4 * len(self.taus), self.k * self.dtype.itemsize
-        rest, logits, ids = bytes_NS.split([of_rest, of_logits, self.size - of_rest - of_logits], -1)
-        return TopK(
-            self.taus,
-            self.vocabulary,
-            ids.contiguous().view(self.ids).long(),
-            logits.contiguous().view(self.dtype),
-            rest.contiguous().view(torch.float32),
-        )
+        sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in self.fields.values()]
+        values = {
+            name: part.contiguous().view(dtype).view(-1, *shape)
+            for part, (name, (dtype, shape)) in zip(bytes_NS.split(sizes, -1), self.fields.items(), strict=True)
+        }
+        return self.target(self.taus, self.vocabulary, **{**values, "ids": values["ids"].long()})
 
-    def decode(self, bytes_KS: Tensor, positions_K: Tensor, n: int) -> TopK:
+    def decode(self, bytes_KS: Tensor, positions_K: Tensor, n: int) -> Truncated:
         return self.read(bytes_KS.new_zeros(n, self.size).index_copy_(0, positions_K, bytes_KS))
+
+
+class TopKLayout(_TruncatedLayout):
+    """The k largest logits, and at each temperature the log-partition of the others."""
+
+    column = "teacher_topk"
+    target = TopK
+
+    @property
+    def fields(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        k = (self.count,)
+        return {"rest": (torch.float32, (len(self.taus),)), "logits": (self.dtype, k), "ids": (self.ids, k)}
+
+    def tokens(self, v_RV: Tensor, uniform_RT: Tensor) -> dict[str, Tensor]:
+        logits, ids = v_RV.topk(self.count, dim=-1)
+        others_RV = v_RV.scatter(-1, ids, -torch.inf)
+        rest = torch.stack([soften(others_RV, tau).logsumexp(-1) for tau in self.taus], -1)
+        return {"rest": rest, "logits": logits, "ids": ids}
 
     def coverage(self, bytes_NS: Tensor) -> Tensor:
         """The mass of the k tokens at each temperature, summed over positions, of shape `(T,)`."""
         rows = self.read(bytes_NS)
+        assert isinstance(rows, TopK)
         return torch.stack([rows.coverage(tau).sum() for tau in self.taus])
 
 
-Layout = HiddenLayout | TopKLayout
+class SampledLayout(_TruncatedLayout):
+    """Tokens drawn from the teacher at each temperature, with their weights, and its entropy there."""
+
+    column = "teacher_sampled"
+    target = Sampled
+
+    @property
+    def fields(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        drawn = (len(self.taus), self.count)
+        return {
+            "entropy": (torch.float32, drawn[:1]),
+            "weights": (torch.float32, drawn),
+            "ids": (self.ids, drawn),
+        }
+
+    def tokens(self, v_RV: Tensor, uniform_RT: Tensor) -> dict[str, Tensor]:
+        drawn, entropy = [], []
+        for i, tau in enumerate(self.taus):
+            log_p_RV = log_softmax(v_RV.double(), tau)
+            p_RV = log_p_RV.exp()
+            entropy.append(-(p_RV * log_p_RV).sum(-1))
+            drawn.append(draw(p_RV, self.count, uniform_RT[:, i]))
+        ids, weights = (torch.stack(parts, 1) for parts in zip(*drawn, strict=True))
+        return {"entropy": torch.stack(entropy, -1), "weights": weights, "ids": ids}
+
+
+_TRUNCATED: dict[str, type[TopKLayout] | type[SampledLayout]] = {"topk": TopKLayout, "sampled": SampledLayout}
+MODES = ("hidden", *_TRUNCATED)
+
+Layout = HiddenLayout | TopKLayout | SampledLayout
 
 
 def make_layout(
@@ -121,7 +191,7 @@ def make_layout(
 
     Args:
         mode (`str`):
-            `hidden` or `topk`.
+            One of `MODES`.
         dtype (`str`):
             Of the hidden states or logits.
         hidden_size, vocabulary (`int`):
@@ -133,7 +203,7 @@ def make_layout(
     """
     if mode == "hidden":
         return HiddenLayout(DTYPES[dtype], hidden_size)
-    return TopKLayout(DTYPES[dtype], min(count, vocabulary), tuple(taus), vocabulary)
+    return _TRUNCATED[mode](DTYPES[dtype], min(count, vocabulary), tuple(taus), vocabulary)
 
 
 def layout_of(manifest: Manifest) -> Layout:

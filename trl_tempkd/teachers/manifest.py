@@ -38,7 +38,7 @@ class Manifest:
     """
     Attributes:
         mode (`str`):
-            What is stored of the teacher: `hidden` or `topk`.
+            What is stored of the teacher: `hidden`, `topk` or `sampled`.
         teacher_model_name_or_path (`str`):
             Name of the teacher where the cache was built.
         teacher_revision (`str`, *optional*):

@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..losses.truncated import ON_BINS, check_binned, grid_index
+from ..losses.truncated import ON_BINS, grid_index
+from .layouts import layout_of
 from .manifest import Manifest
 
 
@@ -32,7 +33,7 @@ def check_objective(manifest: Manifest, options: Any, folder: str) -> None:
     if manifest.truncated is None:
         return
     divergence = options.divergence
-    check_binned(divergence, options.divergence_kwargs)
+    layout_of(manifest).check(divergence, options.divergence_kwargs)
     if divergence in ON_BINS:
         logger.warning(
             f"`divergence` {divergence} of the cache in {folder} isn't that of the teacher's whole rows: "
