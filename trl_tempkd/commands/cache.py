@@ -54,7 +54,8 @@ class CacheArguments:
             "help": "What is stored of the teacher. hidden: its last hidden state, exact for every divergence and "
             "temperature. topk: its largest logits, and at some temperatures the log-partition of the others; small, "
             "for the divergences that can be had from k tokens and the mass of the rest. sampled: at some "
-            "temperatures tokens drawn from it, an unbiased estimate of forward_kl alone, also where the tail is most of the mass.",
+            "temperatures tokens drawn from it, an unbiased estimate of forward_kl alone, also where the tail is most "
+            "of the mass.",
             "choices": ["hidden", "topk", "sampled"],
         },
     )
