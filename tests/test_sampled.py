@@ -1,6 +1,11 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Tokens drawn from the teacher: no bias, less noise than independent draws, and forward KL alone."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import datasets
 import pytest
 import torch
@@ -213,3 +218,13 @@ def test_the_command(tmp_path, pair, prompt_dataset, capsys):
     command.main(*values)
     assert "8 rows of train, 4 rows of eval" in capsys.readouterr().out
     assert Manifest.read(tmp_path / "cache").truncated == {"count": 5, "taus": [2.0], "vocabulary": EVERY}
+
+
+def test_the_benchmark_runs(tmp_path):
+    small = "--tokens 64 --counts 8 --taus 1 --rounds 2 --threads 1".split()
+    command = [sys.executable, "benchmarks/truncated.py", *small, "--output", str(tmp_path / "errors.json")]
+    result = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    errors = {record["method"]: record for record in json.loads((tmp_path / "errors.json").read_text())["records"]}
+    assert 0 < errors["drawn"]["token"] < errors["independent"]["token"]
+    assert 0 < errors["top-k"]["token"] < 1
