@@ -7,8 +7,8 @@ What a truncated teacher costs in the gradient: the bias of the k largest logits
 
 Errors are relative to the gradient of forward KL from whole rows, as norms, both sides at tau. `token` is of the
 gradients in the last hidden states, `batch` of that in the student's head, which is a mean over all tokens: there
-noise averages out, the more the more tokens there are, and bias doesn't. Draws are means over `--rounds`. `independent`
-draws of the same number are beside those of the cache, which draw no token twice.
+noise averages out, the more the more tokens there are, and bias doesn't. Draws are means over `--rounds`. As many
+`independent` draws are beside those of the cache, which draw no token twice.
 """
 
 import argparse

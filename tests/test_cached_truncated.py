@@ -157,14 +157,22 @@ def test_another_caches_rows(make, built, tmp_path):
         losses(make(train_dataset=rows, teacher_cache=built(name="a"), dataset_kwargs={"skip_prepare_dataset": True}))
 
 
-def test_padded_heads(make, make_model, built, pair, tokenizer, tmp_path):
-    """The common prefix is compared, as with the teacher itself; a student with less than that is refused."""
-    folder = built(count=8)
-    values = json.loads((tmp_path / "topk/manifest.json").read_text())
+def test_padded_heads(make, built, tmp_path):
+    """The common prefix is stored, and a student with less than that is refused."""
+    folder = tmp_path / "padded"
+    builder_of(make(), folder, mode="topk", count=1000, taus=TAUS, vocabulary=150).build()
+    layout = layout_of(Manifest.read(folder))
+    assert (layout.count, layout.vocabulary) == (150, 150)
+    row = datasets.load_from_disk(str(folder))["train"][0]["teacher_topk"]
+    read = layout.read(torch.frombuffer(bytearray().join(row), dtype=torch.uint8).view(-1, layout.size))
+    assert read.ids.max() < 150 and (read.rest == -torch.inf).all()
+
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
     values["truncated"]["vocabulary"] = EVERY + 1
-    (tmp_path / "topk/manifest.json").write_text(json.dumps(values))
+    path.write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"student's vocabulary has size 161, and the cache .* has tokens of 162"):
-        make(teacher_cache=folder)
+        make(teacher_cache=str(folder))
 
 
 REFUSED = {
