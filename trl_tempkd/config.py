@@ -74,6 +74,19 @@ class KDConfig(RolloutConfig):
             Folder that `trl-tempkd cache` has written, and no teacher is loaded. Of mode `hidden` the teacher's last
             hidden states are read from it, the exact same target at every temperature and for every divergence; the
             others serve some. A teacher's name that is given too is compared with that of the cache.
+        teacher_server_url (`str`, *optional*):
+            Address of an OpenAI-compatible server that gives log-probabilities of prompt tokens, as vLLM's does, e.g.
+            `http://localhost:8000`. It is asked for the target, and no teacher is loaded. A teacher's name that is
+            given too is its name on the server. A key is taken from the environment variable `VLLM_API_KEY`.
+        teacher_server_logprobs (`int`, *optional*):
+            How many log-probabilities to ask the server for at each position. If `None`, all.
+        teacher_server_requests (`int`, *optional*, defaults to `8`):
+            Most requests of a process in flight.
+        teacher_server_timeout (`float`, *optional*, defaults to `120.0`):
+            Seconds to wait for a reply before the request is repeated.
+        teacher_server_patience (`float`, *optional*, defaults to `600.0`):
+            Seconds for which a request is repeated while the server is away. Then a checkpoint is written, and the run
+            stops with an error.
         disable_dropout (`bool`, *optional*, defaults to `False`):
             Whether to disable dropout in the student. The teacher never has any.
 
@@ -187,6 +200,30 @@ class KDConfig(RolloutConfig):
             "teacher is loaded."
         },
     )
+    teacher_server_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "Address of an OpenAI-compatible server that gives log-probabilities of prompt tokens, as vLLM's "
+            "does, e.g. http://localhost:8000. It is asked for the target, and no teacher is loaded."
+        },
+    )
+    teacher_server_logprobs: int | None = field(
+        default=None,
+        metadata={"help": "How many log-probabilities to ask the server for at each position. If not set, all."},
+    )
+    teacher_server_requests: int = field(
+        default=8, metadata={"help": "Most requests of a process to the teacher's server in flight."}
+    )
+    teacher_server_timeout: float = field(
+        default=120.0, metadata={"help": "Seconds to wait for a reply of the server before the request is repeated."}
+    )
+    teacher_server_patience: float = field(
+        default=600.0,
+        metadata={
+            "help": "Seconds for which a request is repeated while the server is away. Then a checkpoint is written, "
+            "and the run stops with an error."
+        },
+    )
     disable_dropout: bool = field(
         default=False,
         metadata={"help": "Whether to disable dropout in the student. The teacher never has any."},
@@ -273,6 +310,9 @@ class KDConfig(RolloutConfig):
                 "`teacher_cache` unset to run the teacher itself."
             )
 
+        if self.teacher_server_url is not None:
+            self._check_server()
+
         # Options of SFT that act inside its loss, which the divergence replaces
         if self.loss_type != "nll":
             raise ValueError(
@@ -294,6 +334,33 @@ class KDConfig(RolloutConfig):
                 "`use_liger_kernel` must be False, got True: the loss here is fused already. For fast layers use "
                 '`model_init_kwargs={"use_kernels": True}`.'
             )
+
+    def _check_server(self) -> None:
+        if not str(self.teacher_server_url).startswith(("http://", "https://")):
+            raise ValueError(
+                f"`teacher_server_url` must begin with http:// or https://, got {self.teacher_server_url!r}."
+            )
+        if self.teacher_cache is not None:
+            raise ValueError(
+                f"`teacher_server_url` is {self.teacher_server_url} and `teacher_cache` {self.teacher_cache}: the "
+                "target comes from one of them. Leave the other unset."
+            )
+        if self.generates:
+            raise ValueError(
+                f"`teacher_server_url` {self.teacher_server_url} is asked ahead of the step, before there are "
+                f"completions generated in training. Set `lmbda` to 0 (got {self.lmbda}), `lmbda_schedule` to "
+                "'constant' and `seq_kd` to False, or leave `teacher_server_url` unset to run the teacher itself."
+            )
+        if self.teacher_server_logprobs is not None and self.teacher_server_logprobs < 2:
+            raise ValueError(
+                f"`teacher_server_logprobs` must be at least 2, got {self.teacher_server_logprobs}. Leave it unset "
+                "for all."
+            )
+        if self.teacher_server_requests < 1:
+            raise ValueError(f"`teacher_server_requests` must be at least 1, got {self.teacher_server_requests}.")
+        for name in ("teacher_server_timeout", "teacher_server_patience"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite, in seconds, got {getattr(self, name)}.")
 
     def describe(self) -> str:
         """What the student minimises, in a line: divergence, temperature of both sides, rescale, share of the KD."""

@@ -51,10 +51,21 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits in full, of shape `(..., V)`. For checks on a few tokens; the loss never builds them."""
-        logits = nn.functional.linear(hidden, self.weight, self.bias) * self.logit_scale
+        logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias) * self.logit_scale
         if self.final_logit_softcapping is not None:
             logits = torch.tanh(logits / self.final_logit_softcapping) * self.final_logit_softcapping
         return logits
+
+
+@dataclass(frozen=True)
+class NoHead:
+    """In place of a [`Head`] where the logits themselves are given instead of hidden states."""
+
+    def arguments(self, side: str) -> dict[str, Any]:
+        return {f"{side}_weight": None}
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
 
 
 def logit_scale(config: PretrainedConfig) -> float:
@@ -208,7 +219,7 @@ def check_head(model: nn.Module) -> None:
     if hidden.shape[-1] != head.weight.shape[-1]:
         problem = f"its last hidden state has size {hidden.shape[-1]}, its head expects {head.weight.shape[-1]}"
     else:
-        logits = head.logits(hidden.to(head.weight.device, head.weight.dtype))
+        logits = head.logits(hidden.to(head.weight.device))
         if logits.shape != expected.shape:
             problem = f"it returns {expected.shape[-1]} logits, its head {logits.shape[-1]}"
         else:

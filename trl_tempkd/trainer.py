@@ -20,7 +20,7 @@ from .heads import backbone, check_head, gathered_head
 from .losses import chunked_kd_loss
 from .meter import Meter
 from .rollouts import make_rollouts
-from .teachers import TeacherCache, make_teacher
+from .teachers import ServedTeacher, make_teacher, open_cache
 from .temperature import scheduled_temperature, temperatures
 
 
@@ -47,7 +47,7 @@ class TemperatureKDTrainer(SFTTrainer):
             Student. A string is loaded as in [`~trl.SFTTrainer`].
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             Teacher, with the student's tokenizer; `"student_base"` is the student without its PEFT adapter. If `None`,
-            `args.teacher_model_name_or_path` is used. With `args.teacher_cache` none is loaded.
+            `args.teacher_model_name_or_path` is used. A cache or a server in `args` needs none.
         args ([`KDConfig`], *optional*):
             Configuration. If `None`, the defaults are used, and a model given by name needs no more.
         kwargs:
@@ -95,11 +95,7 @@ class TemperatureKDTrainer(SFTTrainer):
         if not isinstance(args, KDConfig):
             raise TypeError(f"`args` must be a `KDConfig`, got `{type(args).__name__}`.")
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
-        self._cache = None if args.teacher_cache is None else TeacherCache(args.teacher_cache, args, teacher_model)
-        if self._cache is None and teacher_model is None:
-            raise ValueError(
-                "A teacher is required: pass `teacher_model`, or set `teacher_model_name_or_path` or `teacher_cache`."
-            )
+        self._cache = open_cache(teacher_model, args)
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("`compute_loss_func` replaces the loss, which is the divergence here. Use `SFTTrainer`.")
         super().__init__(model, args=args, **kwargs)
@@ -174,7 +170,11 @@ class TemperatureKDTrainer(SFTTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         # The batches of one optimizer step. Their completions are generated here, together, and counted afterwards
         self._meter.start()
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        ahead = self.teacher.ahead(epoch_iterator) if isinstance(self.teacher, ServedTeacher) else epoch_iterator
+        batches, count = super().get_batch_samples(ahead, num_batches, device)
+        if isinstance(self.teacher, ServedTeacher):  # before anything of the step has happened, so that it can resume
+            save = partial(self._save_checkpoint, self.model, None) if self.state.global_step else None
+            self.teacher.wait(batches, save)
         new = self.rollouts(batches, self.state.global_step, self._progress())
         return new, count if new is batches else self._get_num_items_in_batch(new, device)
 

@@ -122,7 +122,8 @@ def make_trainer(
         eval_dataset = select_split(dataset, script_args.dataset_test_split, "dataset_test_split")
     trust = training_args.trust_remote_code
     check_model(student, model_args.model_revision, trust, "model_name_or_path")
-    if training_args.teacher_cache is None and teacher != STUDENT_BASE:
+    elsewhere = training_args.teacher_cache is not None or training_args.teacher_server_url is not None
+    if not elsewhere and teacher != STUDENT_BASE:
         check_model(str(teacher), training_args.teacher_model_revision, trust, "teacher_model_name_or_path")
 
     training_args.teacher_model_name_or_path = teacher
@@ -155,8 +156,8 @@ def check(
     line checks this too, before it starts any process.
 
     Returns:
-        `tuple[str, str]`: The student and the teacher, as `from_pretrained` takes them. With `--teacher_cache` the
-            teacher need not be named.
+        `tuple[str, str]`: The student and the teacher, as `from_pretrained` takes them. With `--teacher_cache`
+            or `--teacher_server_url` the teacher need not be named.
     """
     from .data import check_data, check_path, resolve_model
 
@@ -165,7 +166,9 @@ def check(
     teacher = None
     if training_args.teacher_cache is not None:
         check_path(training_args.teacher_cache, "teacher cache (--teacher_cache)")
-    if training_args.teacher_cache is None or training_args.teacher_model_name_or_path:
+    if training_args.teacher_server_url is not None:
+        teacher = training_args.teacher_model_name_or_path  # its name on the server
+    elif training_args.teacher_cache is None or training_args.teacher_model_name_or_path:
         teacher = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
     find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
     check_adapter(model_args, teacher)

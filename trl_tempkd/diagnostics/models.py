@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation import evaluating
-from ..heads import Head, gathered_head
+from ..heads import Head, NoHead, gathered_head
 from ..teachers.live import last_hidden_state
 from ..temperature import rescale_factor
 from ..trainer import TemperatureKDTrainer
@@ -80,20 +80,20 @@ def student_hidden(trainer: TemperatureKDTrainer, batch: Batch) -> Tensor:
 
 
 @contextmanager
-def _heads(trainer: TemperatureKDTrainer) -> Iterator[tuple[Head, Head]]:
+def _heads(trainer: TemperatureKDTrainer) -> Iterator[tuple[Head, Head | NoHead]]:
     student = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     with gathered_head(student) as head, trainer.teacher.head() as teacher_head:
         yield head, teacher_head
 
 
-def logit_chunks(batch: Batch, hidden: Tensor, head: Head, teacher_head: Head) -> Iterator[Chunk]:
+def logit_chunks(batch: Batch, hidden: Tensor, head: Head, teacher_head: Head | NoHead) -> Iterator[Chunk]:
     """The logits of a batch, some tokens at a time."""
     size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
     for start in range(0, len(hidden), size):
         part = slice(start, start + size)
-        student = head.logits(hidden[part].to(head.weight.dtype))
+        student = head.logits(hidden[part])
         with torch.no_grad():
-            teacher = teacher_head.logits(batch.teacher_hidden[part].to(teacher_head.weight.dtype))
+            teacher = teacher_head.logits(batch.teacher_hidden[part])
         yield student, teacher, batch.targets[part]
 
 

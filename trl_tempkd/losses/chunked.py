@@ -18,6 +18,7 @@ Shape suffixes: N tokens with a label, C rows of a chunk, V vocabulary, H hidden
 import functools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +57,13 @@ class ChunkedKDOutput(NamedTuple):
     loss: Tensor
     per_token: Tensor
     metrics: dict[str, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Logits:
+    """A teacher's logits `(N, V_t)` in the place of its hidden states, where there is nothing else of it."""
+
+    values: Tensor
 
 
 class _ChunkedKD(torch.autograd.Function):
@@ -186,7 +194,7 @@ def _accumulate(grad_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor, first: bool
 def chunked_kd_loss(
     student_hidden: Tensor,
     student_weight: Tensor,
-    teacher_hidden: Tensor | Truncated,
+    teacher_hidden: Tensor | Logits | Truncated,
     teacher_weight: Tensor | None = None,
     *,
     student_bias: Tensor | None = None,
@@ -216,7 +224,8 @@ def chunked_kd_loss(
         student_hidden, teacher_hidden (`torch.Tensor`): shapes `(N, H_s)` and `(N, H_t)`, input of each head.
         student_weight, teacher_weight (`torch.Tensor`): shapes `(V_s, H_s)` and `(V_t, H_t)`. Where the vocabularies
             are padded to different sizes their common prefix is compared and the rest has probability zero. A
-            truncated teacher, [`TopK`] or [`Sampled`], stands in the place of `teacher_hidden` and has no head.
+            truncated teacher, [`TopK`] or [`Sampled`], stands in the place of `teacher_hidden` and has no head. Nor do
+            [`Logits`] need one.
         student_bias, teacher_bias (`torch.Tensor`, *optional*): the heads' biases, `(V_s,)` and `(V_t,)`.
         student_logit_scale, teacher_logit_scale (`float`): factor of the logits (Cohere, Granite, Falcon-H1).
         student_final_logit_softcapping, teacher_final_logit_softcapping (`float`, *optional*): c in c tanh(logits / c)
@@ -252,6 +261,8 @@ def chunked_kd_loss(
         raise ValueError(f"`chunk_size` must be positive, got {chunk_size}.")
     n_rows, device = student_hidden.shape[0], student_hidden.device
     known: tuple[Tensor, ...] = ()
+    given = isinstance(teacher_hidden, Logits)
+    teacher_hidden = teacher_hidden.values if isinstance(teacher_hidden, Logits) else teacher_hidden
     if isinstance(teacher_hidden, Truncated):
         truncated, teacher_hidden = teacher_hidden, None
         truncated.check(divergence, divergence_kwargs)
@@ -261,7 +272,7 @@ def chunked_kd_loss(
                 f"{n_rows} rows and {student_weight.shape[0]} logits: as many rows are needed, and no fewer logits."
             )
         names, size = truncated.metrics, truncated.size
-    elif teacher_weight is None:
+    elif teacher_weight is None and not given:
         raise ValueError("`teacher_weight` is required: `teacher_hidden` needs the head that it is the input of.")
     elif student_hidden.dim() != 2 or teacher_hidden.dim() != 2 or teacher_hidden.shape[0] != n_rows:
         raise ValueError(
@@ -270,7 +281,8 @@ def chunked_kd_loss(
         )
     else:
         truncated = None
-        names, size = METRICS, min(student_weight.shape[0], teacher_weight.shape[0])
+        width = teacher_hidden.shape[-1] if teacher_weight is None else teacher_weight.shape[0]
+        names, size = METRICS, min(student_weight.shape[0], width)
 
     dtype = torch.float64 if student_weight.dtype == torch.float64 else torch.float32
     tau_s, tau_t = (
@@ -287,6 +299,8 @@ def chunked_kd_loss(
         teacher_hidden = None if teacher_hidden is None else teacher_hidden.index_select(0, kept)
     if truncated is not None:
         known = truncated.select(kept).at(teacher_temperature, dtype)
+    elif given and teacher_hidden is not None:
+        known, teacher_hidden = (teacher_hidden[:, :size].detach(),), None
     spec = BlockSpec(
         divergence=divergence,
         divergence_kwargs=tuple(sorted((divergence_kwargs or {}).items())),

@@ -10,12 +10,14 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..heads import Head
-from ..losses import Truncated
+from ..heads import Head, NoHead
+from ..losses import Logits, Truncated
 from .base import STUDENT_BASE, BaseTeacher
 from .build import CacheBuilder
 from .cached import CachedTeacher, TeacherCache
+from .client import TeacherServerError
 from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher, refuse_options
+from .served import ServedTeacher, ServerOptions
 
 
 __all__ = [
@@ -24,19 +26,22 @@ __all__ = [
     "CacheBuilder",
     "CachedTeacher",
     "LiveTeacher",
+    "ServedTeacher",
     "Teacher",
     "TeacherCache",
+    "TeacherServerError",
     "check_separate",
     "check_vocabulary",
     "load_teacher",
     "make_teacher",
+    "open_cache",
 ]
 
 
 class Teacher(Protocol):
     """
     What the trainer asks of a teacher: its last hidden state and its head. Together they are its exact distribution at
-    every temperature, and far smaller than its logits. A cache may have less.
+    every temperature, and far smaller than its logits. A cache or a server may have less.
 
     Attributes:
         model (`torch.nn.Module` or `None`):
@@ -56,7 +61,7 @@ class Teacher(Protocol):
         """Context in which `wrapped()` is the teacher. The other methods enter it themselves."""
         ...
 
-    def rows(self, inputs: dict[str, Any]) -> torch.Tensor | Truncated:
+    def rows(self, inputs: dict[str, Any]) -> torch.Tensor | Logits | Truncated:
         """
         What the loss takes in the place of `teacher_hidden`, for a batch as the data collator made it: the last hidden
         states `(B * L, H_t)`, or what is known of the teacher. Takes out of the batch what it has for the teacher
@@ -71,21 +76,42 @@ class Teacher(Protocol):
         """
         ...
 
-    def head(self) -> AbstractContextManager[Head]:
+    def head(self) -> AbstractContextManager[Head | NoHead]:
         """Context in which the teacher's head is whole, on every rank. What `rows` needs are its `arguments`."""
         ...
 
 
-class TeacherOptions(Protocol):
-    """What [`make_teacher`] reads of a configuration."""
+class TeacherOptions(ServerOptions, Protocol):
+    """What [`open_cache`] and [`make_teacher`] read of a configuration."""
 
-    teacher_model_init_kwargs: Any
-    teacher_model_revision: str | None
+    teacher_cache: str | None
     trust_remote_code: bool
 
 
+def open_cache(teacher: str | PreTrainedModel | None, options: TeacherOptions) -> TeacherCache | None:
+    """
+    The cache, where it is the teacher of a run.
+
+    Raises:
+        `ValueError`: If there is no teacher at all, more than one, or the cache can't be trained from.
+    """
+    if options.teacher_cache is not None:
+        return TeacherCache(options.teacher_cache, options, teacher)
+    if teacher is None and options.teacher_server_url is None:
+        raise ValueError(
+            "A teacher is required: pass `teacher_model`, or set `teacher_model_name_or_path`, `teacher_cache` or "
+            "`teacher_server_url`."
+        )
+    if options.teacher_server_url is not None and not isinstance(teacher, str | None):
+        raise ValueError(
+            f"`teacher_server_url` is {options.teacher_server_url!r}, and `teacher_model` a {type(teacher).__name__}: "
+            "pass one of the two, or the name by which the server knows the teacher."
+        )
+    return None
+
+
 def make_teacher(
-    teacher: str | PreTrainedModel | TeacherCache,
+    teacher: str | PreTrainedModel | TeacherCache | None,
     student: Callable[[], nn.Module],
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
@@ -95,8 +121,9 @@ def make_teacher(
     Make the teacher of a student: load it, check that it fits, prepare it for the accelerator.
 
     Args:
-        teacher (`str` or [`~transformers.PreTrainedModel`] or [`TeacherCache`]):
-            Name or path, the model itself, `"student_base"` (the student without its PEFT adapter), or its cache.
+        teacher (`str` or [`~transformers.PreTrainedModel`] or [`TeacherCache`], *optional*):
+            Name or path, the model itself, `"student_base"` (the student without its PEFT adapter), or its cache. With
+            `teacher_server_url` the name on the server, or `None`.
         student (`Callable[[], torch.nn.Module]`):
             Gives the student as it is wrapped at the moment.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -116,6 +143,9 @@ def make_teacher(
     if isinstance(teacher, TeacherCache):
         teacher.check_student(accelerator.unwrap_model(student()))
         return CachedTeacher(teacher, accelerator)
+    if options.teacher_server_url is not None:
+        vocabulary = accelerator.unwrap_model(student()).config.get_text_config().vocab_size
+        return ServedTeacher(teacher, tokenizer, vocabulary, accelerator, options)
     origin: dict[str, Any] = {
         "revision": options.teacher_model_revision,
         "trust_remote_code": options.trust_remote_code,

@@ -46,7 +46,7 @@ def check_objective(manifest: Manifest, options: Any, folder: str) -> None:
         )
     taus = manifest.truncated["taus"]
     grid = ", ".join(f"{tau:g}" for tau in taus)
-    for name, tau in _teacher_temperatures(options):
+    for name, tau in teacher_temperatures(options):
         if tau is None or grid_index(taus, tau) is None:
             said = f"lets the teacher's temperature pass through every value ({name})" if tau is None else name
             raise ValueError(
@@ -57,8 +57,8 @@ def check_objective(manifest: Manifest, options: Any, folder: str) -> None:
             )
 
 
-def _teacher_temperatures(options: Any) -> list[tuple[str, float | None]]:
-    """Those of the teacher in the run, with what says so, and `None` for all between two."""
+def teacher_temperatures(options: Any) -> list[tuple[str, float | None]]:
+    """The teacher's temperatures in a run, with what says so, and `None` for all between two."""
     start, final = options.kd_temperature, options.kd_temperature_final
     schedule = options.kd_temperature_schedule
     if options.teacher_kd_temperature is not None:
