@@ -1,0 +1,160 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""An HTTP server on loopback that gives a model's prompt log-probabilities in vLLM's JSON, and faults on demand."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import torch
+
+
+class TeacherServer:
+    """
+    Serves a model, in threads of this process.
+
+    Args:
+        model, tokenizer:
+            The teacher.
+        name (`str`): under which it is served.
+        most (`int`, *optional*): the most log-probabilities it gives (`--max-logprobs`; `None` is -1).
+        mode (`str`): `--logprobs-mode`.
+
+    Attributes:
+        fault (`Callable[[int, Handler], bool]`): called with the number of each request for completions, from 0 on,
+            before it is answered. If it returns `True`, it has answered itself.
+        change (`Callable[[dict, dict], dict]`): changes the reply to a request.
+    """
+
+    def __init__(self, model, tokenizer, name="teacher", most=None, mode="raw_logprobs"):
+        self.model, self.tokenizer, self.name, self.most, self.mode = model.eval(), tokenizer, name, most, mode
+        self.fault: Callable[[int, Handler], bool] = lambda number, handler: False
+        self.change: Callable[[dict, dict], dict] = lambda reply, body: reply
+        self.key = None
+        self.count = self.now = self.peak = 0
+        self.bodies: list[dict] = []
+        self.times: list[float] = []
+        self.lock = threading.Lock()
+        self.port = 0
+        self.http: ThreadingHTTPServer | None = None
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self):
+        """Also after `stop`, at the same port."""
+        self.http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.http.daemon_threads = True
+        self.http.teacher = self
+        self.http.open = set()
+        self.port = self.http.server_address[1]
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def stop(self):
+        """Connections that are kept alive are cut too."""
+        if self.http is not None:
+            http, self.http = self.http, None
+            http.shutdown()
+            http.server_close()
+            for handler in list(http.open):
+                handler.cut()
+
+    @contextmanager
+    def running(self):
+        self.start()
+        try:
+            yield self
+        finally:
+            self.stop()
+
+    @torch.no_grad()
+    def answer(self, body):
+        tokens, wanted = body["prompt"], body["prompt_logprobs"]
+        vocabulary = self.model.config.get_text_config().vocab_size
+        wanted = vocabulary if wanted == -1 else wanted
+        if self.most is not None and wanted > self.most:
+            return 400, {"error": {"message": f"Requested {wanted} prompt logprobs, more than {self.most}."}}
+        with self.lock:  # one model
+            logits = self.model(torch.tensor([tokens])).logits[0].float()
+        if self.mode.startswith("processed"):
+            logits = logits / body["temperature"]
+        rows = logits if self.mode.endswith("logits") else logits.log_softmax(-1)
+        said = [None]
+        for row, token in zip(rows[:-1], tokens[1:], strict=True):
+            order = row.argsort(descending=True).tolist()
+            ids = dict.fromkeys([token, *order[:wanted]])  # the prompt's own first, as vLLM
+            rank = {token: i + 1 for i, token in enumerate(order)}
+            said.append(
+                {
+                    str(i): {
+                        "logprob": max(row[i].item(), -9999.0),
+                        "rank": rank[i],
+                        "decoded_token": self.tokenizer.decode([i]),
+                    }
+                    for i in ids
+                }
+            )
+        choice = {"index": 0, "text": "x", "logprobs": None, "finish_reason": "length", "prompt_logprobs": said}
+        return 200, self.change({"id": "cmpl-1", "object": "text_completion", "choices": [choice]}, body)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections are kept
+
+    def setup(self):
+        super().setup()
+        self.server.open.add(self)
+
+    def finish(self):
+        self.server.open.discard(self)
+        super().finish()
+
+    def handle(self):
+        with suppress(OSError, ValueError):  # cut off
+            super().handle()
+
+    def cut(self):
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *args):
+        pass
+
+    def send(self, status, reply, cut=None):
+        """`cut` bytes of the reply alone, whatever the header promises."""
+        data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data if cut is None else data[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+    def do_GET(self):
+        assert self.path == "/v1/models"
+        if self.server.teacher.key not in (None, self.headers["Authorization"]):
+            return self.send(401, {"error": "Unauthorized"})
+        self.send(200, {"object": "list", "data": [{"id": self.server.teacher.name, "object": "model"}]})
+
+    def do_POST(self):
+        assert self.path == "/v1/completions"
+        teacher = self.server.teacher
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with teacher.lock:
+            number, teacher.count = teacher.count, teacher.count + 1
+            teacher.now += 1
+            teacher.peak = max(teacher.peak, teacher.now)
+            teacher.times.append(time.monotonic())
+            teacher.bodies.append(body)
+        try:
+            if not teacher.fault(number, self):
+                self.send(*teacher.answer(body))
+        finally:
+            with teacher.lock:
+                teacher.now -= 1
