@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trl_tempkd.divergences import DIVERGENCES
-from trl_tempkd.losses import block, chunked_kd_loss, kd_loss
+from trl_tempkd.losses import Logits, block, chunked_kd_loss, kd_loss
 
 
 def problem(n=13, size=29, student_width=6, teacher_width=8, dtype=torch.float64, teacher_size=None, seed=0):
@@ -44,6 +44,20 @@ def teacher_logits(x):
 
 def gradients(loss, x):
     return torch.autograd.grad(loss, (x.hidden, x.weight, x.bias))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("size", [13, 29, 40])
+def test_given_logits_need_no_head(size, compile, monkeypatch):
+    monkeypatch.setattr(block, "BLOCK_ELEMENTS", 60)
+    x = problem(teacher_size=size)
+    options = {"divergence": "jsd", "student_temperature": 3.0, "teacher_temperature": 2.0, "metrics": True}
+    options |= {"kd_ratio": 0.7, "labels": x.labels, "student_bias": x.bias}
+    expected = chunked(x, **options)
+    out = chunked_kd_loss(x.hidden, x.weight, Logits(teacher_logits(x)), compile=compile, **options)
+    torch.testing.assert_close(out[1:], expected[1:])
+    for ours, theirs in zip(gradients(out.loss, x), gradients(expected.loss, x), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 5])

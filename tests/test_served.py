@@ -10,10 +10,12 @@ import pytest
 import torch
 from standins import save_pair
 from teacher_server import TeacherServer
+from test_cached import builder_of
 from transformers import TrainerCallback
 
 from trl_tempkd import TemperatureKDTrainer
 from trl_tempkd.commands import distill
+from trl_tempkd.commands.arguments import usage_errors_on_one_line
 from trl_tempkd.diagnostics import Plan, collect, diagnose
 from trl_tempkd.teachers import TeacherServerError, client
 from trl_tempkd.teachers.served import documents
@@ -27,6 +29,11 @@ PROBES = 2  # requests at the start
 def server(make_model, tokenizer):
     with TeacherServer(make_model(seed=1), tokenizer).running() as server:
         yield server
+
+
+@pytest.fixture
+def pair(tmp_path, make_model, tokenizer):
+    return lambda: save_pair(tmp_path / "pair", make_model, tokenizer)
 
 
 @pytest.fixture
@@ -167,12 +174,13 @@ def test_the_request(make, server, prompt_dataset):
     }
 
 
-def test_the_command(tmp_path, server, make_model, tokenizer, prompt_dataset):
+def test_the_command(tmp_path, server, quick, make_model, tokenizer, prompt_dataset, capsys):
     student, _ = save_pair(tmp_path, make_model, tokenizer)
     datasets.DatasetDict(train=prompt_dataset, test=prompt_dataset.select(range(4))).save_to_disk(tmp_path / "data")
     values = {
         "model_name_or_path": student,
         "teacher_server_url": f"{server.url}/v1/",
+        "teacher_server_patience": 0.2,
         "teacher_model_name_or_path": "teacher",
         "dataset_name": tmp_path / "data",
         "output_dir": tmp_path / "output",
@@ -187,6 +195,11 @@ def test_the_command(tmp_path, server, make_model, tokenizer, prompt_dataset):
     distill.main(*values)
     assert (tmp_path / "output/model.safetensors").is_file()
     assert server.count > PROBES
+    server.stop()
+    with pytest.raises(SystemExit) as stop, usage_errors_on_one_line("trl-tempkd distill"):
+        distill.main(*values)
+    assert stop.value.code == 2
+    assert "error: The teacher's server http://127.0.0.1" in capsys.readouterr().err
 
 
 # What the server is found to give
@@ -232,14 +245,6 @@ def test_refuses_another_tokenizer(make, server, tokenizer):
         make(server)
 
 
-def test_refuses_part_of_the_vocabulary(make, server):
-    with pytest.raises(ValueError, match=r"gives the 20 largest log-probabilities .*--max-logprobs -1"):
-        make(server, teacher_server_logprobs=20)
-    server.most = 20
-    with pytest.raises(TeacherServerError, match=r"Requested \d+ prompt logprobs, more than 20.*--max-logprobs"):
-        make(server)
-
-
 def test_names_of_the_model(make, server):
     server.name = "Qwen/Qwen3-32B"
     assert make(server).teacher.client.model == "Qwen/Qwen3-32B"
@@ -272,6 +277,88 @@ def test_refuses_what_does_not_go_together(make, server, make_config, make_train
         make_trainer(teacher_server_url=server.url)
     with pytest.raises(ValueError, match=r"`teacher_model_revision` is 'main', but the teacher is served"):
         make(server, teacher_model_revision="main")
+
+
+# A part of the vocabulary
+
+
+@pytest.fixture
+def cached(tmp_path, pair, make_config, prompt_dataset):
+    """`cached(k, taus, **fields)`: the losses from a cache of the same teacher's k largest logits."""
+
+    def cached(k, taus, **fields):
+        student, teacher = pair()
+        values = {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-3, **fields}
+        live = make_config(teacher_model_name_or_path=teacher, **values)
+        trainer = TemperatureKDTrainer(student, args=live, train_dataset=prompt_dataset)
+        builder_of(trainer, tmp_path / "cache", mode="topk", count=k, taus=taus).build()
+        offline = make_config(teacher_cache=str(tmp_path / "cache"), **values)
+        return history(TemperatureKDTrainer(student, args=offline, train_dataset=prompt_dataset))
+
+    return cached
+
+
+@pytest.mark.parametrize("k", [8, 120])
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd"])
+def test_top_k_is_that_of_a_cache(make, server, cached, divergence, k):
+    fields = {"divergence": divergence, "teacher_kd_temperature": 1.0, "kd_temperature": 3.0, "learning_rate": 1e-3}
+    found = history(make(server, teacher_server_logprobs=k, **fields))
+    assert max(found["loss"]) > 1e-3
+    assert found["loss"] == pytest.approx(cached(k, (1.0,), **fields)["loss"], rel=1e-4)
+
+
+def test_a_real_temperature_gives_others(make, server, cached):
+    """What it gives at tau says what the partition is, so nothing has to be guessed."""
+    server.mode = "processed_logprobs"
+    fields = {
+        "kd_temperature": 4.0,
+        "kd_temperature_schedule": "step",
+        "kd_temperature_final": 2.0,
+        "learning_rate": 1e-3,
+    }
+    found = history(make(server, teacher_server_logprobs=8, **fields))
+    assert {body["temperature"] for body in server.bodies} == {1.0, 2.0, 4.0}
+    assert found["loss"] == pytest.approx(cached(8, (1.0, 2.0, 4.0), **fields)["loss"], rel=1e-4)
+
+
+def test_what_part_of_the_vocabulary_cannot_serve(make, server):
+    def refused(match, **fields):
+        with pytest.raises(ValueError, match=match):
+            make(server, teacher_server_logprobs=8, **fields)
+
+    refused(r"the 8 largest log-probabilities .* doesn't change them, and `kd_temperature` is 2.0\. What they become")
+    step = {"kd_temperature": 1.0, "kd_temperature_final": 1.5, "kd_temperature_schedule": "step"}
+    refused("`kd_temperature_final` is 1.5", **step)
+    refused("needs the teacher's whole rows", divergence="alpha_beta", kd_temperature=1.0)
+    refused("`kd_diagnostics_steps` is 5", kd_diagnostics_steps=5, kd_temperature=1.0)
+    trainer = make(server, teacher_server_logprobs=8, kd_temperature=1.0)
+    with pytest.raises(ValueError, match="gives no whole rows of the teacher, which are needed here"):
+        collect(trainer, trainer.train_dataset)
+    server.mode = "raw_logits"
+    refused("the 8 largest logits at each position.* Without all of them", kd_temperature=1.0)
+    server.mode = "processed_logprobs"
+    refused("`kd_temperature_schedule` is 'linear'", **{**step, "kd_temperature_schedule": "linear"})
+
+
+def test_logits_that_look_like_small_probabilities(make, server):
+    """Very negative logits have no mass above 1 either. But the k likeliest of V tokens have k / V at least."""
+
+    def lowered(reply, body):
+        for row in reply["choices"][0]["prompt_logprobs"][1:]:
+            for entry in row.values():
+                entry["logprob"] -= 30
+        return reply
+
+    server.mode, server.change = "raw_logits", lowered
+    with pytest.raises(ValueError, match="the 8 largest logits"):
+        make(server, teacher_server_logprobs=8, kd_temperature=1.0)
+
+
+def test_the_most_that_a_server_gives(make, server):
+    server.most = 20
+    with pytest.raises(TeacherServerError, match=r"Requested \d+ prompt logprobs, more than 20.*--max-logprobs"):
+        make(server)
+    make(server, teacher_server_logprobs=20, kd_temperature=1.0)
 
 
 # Faults

@@ -30,12 +30,12 @@ def usage_errors_on_one_line(prog: str) -> Iterator[None]:
     """
     Turn a mistake of the person at the keyboard into one line on stderr and exit status 2.
 
-    That is every [`UsageError`], and every `ValueError` that this package raises itself: those are messages for the
-    user. A `ValueError` from inside another library is a bug until proven otherwise and keeps its traceback.
+    That is every [`UsageError`], and every `ValueError` and `ConnectionError` that this package raises itself: those
+    are messages for the user. One from inside another library is a bug until proven otherwise and keeps its traceback.
     """
     try:
         yield
-    except (UsageError, ValueError) as error:
+    except (UsageError, ValueError, ConnectionError) as error:
         *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
         if not isinstance(error, UsageError) and not innermost.f_globals["__name__"].startswith("trl_tempkd."):
             raise

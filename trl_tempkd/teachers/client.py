@@ -24,7 +24,7 @@ KEY = "VLLM_API_KEY"  # environment variable of the key, under the name by which
 _RETRIED = (408, 425, 429)  # and all of 5xx
 
 
-class TeacherServerError(RuntimeError):
+class TeacherServerError(ConnectionError):
     """The teacher's server is gone, refuses a request, or answers nonsense."""
 
 

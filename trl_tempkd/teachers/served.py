@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..heads import NoHead
 from ..losses import METRICS, Logits, TopK
-from ..losses.truncated import ON_BINS, check_binned
+from ..losses.truncated import ON_BINS
 from ..temperature import soften
 from .client import Answer, CompletionsClient, TeacherServerError, log_mass
 from .live import refuse_options
@@ -249,7 +249,7 @@ def temperatures_of(served: Served, options: Any) -> tuple[float, ...]:
     gives = f"`teacher_server_url` {options.teacher_server_url} gives {served.describe()}"
     if not served.normalised:
         raise ValueError(f"{gives}. Without all of them their probabilities can't be known. {_ALL}")
-    check_binned(options.divergence, options.divergence_kwargs)
+    TopK.check(options.divergence, options.divergence_kwargs)
     if options.divergence in ON_BINS:
         logger.warning(
             f"{gives}, and `divergence` {options.divergence} of these isn't that of whole rows: "
