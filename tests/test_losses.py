@@ -48,7 +48,7 @@ def gradients(loss, x):
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("size", [13, 29, 40])
-def test_given_logits_need_no_head(size, compile, monkeypatch):
+def test_given_logits_need_no_head(size, compile, monkeypatch, recwarn):
     monkeypatch.setattr(block, "BLOCK_ELEMENTS", 60)
     x = problem(teacher_size=size)
     options = {"divergence": "jsd", "student_temperature": 3.0, "teacher_temperature": 2.0, "metrics": True}

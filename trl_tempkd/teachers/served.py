@@ -265,7 +265,7 @@ def temperatures_of(served: Served, options: Any) -> tuple[float, ...]:
         if tau is None or (tau != 1 and not served.tempered):
             raise ValueError(
                 f"{gives}, and {said}. What they become at another temperature depends on all that isn't among them. "
-                f"Set `teacher_kd_temperature` to 1 (the student's own `student_kd_temperature` is free). {_ALL}"
+                f"Train at `kd_temperature` 1. {_ALL}"
             )
         taus.add(tau)
     return tuple(sorted(taus))
