@@ -145,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         assert self.path == "/v1/completions"
         teacher = self.server.teacher
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with teacher.lock:
             number, teacher.count = teacher.count, teacher.count + 1
             teacher.now += 1
