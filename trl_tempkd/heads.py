@@ -59,7 +59,7 @@ class Head:
 
 @dataclass(frozen=True)
 class NoHead:
-    """In place of a [`Head`] where the logits themselves are given instead of hidden states."""
+    """In place of a [`Head`] where a teacher gives its logits, or what is left of them, instead of hidden states."""
 
     def arguments(self, side: str) -> dict[str, Any]:
         return {f"{side}_weight": None}

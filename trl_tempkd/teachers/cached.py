@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..heads import Head
+from ..heads import Head, NoHead
 from ..losses import Truncated
 from .columns import CHECKSUM, TOKENS, is_sound, key_of, rows_of
 from .layouts import MODES, layout_of
@@ -216,7 +216,7 @@ class CachedTeacher:
 
     def __init__(self, cache: TeacherCache, accelerator: Accelerator):
         self.layout, self.metrics, self._folder = cache.layout, cache.layout.metrics, cache.folder
-        self._head = _read_head(cache, accelerator) if cache.layout.has_head else _NoHead()
+        self._head: Head | NoHead = _read_head(cache, accelerator) if cache.layout.has_head else NoHead()
 
     def wrapped(self) -> nn.Module:
         raise ValueError("`teacher_cache` has no model to generate with.")
@@ -239,18 +239,8 @@ class CachedTeacher:
         return rows.view(*inputs["input_ids"].shape, -1)
 
     @contextmanager
-    def head(self) -> Iterator[Head]:
+    def head(self) -> Iterator[Head | NoHead]:
         yield self._head
-
-
-class _NoHead(Head):
-    """In the place of a head where rows aren't hidden states."""
-
-    def __init__(self) -> None:
-        super().__init__(torch.empty(0, 0))
-
-    def arguments(self, side: str) -> dict[str, Any]:
-        return {}
 
 
 def _read_head(cache: TeacherCache, accelerator: Accelerator) -> Head:
