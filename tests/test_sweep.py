@@ -448,13 +448,13 @@ def test_recipes(recipe, monkeypatch, capsys, tmp_path, make_model, tokenizer, p
 def test_shares_of_the_machine(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert launchers._environment(1, 2, 1) == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": "6"}
-    assert [launchers._environment(i, 4, 0.5)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["4", "4", "6", "6"]
+    assert launchers.share_of_machine(1, 2, 1) == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": "6"}
+    assert [launchers.share_of_machine(i, 4, 0.5)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["4", "4", "6", "6"]
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(launchers.os, "cpu_count", lambda: 6)
-    assert launchers._environment(1, 3, 0) == {"OMP_NUM_THREADS": "2"}
+    assert launchers.share_of_machine(1, 3, 0) == {"OMP_NUM_THREADS": "2"}
     with pytest.raises(ValueError, match="3 workers with 1 GPUs per cell need 3 GPUs, got 2"):
-        launchers._environment(0, 3, 1)
+        launchers.share_of_machine(0, 3, 1)
 
 
 def test_a_cell_that_another_process_runs_is_waited_for(tiny_recipe, monkeypatch, in_process):

@@ -34,6 +34,7 @@ COMMANDS = [
     Command("evaluate", "generate from a model with fixed seeds, score it, and measure its distance from the teacher"),
     Command("diagnose", "measure what objectives and temperatures do to a student's gradient, without training"),
     Command("sweep", "distil over a grid of divergences, temperatures, modes and seeds, and compare"),
+    Command("tune", "choose divergence, temperature and other options together, by a score on held-out rows"),
     Command("report", "write one HTML page from a sweep's results: verdicts, plots, tables, samples"),
     Command("divergences", "list the divergences, their parameters, defaults and sources"),
 ]
@@ -47,6 +48,7 @@ examples:
   trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd diagnose --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd sweep --config recipes/sweeps/tiny.yaml --workers 2
+  trl-tempkd tune --config recipes/tune/tiny.yaml
   trl-tempkd report results/tiny
   trl-tempkd divergences
 

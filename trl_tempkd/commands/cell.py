@@ -90,7 +90,7 @@ def load_rows(values: list[Any], option: str, count: int) -> "Dataset":
     split = getattr(values[0], option)
     rows = select_split(load_data(values[0], values[3]), split, option).shuffle(seed=0)
     if count > len(rows):
-        raise UsageError(f"the split {split!r} has {len(rows)} rows, and the sweep's evaluation needs {count}")
+        raise UsageError(f"the split {split!r} has {len(rows)} rows, and the recipe's `rows` needs {count}")
     return rows
 
 
@@ -101,21 +101,9 @@ def tune(cell: Cell, folder: Path) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: The `chosen` one, how many `rows` it was chosen on, and `eval_kl_tau1` by learning rate.
     """
-    from datasets import DatasetDict
-
-    count = cell.evaluation["rows"]
-    rows = load_rows(parse(cell.options, folder), "dataset_train_split", count + 1)
-    data = folder / "tuning" / "data"
-    DatasetDict(train=rows.skip(count), validation=rows.take(count)).save_to_disk(data)
-    options = {key: value for key, value in cell.options.items() if key != "datasets"}
-    options |= {
-        "dataset_name": str(data),
-        "dataset_train_split": "train",
-        "dataset_test_split": "validation",
-        "do_eval": True,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-    }
+    count, data = cell.evaluation["rows"], folder / "tuning" / "data"
+    hold_out(parse(cell.options, folder), count, data)
+    options = on_held_out(cell.options, data)
     found = {}
     for rate in cell.tune_learning_rate:
         recorder, _ = train({**options, "learning_rate": rate}, folder / "tuning" / f"{rate:g}")
@@ -123,6 +111,27 @@ def tune(cell: Cell, folder: Path) -> dict[str, Any]:
     shutil.rmtree(folder / "tuning")
     chosen = min(cell.tune_learning_rate, key=lambda rate: found[f"{rate:g}"])
     return {"chosen": chosen, "rows": count, "eval_kl_tau1": found}
+
+
+def hold_out(values: list[Any], count: int, data: Path) -> None:
+    """Write the training split to a folder in two parts: `validation`, of so many rows, and `train`, the others."""
+    from datasets import DatasetDict
+
+    rows = load_rows(values, "dataset_train_split", count + 1)
+    DatasetDict(train=rows.skip(count), validation=rows.take(count)).save_to_disk(data)
+
+
+def on_held_out(options: dict[str, Any], data: Path) -> dict[str, Any]:
+    """Options of a run on the data that [`hold_out`] has written, evaluated at its end."""
+    return {
+        **{key: value for key, value in options.items() if key != "datasets"},
+        "dataset_name": str(data),
+        "dataset_train_split": "train",
+        "dataset_test_split": "validation",
+        "do_eval": True,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+    }
 
 
 def parse(options: dict[str, Any], folder: Path) -> list[Any]:

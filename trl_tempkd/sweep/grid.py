@@ -105,19 +105,11 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     for key in ("base", "grid"):
         if not recipe.get(key):
             raise ValueError(f"{path} has no `{key}`.")
-    base = recipe["base"]
-    if isinstance(base, str):
-        base = read_yaml(base)
-    if not isinstance(base, dict):
-        raise ValueError(f"`base` in {path}: expected a mapping or the path of one, got {recipe['base']!r}.")
+    base = read_base(recipe, path)
     evaluation = recipe.get("evaluation") or {}
     check_keys(evaluation, EVALUATION, f"`evaluation` in {path}")
-    rows = evaluation.get("rows", EVALUATION["rows"])
-    if not isinstance(rows, int) or rows < 2:
-        raise ValueError(f"`rows` in {path}: expected a whole number from 2 on, got {rows!r}.")
-    workers = recipe.get("workers", 1)
-    if not isinstance(workers, int) or workers < 1:
-        raise ValueError(f"`workers` in {path}: expected a whole number from 1 on, got {workers!r}.")
+    whole(evaluation, "rows", EVALUATION["rows"], path, least=2)
+    workers = whole(recipe, "workers", 1, path)
     others = evaluation.get("datasets", {})
     if not isinstance(others, dict) or not all(isinstance(name, str) for name in others.values()):
         raise ValueError(f"`datasets` in {path}: expected a mapping of names to data sets, got {others!r}.")
@@ -127,7 +119,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     except (TypeError, ValueError):
         raise ValueError(f"`tune_learning_rate` in {path}: expected a list of numbers, got {rates!r}.") from None
     found = {
-        "base": {**base, **(recipe.get("overrides") or {})},
+        "base": base,
         "grid": recipe["grid"],
         "evaluation": {**EVALUATION, **evaluation},
         "tune_learning_rate": rates,
@@ -139,7 +131,26 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def _check_grid(grid: Any, where: str) -> None:
+def read_base(recipe: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """The options of the `trl-tempkd distill` that a recipe starts from, its `overrides` in them."""
+    base = recipe["base"]
+    if isinstance(base, str):
+        base = read_yaml(base)
+    if not isinstance(base, dict):
+        raise ValueError(f"`base` in {path}: expected a mapping or the path of one, got {recipe['base']!r}.")
+    return {**base, **(recipe.get("overrides") or {})}
+
+
+def whole(recipe: dict[str, Any], key: str, default: int, path: str | Path, least: int = 1) -> int:
+    """The whole number of a key."""
+    value = recipe.get(key, default)
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"`{key}` in {path}: expected a whole number from {least} on, got {value!r}.")
+    return value
+
+
+def check_factors(grid: Any, where: str) -> None:
+    """Stop at what is no option that runs of one recipe may differ in."""
     from ..config import KDConfig
 
     options = {field.name for field in fields(KDConfig)} - set(TEMPERATURES) - {"data_seed", "output_dir"}
@@ -149,6 +160,10 @@ def _check_grid(grid: Any, where: str) -> None:
             if name in grid:
                 raise ValueError(f"{name!r} in {where}: say `tau`, and `mode: [both, teacher]` for whom it softens.")
     check_keys(grid, {*options, "tau", "mode"}, where)
+
+
+def _check_grid(grid: Any, where: str) -> None:
+    check_factors(grid, where)
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{name!r} in {where}: expected a list of values, got {values!r}.")
@@ -163,12 +178,7 @@ def _check_grid(grid: Any, where: str) -> None:
 def cells(recipe: dict[str, Any]) -> list[Cell]:
     """The cells of a recipe that [`read_recipe`] has read: every combination of the values of its grid."""
     base, grid = recipe["base"], recipe["grid"]
-    defaults = {
-        "divergence": base.get("divergence", "forward_kl"),
-        "tau": base.get("kd_temperature", 2.0),
-        "mode": "both",
-        "seed": base.get("seed", 42),
-    }
+    defaults = factors_of(base)
     values = {**{name: grid.get(name, [default]) for name, default in defaults.items()}, **grid}
     values["seed"] = values.pop("seed")  # last: the repetitions
     found = []
@@ -185,6 +195,16 @@ def cells(recipe: dict[str, Any]) -> list[Cell]:
         if names.count(name) > 1:
             raise ValueError(f"Two cells have the name {name}: a value stands twice in the grid.")
     return found
+
+
+def factors_of(base: dict[str, Any]) -> dict[str, Any]:
+    """Where a base stands in the factors that every run has."""
+    return {
+        "divergence": base.get("divergence", "forward_kl"),
+        "tau": base.get("kd_temperature", 2.0),
+        "mode": "both",
+        "seed": base.get("seed", 42),
+    }
 
 
 def _word(value: Any) -> str:

@@ -48,34 +48,45 @@ def run_cell(results_dir: str, name: str, working_dir: str, environment: dict[st
             return BUSY
     error = results / f"{name}.error.txt"
     error.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "trl_tempkd.commands.cell", str(folder / "cell.json")]
-    with (folder / "output.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command,
+    process = start("trl_tempkd.commands.cell", folder / "cell.json", working_dir, environment)
+    try:
+        status = process.wait()  # meanwhile the pipe says that somebody waits
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+    if status in (DONE, BUSY):
+        return status
+    if not error.exists():
+        error.write_text(f"The process of the cell {ended(status, folder)}\n", encoding="utf-8")
+    return FAILED
+
+
+def start(
+    module: str, file: Path, working_dir: str, environment: dict[str, str] | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start `python -m MODULE FILE`, what it prints going to `output.log` beside the file. Its stdin says who waits."""
+    with (file.parent / "output.log").open("w", encoding="utf-8") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, str(file)],
             cwd=working_dir,  # where paths in the recipe start; a worker of Ray is somewhere else
             env={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-        try:
-            status = process.wait()  # meanwhile the pipe says that somebody waits
-        finally:
-            if process.stdin is not None:
-                process.stdin.close()
-    if status in (DONE, BUSY):
-        return status
-    if not error.exists():
-        said = (folder / "output.log").read_text(encoding="utf-8", errors="replace")[-4000:]
-        error.write_text(f"The process of the cell ended with exit status {status}. Its last output:\n\n{said}\n")
-    return FAILED
+
+
+def ended(status: int, folder: Path) -> str:
+    """How a process that has left no word of its own ended."""
+    said = (folder / "output.log").read_text(encoding="utf-8", errors="replace")[-4000:]
+    return f"ended with exit status {status}. Its last output:\n\n{said}"
 
 
 def run_local(names: list[str], results_dir: Path, workers: int, gpus_per_cell: float) -> Iterator[tuple[str, int]]:
     """Run cells on this machine, `workers` at a time, each on its own GPU. Yields their names and how they ended."""
     slots: queue.Queue[dict[str, str]] = queue.Queue()
     for worker in range(workers):
-        slots.put(_environment(worker, workers, gpus_per_cell))
+        slots.put(share_of_machine(worker, workers, gpus_per_cell))
 
     def run(name: str) -> tuple[str, int]:
         environment = slots.get()
@@ -95,7 +106,7 @@ def run_local(names: list[str], results_dir: Path, workers: int, gpus_per_cell: 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _environment(worker: int, workers: int, gpus_per_cell: float) -> dict[str, str]:
+def share_of_machine(worker: int, workers: int, gpus_per_cell: float) -> dict[str, str]:
     """The share of this machine that a worker's cells have: processor cores, unless these are set, and a GPU."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
     found = {"OMP_NUM_THREADS": threads}

@@ -1,0 +1,202 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""The store of a study: Optuna's journal in the results' folder. Many processes may work on it, and die at any time."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from ..sweep.launchers import claim
+from .recipe import Tuning
+from .space import Choice, Range
+
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+NAME = "tune"
+JOURNAL = "study.log"
+
+
+class Lock:
+    """A lock that goes with its process, however that ends. Those of Optuna outlive it, and are waited for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.file: IO[str] | None = None
+
+    def acquire(self) -> bool:
+        self.file = self.path.open("a")
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+class Store:
+    """
+    A study in its folder.
+
+    Args:
+        folder (`pathlib.Path`):
+            The results' folder.
+        tuning ([`~recipe.Tuning`]):
+            What is tuned. A store of other settings is an error.
+    """
+
+    def __init__(self, folder: Path, tuning: Tuning):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.tuning, self.storage = folder, tuning, open_storage(folder)
+        with self.lock():
+            self.study = optuna.create_study(
+                storage=self.storage,
+                study_name=NAME,
+                direction=tuning.direction,
+                pruner=make_pruner(tuning.pruning, tuning.base),
+                load_if_exists=True,
+            )
+            before = self.study.user_attrs.get("settings")
+            if before is None:
+                self.study.set_user_attr("settings", tuning.settings)
+        if before is not None:
+            check_same(before, tuning.settings, folder)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process at a time."""
+        lock = Lock(self.folder / "tune.lock")
+        lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    @property
+    def counted(self) -> list[FrozenTrial]:
+        """The trials that have run or do: without those that were interrupted, and those that wait to be run again."""
+        return [trial for trial in self.trials if trial.state != TrialState.WAITING and not interrupted(trial)]
+
+    def folder_of(self, number: int) -> Path:
+        return self.folder / "trials" / f"{number:04d}"
+
+    def ask(self) -> tuple[optuna.Trial, dict[str, Any], ExitStack] | None:
+        """
+        Begin the next trial, if one is left: the trial, its settings, and what says that somebody runs it, to be closed.
+        """
+        with self.lock():
+            self.recover()
+            if len(self.counted) >= self.tuning.trials:
+                return None
+            self.study.sampler = make_sampler(self.tuning.seed, len(self.counted))
+            trial = self.study.ask()
+            held = ExitStack()
+            assert held.enter_context(claim(self.folder_of(trial.number))), "two trials of one number"
+            factors = self.tuning.space.draw(lambda name, values: suggest(trial, name, values), self.tuning.base)
+            return trial, factors, held
+
+    def recover(self) -> None:
+        """Mark trials whose process is gone as failed, and have them run again."""
+        for trial in self.trials:
+            if trial.state != TrialState.RUNNING:
+                continue
+            with claim(self.folder_of(trial.number)) as free:
+                if not free:
+                    continue
+            number = trial_id(self.storage, trial.number)
+            self.storage.set_trial_user_attr(number, "interrupted", True)
+            self.storage.set_trial_user_attr(number, "reason", "interrupted; it is run again")
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            if trial.params:
+                self.study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+
+    def tell(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+        """Note how a trial ended: the `state` of its `result`, and the `score`, or the `reason` why there is none."""
+        for key in ("reason", "seconds", "scores"):
+            if key in result:
+                trial.set_user_attr(key, result[key])
+        if result["state"] == "complete":
+            self.study.tell(trial, result["score"])
+        else:
+            state = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[result["state"]]
+            self.study.tell(trial, state=state)
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        """The complete trial with the best score."""
+        return next(iter(ranked(self.trials, self.tuning)), None)
+
+
+def open_storage(folder: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(folder / JOURNAL), Lock(folder / f"{JOURNAL}.lock")))
+
+
+def trial_id(storage: JournalStorage, number: int) -> int:
+    return storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(NAME), number)
+
+
+def open_trial(folder: Path, number: int, pruning: dict[str, Any], base: dict[str, Any]) -> optuna.Trial:
+    """A trial that another process has asked for, to report what it measures."""
+    storage = open_storage(folder)
+    pruner, sampler = make_pruner(pruning, base), optuna.samplers.RandomSampler()  # nothing is drawn here
+    study = optuna.load_study(study_name=NAME, storage=storage, pruner=pruner, sampler=sampler)
+    return optuna.Trial(study, trial_id(storage, number))
+
+
+def make_sampler(seed: int, index: int) -> optuna.samplers.BaseSampler:
+    """
+    TPE, which draws the parameters that all trials share jointly, so that it sees how tau and divergence interact. Its
+    seed depends on how many trials were drawn before, and so an interrupted study draws what it would have drawn.
+    """
+    return optuna.samplers.TPESampler(seed=(seed * 100_003 + index) % 2**32)
+
+
+def make_pruner(pruning: dict[str, Any], base: dict[str, Any]) -> optuna.pruners.BasePruner:
+    if not pruning:
+        return optuna.pruners.NopPruner()
+    if pruning["method"] == "hyperband":
+        return optuna.pruners.HyperbandPruner(pruning["eval_steps"], base["max_steps"], pruning["reduction_factor"])
+    return optuna.pruners.MedianPruner(pruning["startup_trials"], pruning["warmup_steps"])
+
+
+def suggest(trial: optuna.Trial, name: str, values: Choice | Range) -> Any:
+    if isinstance(values, Choice):
+        return values.labels[trial.suggest_categorical(name, list(values.labels))]
+    if values.whole:
+        return trial.suggest_int(name, int(values.low), int(values.high), log=values.log)
+    return trial.suggest_float(name, values.low, values.high, log=values.log)
+
+
+def interrupted(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get("interrupted"))
+
+
+def ranked(trials: list[FrozenTrial], tuning: Tuning) -> list[FrozenTrial]:
+    """The complete trials, the best first."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    sign = 1 if tuning.direction == "minimize" else -1
+    return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
+
+
+def check_same(before: dict[str, Any], now: dict[str, Any], folder: Path, where: str = "") -> None:
+    """Stop at the first setting in which the recipe differs from that of the store."""
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict) and not {"low", "high"} & {*old, *new}:
+            check_same(old, new, folder, f"{where}{key}.")
+        raise ValueError(
+            f"{folder / JOURNAL} was made with {where}{key}: {old}, and the recipe now says {new}. Give another "
+            "--results_dir, or delete the folder."
+        )
