@@ -15,7 +15,7 @@ from standins import save_pair
 import trl_tempkd
 from trl_tempkd import DIVERGENCES, KDConfig, chunked_kd_loss, kd_loss
 from trl_tempkd.cli import COMMANDS, EXAMPLES
-from trl_tempkd.commands import cache, diagnose, distill, divergences, evaluate, report, sweep
+from trl_tempkd.commands import cache, diagnose, distill, divergences, evaluate, report, sweep, tune
 
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +28,7 @@ TEXTS = {
     "trl-tempkd evaluate --help": evaluate.DESCRIPTION + "\n" + evaluate.EPILOG,
     "trl-tempkd diagnose --help": diagnose.EPILOG,
     "trl-tempkd sweep --help": sweep.EPILOG,
+    "trl-tempkd tune --help": tune.EPILOG,
     "trl-tempkd report --help": report.EPILOG,
     "trl-tempkd divergences --help": divergences.EPILOG,
     "examples/distill.py": (ROOT / "examples/distill.py").read_text(encoding="utf-8"),
@@ -86,6 +87,9 @@ def test_commands_parse(source, monkeypatch, capsys):
             continue
         elif command[1] == "sweep":
             assert Path(sweep.make_parser().parse_args(command[2:]).config).is_file()
+            continue
+        elif command[1] == "tune":
+            assert Path(tune.make_parser().parse_args(command[2:]).config).is_file()
             continue
         else:
             assert command[1] in {"COMMAND", *(each.name for each in COMMANDS)}, command

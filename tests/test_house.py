@@ -18,7 +18,7 @@ FLOORS = [
     ["__main__"],
     ["cli"],
     ["commands"],
-    ["report"],
+    ["report", "tuning"],
     ["sweep"],
     ["statistics"],
     ["diagnostics"],
@@ -91,8 +91,8 @@ def test_third_party_imports_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0] for line in project["dependencies"]}
     known_as = {"yaml": "pyyaml", "rouge_score": "rouge-score"}
-    # trackers are imported where they are in use, and Ray, an extra, where it is asked for
-    local = {"trl_tempkd", "wandb", "trackio", "ray"}
+    # trackers are imported where they are in use, and Ray and Optuna, extras, where they are asked for
+    local = {"trl_tempkd", "wandb", "trackio", "ray", "optuna"}
     import sys
 
     for path in FILES:

@@ -53,8 +53,9 @@ def measure(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     name = settings["score"]
     trial = open_trial(folder.parent.parent, settings["trial"], settings["pruning"], settings["base"])
     reporter, values = Reporter(trial, name), parse(settings["options"], folder)
+    script_args, training_args, model_args, dataset_args = values
     try:
-        distill.main(*values, callbacks=[reporter])
+        distill.main(script_args, training_args, model_args, dataset_args, callbacks=[reporter])
     except optuna.TrialPruned:
         return {"state": "pruned"}
     if name == "eval_kl_tau1":

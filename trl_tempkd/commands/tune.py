@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +63,7 @@ examples:
   # more trials on top of those that are there, two at a time
   trl-tempkd tune --config recipes/tune/tiny.yaml --trials 40 --workers 2
 
-  # train with what was found, on the whole training split
-  trl-tempkd distill --config results/tune-tiny/best.yaml"""
+RESULTS_DIR/best.yaml is then a recipe that trains with what was found on the whole training split."""
 
 SHOWN = 5  # rows of the table, and settings of --dry_run
 
@@ -145,7 +146,7 @@ def dry_run(tuning: "Tuning") -> None:
     for number in range(min(SHOWN, tuning.trials)):
         study.sampler = make_sampler(tuning.seed, number)
         trial = study.ask()
-        tuning.space.draw(lambda name, values, trial=trial: suggest(trial, name, values), tuning.base)
+        tuning.space.draw(partial(suggest, trial), tuning.base)
         drawn[number] = dict(trial.params)
     print("# The first settings that are drawn")
     print(yaml.safe_dump({"trials": drawn}, sort_keys=False, width=119))
@@ -155,13 +156,17 @@ def dry_run(tuning: "Tuning") -> None:
 
 def prepare_data(store: "Store") -> None:
     """Hold rows out of the training split, once for the study."""
+    import datasets
+
     from .cell import hold_out, parse
 
+    datasets.disable_progress_bars()
     data = store.folder / "data"
-    with store.lock():
-        if (data / "dataset_dict.json").is_file():  # written last
-            return
-        hold_out(parse(store.tuning.base, store.folder / "base"), store.tuning.rows, data)
+    with store.lock(), tempfile.TemporaryDirectory() as folder:
+        if not data.is_dir():
+            written = store.folder / "data.part"
+            hold_out(parse(store.tuning.base, Path(folder)), store.tuning.rows, written)
+            written.rename(data)
 
 
 def run(store: "Store", shown: str, gpus: float | None) -> None:

@@ -64,13 +64,13 @@ def run_cell(results_dir: str, name: str, working_dir: str, environment: dict[st
 def start(
     module: str, file: Path, working_dir: str, environment: dict[str, str] | None = None
 ) -> "subprocess.Popen[bytes]":
-    """Start `python -m MODULE FILE`, what it prints going to `output.log` beside the file. Its stdin says who waits."""
+    """Start `python -m MODULE FILE`, what it prints going to `output.log` beside the file."""
     with (file.parent / "output.log").open("w", encoding="utf-8") as log:
         return subprocess.Popen(
             [sys.executable, "-m", module, str(file)],
             cwd=working_dir,  # where paths in the recipe start; a worker of Ray is somewhere else
             env={**os.environ, **(environment or {})},
-            stdin=subprocess.PIPE,
+            stdin=subprocess.PIPE,  # closed when this process ends, and the other ends with it
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -4,7 +4,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..sweep.grid import EVALUATION, check_keys, read_base, read_yaml, whole
 from .space import Space, read_space
@@ -23,7 +23,7 @@ KEYS = (
     "workers",
     "results_dir",
 )
-SCORES = {"eval_kl_tau1": "minimize", "rouge_l": "maximize"}
+SCORES: dict[str, Literal["minimize", "maximize"]] = {"eval_kl_tau1": "minimize", "rouge_l": "maximize"}
 # How the completions of `rouge_l` are sampled: a part of a sweep's `evaluation`
 SAMPLING = {
     name: EVALUATION[name] for name in ("seeds", "max_new_tokens", "temperature", "top_p", "batch_size", "dtype")
@@ -81,7 +81,7 @@ class Tuning:
     path: str
 
     @property
-    def direction(self) -> str:
+    def direction(self) -> Literal["minimize", "maximize"]:
         return SCORES[self.score]
 
     @property
@@ -108,8 +108,8 @@ def read_tuning(path: str | Path) -> Tuning:
     score = recipe.get("score", "eval_kl_tau1")
     if score == "eval_loss":
         raise ValueError(
-            f"`score` in {path}: eval_loss is the objective itself, with the trial's own divergence and tau, so that it "
-            "says nothing across trials. Take eval_kl_tau1, or rouge_l."
+            f"`score` in {path}: eval_loss is the objective itself, with the trial's own divergence and tau, so it "
+            "cannot be compared between trials. Take eval_kl_tau1, or rouge_l."
         )
     if score not in SCORES:
         raise ValueError(f"`score` in {path}: expected {' or '.join(SCORES)}, got {score!r}.")

@@ -4,6 +4,7 @@
 import csv
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def options_of_factors(tuning: Tuning, factors: dict[str, Any]) -> dict[str, Any
 
 
 def write_results(store: Store, shown: str) -> None:
-    """Write `trials.json`, `trials.csv` and, once a trial is complete, `best.yaml`. `shown` is the folder in commands."""
+    """Write `trials.json`, `trials.csv` and, once a trial is complete, `best.yaml`, which calls the folder `shown`."""
     rows = [row_of(trial) for trial in store.trials]
     found = {"score": store.tuning.score, "direction": store.tuning.direction, "trials": rows}
     write_atomically(store.folder / "trials.json", json.dumps({**found, "importances": importances(store)}, indent=1))
@@ -90,4 +91,6 @@ def importances(store: Store) -> dict[str, float]:
     complete = [trial for trial in store.trials if trial.state == TrialState.COMPLETE]
     if len(complete) < 4 or len({trial.values[0] for trial in complete}) < 2:
         return {}
-    return optuna.importance.get_param_importances(store.study)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Some regimes for parameter")  # one that few trials had
+        return optuna.importance.get_param_importances(store.study)

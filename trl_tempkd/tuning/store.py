@@ -1,15 +1,16 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""The store of a study: Optuna's journal in the results' folder. Many processes may work on it, and die at any time."""
+"""The store of a study: Optuna's journal in the results' folder. Several processes may work on it, and may die."""
 
 import fcntl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from ..sweep.launchers import claim
@@ -23,10 +24,11 @@ NAME = "tune"
 JOURNAL = "study.log"
 
 
-class Lock:
+class Lock(JournalFileOpenLock):
     """A lock that goes with its process, however that ends. Those of Optuna outlive it, and are waited for."""
 
     def __init__(self, path: Path):
+        super().__init__(str(path))
         self.path = path
         self.file: IO[str] | None = None
 
@@ -92,7 +94,7 @@ class Store:
 
     def ask(self) -> tuple[optuna.Trial, dict[str, Any], ExitStack] | None:
         """
-        Begin the next trial, if one is left: the trial, its settings, and what says that somebody runs it, to be closed.
+        Begin the next trial, if one is left: the trial, its settings, and the claim on its folder, to be closed.
         """
         with self.lock():
             self.recover()
@@ -102,7 +104,7 @@ class Store:
             trial = self.study.ask()
             held = ExitStack()
             assert held.enter_context(claim(self.folder_of(trial.number))), "two trials of one number"
-            factors = self.tuning.space.draw(lambda name, values: suggest(trial, name, values), self.tuning.base)
+            factors = self.tuning.space.draw(partial(suggest, trial), self.tuning.base)
             return trial, factors, held
 
     def recover(self) -> None:
