@@ -323,7 +323,7 @@ def test_a_study(tiny_recipe, tmp_path, in_process, capsys, prompt_dataset):
     assert tune(recipe) == 0
     assert ran == []
     vanish.add(4)
-    assert tune(recipe, "--trials", "6") == 0
+    assert tune(recipe, "--trials", "6", "--workers", "2") == 0
     assert ran == [4, 5]
     rows = trials_of(folder)
     assert "its process ended with exit status -9" in rows[4]["reason"] and "Killed" in rows[4]["reason"]
@@ -359,7 +359,7 @@ def test_the_score_is_of_the_student_that_was_trained(tiny_recipe, tmp_path, in_
 
 @pytest.mark.parametrize("method", ["median", "hyperband"])
 def test_pruning(method, tiny_recipe, tmp_path, in_process):
-    """A trial that is behind at a step is stopped there: with a learning rate far too large, after good ones."""
+    """A trial that is behind at a step is stopped there: one with a learning rate far too large, after good ones."""
     own = {"median": {"startup_trials": 2}, "hyperband": {"reduction_factor": 2}}[method]
     recipe = tiny_recipe(
         base={**yaml.safe_load(tiny_recipe().read_text())["base"], "max_steps": 4},
@@ -374,7 +374,8 @@ def test_pruning(method, tiny_recipe, tmp_path, in_process):
     complete = [row for row in rows if row["state"] == "complete"]
     assert complete and all(list(row["by_step"]) == ["1", "2", "3"] for row in complete)
     if method == "median":
-        assert {row["parameters"]["learning_rate"] for row in pruned} == {3.0}
+        assert 3.0 in {row["parameters"]["learning_rate"] for row in pruned}
+        assert 3.0 not in {row["parameters"]["learning_rate"] for row in complete}
 
 
 def test_rouge_l(tiny_recipe, tmp_path, in_process):

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -158,14 +157,13 @@ def prepare_data(store: "Store") -> None:
     """Hold rows out of the training split, once for the study."""
     import datasets
 
-    from .cell import hold_out, parse
+    from .cell import hold_out
 
     datasets.disable_progress_bars()
-    data = store.folder / "data"
-    with store.lock(), tempfile.TemporaryDirectory() as folder:
+    data, written = store.folder / "data", store.folder / "data.part"
+    with store.lock():
         if not data.is_dir():
-            written = store.folder / "data.part"
-            hold_out(parse(store.tuning.base, Path(folder)), store.tuning.rows, written)
+            hold_out(read_options(store.tuning.base, "trl-tempkd tune", "base"), store.tuning.rows, written)
             written.rename(data)
 
 
