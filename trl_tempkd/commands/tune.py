@@ -291,7 +291,7 @@ def report(store: "Store", shown: str) -> None:
     found = importances(store)
     if found:
         listed = ", ".join(f"{name} {value:.0%}" for name, value in found.items())
-        console.print(f"What makes the score vary (PED-ANOVA): {listed}", highlight=False, soft_wrap=True)
+        console.print(f"What sets the best trials apart (PED-ANOVA): {listed}", highlight=False, soft_wrap=True)
     console.print(f"In {shown}: trials.csv, trials.json, and the best as a recipe:", highlight=False, soft_wrap=True)
     console.print(f"  trl-tempkd distill --config {Path(shown, 'best.yaml')}", highlight=False, soft_wrap=True)
 

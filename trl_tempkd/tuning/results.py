@@ -87,7 +87,7 @@ def value_of(trial: FrozenTrial, name: str, values: Any) -> Any:
 
 
 def importances(store: Store) -> dict[str, float]:
-    """The share that each parameter has in what makes the score vary, once there are trials enough: PED-ANOVA."""
+    """The share of each parameter in what sets the best trials apart, once there are enough of them: PED-ANOVA."""
     complete = [trial for trial in store.trials if trial.state == TrialState.COMPLETE]
     if len(complete) < 4 or len({trial.values[0] for trial in complete}) < 2:
         return {}
