@@ -48,6 +48,8 @@ def reference_values(p, q, y):
     entropy = -(p * p.log()).sum(-1)
     a, b = 0.2, 0.7
     difference = (q / p).log()
+    between = q**0.6 * p**0.4
+    between = between / between.sum(-1, keepdim=True)
     pairs = (difference[:, :, None] - difference[:, None, :]).square() * q[:, :, None] * q[:, None, :]
     return {
         "forward_kl": kl(p, q),
@@ -64,6 +66,7 @@ def reference_values(p, q, y):
         "decoupled_kl": binary(p_y, q_y) + 8 * kl(p_rest, q_rest),
         "entropy_aware": kl(q, p) + (entropy > 0.8) * kl(p, q),
         "concrete_score": 0.5 * pairs.sum((-1, -2)),
+        "taid": kl(between, q),
     }
 
 
@@ -82,7 +85,7 @@ def test_every_divergence_has_a_reference():
 def test_gradcheck(name):
     log_p, log_q, y = random_pair(rows=4, size=6, spread=1.0)
     # weights that the papers hold constant are not part of the derivative: hold them by hand, as autograd does
-    detached = {"adaptive_kl", "todi", "concrete_score"}
+    detached = {"adaptive_kl", "todi", "concrete_score", "taid"}
     if name not in detached:
         assert torch.autograd.gradcheck(lambda x: value(name, log_p, x, y), log_q.requires_grad_())
         return
@@ -96,6 +99,9 @@ def test_gradcheck(name):
         gap, head = (p - q0).abs(), head_mask(log_p, 0.5)
         share = (gap * head).sum(-1) / gap.sum(-1)
         fixed = lambda z: (share * (p * (log_p - z)).sum(-1) + (1 - share) * (z.exp() * (z - log_p)).sum(-1)).sum()  # noqa: E731
+    elif name == "taid":
+        between = (0.6 * log_q + 0.4 * log_p).softmax(-1)
+        fixed = lambda z: -(between * z).sum()  # noqa: E731
     else:
         fixed = lambda z: (q0 * (z - log_p - (q0 * (z - log_p)).sum(-1, keepdim=True)).square()).sum()  # noqa: E731
     numeric, step = torch.zeros_like(x), 1e-6

@@ -14,17 +14,29 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "DIVERGENCES": "trl_tempkd.divergences",
     "KDConfig": "trl_tempkd.config",
+    "OBJECTIVES": "trl_tempkd.objectives",
+    "TEMPERATURE_RULES": "trl_tempkd.temperature_rules",
     "TemperatureKDTrainer": "trl_tempkd.trainer",
     "chunked_kd_loss": "trl_tempkd.losses",
     "kd_loss": "trl_tempkd.losses",
 }
 
-__all__ = ["DIVERGENCES", "KDConfig", "TemperatureKDTrainer", "chunked_kd_loss", "kd_loss"]
+__all__ = [
+    "DIVERGENCES",
+    "OBJECTIVES",
+    "TEMPERATURE_RULES",
+    "KDConfig",
+    "TemperatureKDTrainer",
+    "chunked_kd_loss",
+    "kd_loss",
+]
 
 if TYPE_CHECKING:
     from .config import KDConfig
     from .divergences import DIVERGENCES
     from .losses import chunked_kd_loss, kd_loss
+    from .objectives import OBJECTIVES
+    from .temperature_rules import TEMPERATURE_RULES
     from .trainer import TemperatureKDTrainer
 
 

@@ -1,57 +1,25 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""The configuration of a distillation: everything of TRL's `SFTConfig`, plus the temperature and the divergence."""
+"""The configuration of a distillation: everything of TRL's `SFTConfig`, plus divergence, temperature and teacher."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from .divergences import DIVERGENCES, check_divergence
-from .rollouts.config import RolloutConfig
-from .temperature import RESCALES, SCHEDULES
+from .objectives.config import ObjectiveConfig
 
 
 @dataclass
-class KDConfig(RolloutConfig):
+class KDConfig(ObjectiveConfig):
     r"""
     Configuration class for the [`TemperatureKDTrainer`].
 
-    This class includes only the parameters that are specific to distillation. Those of on-policy training are
-    inherited from [`RolloutConfig`]; everything else (data preparation, optimizer, logging, ...) is inherited from
+    This class includes only the parameters that are about the teacher, the memory and the diagnostics. Those of
+    divergence and temperature are inherited from [`ObjectiveConfig`], those of on-policy training from
+    [`RolloutConfig`]; everything else (data preparation, optimizer, logging, ...) is inherited from
     [`~trl.SFTConfig`] and keeps its meaning. Each name is also a command-line flag and a key of a YAML recipe, through
     [`~trl.TrlParser`].
 
     Parameters:
-        > Parameters that control the divergence
-
-        divergence (`str`, *optional*, defaults to `"forward_kl"`):
-            What the student minimises: a name of [`DIVERGENCES`]. All are true divergences, in nats: 0 exactly when
-            the student equals the teacher.
-        divergence_kwargs (`dict[str, Any]`, *optional*):
-            Parameters of the divergence, e.g. `{"beta": 0.1}` for `"jsd"`. Those left out keep their defaults.
-        kd_ratio (`float`, *optional*, defaults to `1.0`):
-            The loss is `kd_ratio * KD + (1 - kd_ratio) * CE`. The cross-entropy with the labels is always at
-            temperature 1.
-
-        > Parameters that control the temperature
-
-        kd_temperature (`float`, *optional*, defaults to `2.0`):
-            Temperature tau of the divergence: both sets of logits are divided by it. It is not a sampling
-            temperature.
-        student_kd_temperature (`float`, *optional*):
-            Temperature of the student alone, in place of `kd_temperature`. `1.0` softens the teacher only, which
-            changes the optimum: the student then learns the softened teacher itself.
-        teacher_kd_temperature (`float`, *optional*):
-            Temperature of the teacher alone, in place of `kd_temperature`.
-        kd_temperature_rescale (`str`, *optional*, defaults to `"tau2"`):
-            Factor on the divergence: `"none"` (1), `"tau"` or `"tau2"`, with the product of both sides in place of
-            tau² if they differ. `"tau2"` keeps the size of the gradient about the same for every tau, which matters
-            when cross-entropy is mixed in or gradients are clipped.
-        kd_temperature_schedule (`str`, *optional*, defaults to `"constant"`):
-            How tau goes from `kd_temperature` to `kd_temperature_final` over the training steps: `"constant"`,
-            `"linear"`, `"cosine"` or `"step"`. A side with its own temperature keeps it.
-        kd_temperature_final (`float`, *optional*):
-            Value of tau at the end of training. Required by every schedule but `"constant"`.
-
         > Parameters that control the memory
 
         kd_chunk_size (`int`, *optional*):
@@ -100,70 +68,9 @@ class KDConfig(RolloutConfig):
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
-        *RolloutConfig._VALID_DICT_FIELDS,
-        "divergence_kwargs",
+        *ObjectiveConfig._VALID_DICT_FIELDS,
         "teacher_model_init_kwargs",
     ]
-
-    # Parameters that control the divergence
-    divergence: str = field(
-        default="forward_kl",
-        metadata={
-            "help": "What the student minimises, in nats, 0 exactly when it equals the teacher. One of "
-            f"{', '.join(DIVERGENCES)}."
-        },
-    )
-    divergence_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": 'Parameters of the divergence, e.g. `{"beta": 0.1}` for `jsd`.'},
-    )
-    kd_ratio: float = field(
-        default=1.0,
-        metadata={
-            "help": "The loss is kd_ratio * KD + (1 - kd_ratio) * CE, in [0, 1]. The cross-entropy with the labels is "
-            "always at temperature 1."
-        },
-    )
-
-    # Parameters that control the temperature
-    kd_temperature: float = field(
-        default=2.0,
-        metadata={
-            "help": "Temperature tau of the divergence: student and teacher logits are divided by it. It is not a "
-            "sampling temperature."
-        },
-    )
-    student_kd_temperature: float | None = field(
-        default=None,
-        metadata={
-            "help": "Temperature of the student alone, in place of `kd_temperature`. 1.0 softens the teacher only, "
-            "which changes the optimum: the student then learns the softened teacher itself."
-        },
-    )
-    teacher_kd_temperature: float | None = field(
-        default=None,
-        metadata={"help": "Temperature of the teacher alone, in place of `kd_temperature`."},
-    )
-    kd_temperature_rescale: str = field(
-        default="tau2",
-        metadata={
-            "help": "Factor on the divergence: 'none' (1), 'tau' or 'tau2'. 'tau2' keeps the size of the gradient "
-            "about the same for every tau, which matters when cross-entropy is mixed in or gradients are clipped.",
-            "choices": list(RESCALES),
-        },
-    )
-    kd_temperature_schedule: str = field(
-        default="constant",
-        metadata={
-            "help": "How tau goes from `kd_temperature` to `kd_temperature_final` over the training steps. A side "
-            "with its own temperature keeps it.",
-            "choices": list(SCHEDULES),
-        },
-    )
-    kd_temperature_final: float | None = field(
-        default=None,
-        metadata={"help": "Value of tau at the end of training. Required by every schedule but 'constant'."},
-    )
 
     # Parameters that control the memory
     kd_chunk_size: int | None = field(
@@ -248,51 +155,11 @@ class KDConfig(RolloutConfig):
                 setattr(self, new, getattr(self, old))
         super().__post_init__()
 
-        examples = {"divergence_kwargs": '{"beta": 0.1}', "teacher_model_init_kwargs": '{"dtype": "bfloat16"}'}
-        for name, example in examples.items():
-            if isinstance(getattr(self, name), str):
-                raise ValueError(
-                    f"`{name}` must be a dict, or on the command line its JSON, e.g. '{example}', got "
-                    f"{getattr(self, name)!r}."
-                )
-        assert not isinstance(self.divergence_kwargs, str)
-        check_divergence(self.divergence, self.divergence_kwargs)
-        for name in ("kd_temperature", "student_kd_temperature", "teacher_kd_temperature", "kd_temperature_final"):
-            tau = getattr(self, name)
-            if tau is not None and not (tau > 0 and math.isfinite(tau)):
-                raise ValueError(
-                    f"`{name}` must be positive and finite, got {tau}. For a nearly greedy teacher use a small "
-                    "temperature such as 0.1."
-                )
-        if self.kd_temperature_rescale not in RESCALES:
+        if isinstance(self.teacher_model_init_kwargs, str):
             raise ValueError(
-                f"`kd_temperature_rescale` must be one of {', '.join(RESCALES)}, got {self.kd_temperature_rescale!r}."
+                "`teacher_model_init_kwargs` must be a dict, or on the command line its JSON, e.g. "
+                f"""'{{"dtype": "bfloat16"}}', got {self.teacher_model_init_kwargs!r}."""
             )
-        if self.kd_temperature_schedule not in SCHEDULES:
-            raise ValueError(
-                f"`kd_temperature_schedule` must be one of {', '.join(SCHEDULES)}, got "
-                f"{self.kd_temperature_schedule!r}."
-            )
-        if self.kd_temperature_schedule == "constant" and self.kd_temperature_final is not None:
-            raise ValueError(
-                f"`kd_temperature_final` is {self.kd_temperature_final}, but `kd_temperature_schedule` is 'constant', "
-                "so it would never be reached. Choose a schedule such as 'linear', or leave `kd_temperature_final` "
-                "unset."
-            )
-        if self.kd_temperature_schedule != "constant":
-            if self.kd_temperature_final is None:
-                raise ValueError(
-                    f"`kd_temperature_schedule` is {self.kd_temperature_schedule!r}, which needs "
-                    "`kd_temperature_final`, got None. Set it, or use the 'constant' schedule."
-                )
-            if self.student_kd_temperature is not None and self.teacher_kd_temperature is not None:
-                raise ValueError(
-                    f"`kd_temperature_schedule` is {self.kd_temperature_schedule!r}, but `student_kd_temperature` "
-                    f"({self.student_kd_temperature}) and `teacher_kd_temperature` ({self.teacher_kd_temperature}) "
-                    "fix both sides, so it would have no effect. Leave one of them unset."
-                )
-        if not 0 <= self.kd_ratio <= 1:
-            raise ValueError(f"`kd_ratio` must be in [0, 1], got {self.kd_ratio}.")
         if self.kd_chunk_size is not None and self.kd_chunk_size < 1:
             raise ValueError(
                 f"`kd_chunk_size` must be at least 1, got {self.kd_chunk_size}. Leave it unset to let the loss choose."
@@ -361,17 +228,3 @@ class KDConfig(RolloutConfig):
         for name in ("teacher_server_timeout", "teacher_server_patience"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be positive and finite, in seconds, got {getattr(self, name)}.")
-
-    def describe(self) -> str:
-        """What the student minimises, in a line: divergence, temperature of both sides, rescale, share of the KD."""
-        tau = str(self.kd_temperature)
-        if self.kd_temperature_final is not None:
-            tau = f"{tau} to {self.kd_temperature_final} ({self.kd_temperature_schedule})"
-        student = tau if self.student_kd_temperature is None else self.student_kd_temperature
-        teacher = tau if self.teacher_kd_temperature is None else self.teacher_kd_temperature
-        parameters = self.divergence_kwargs if isinstance(self.divergence_kwargs, dict) else {}
-        kwargs = "".join(f" {name} {value}" for name, value in parameters.items())
-        return (
-            f"{self.divergence}{kwargs}, student tau {student}, teacher tau {teacher}, rescale "
-            f"{self.kd_temperature_rescale}, kd_ratio {self.kd_ratio}"
-        )

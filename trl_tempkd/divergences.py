@@ -6,7 +6,8 @@ Every function takes `log_p` (teacher) and `log_q` (student), log-probabilities 
 [`~trl_tempkd.temperature.log_softmax`] has made (so they are finite: a probability of zero is the floor), and returns
 one value per token, shape `(...,)`, in nats. Values are *true* divergences: 0 exactly where p = q, comparable between
 runs and temperatures. They are written for autograd to differentiate in `log_q`; weights that a paper treats as
-constants are detached. To add one: write the function, add its line to `DIVERGENCES`.
+constants are detached. A parameter that may be a tensor has one value per token, shape `(...,)`. To add a divergence:
+write the function, add its line to `DIVERGENCES`.
 """
 
 import inspect
@@ -26,16 +27,19 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     return (log_a.exp() * (log_a - log_b)).sum(-1)
 
 
-def _log_mix(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
+def _log_mix(log_a: Tensor, log_b: Tensor, weight: float | Tensor) -> Tensor:
     """log(weight * a + (1 - weight) * b), with the ends exact."""
-    if weight in (0, 1):
+    if isinstance(weight, Tensor):
+        weight = weight.unsqueeze(-1)
+    elif weight in (0, 1):
         return log_a if weight else log_b
     # one logarithm costs less than logaddexp; where both underflow the mixture has no part in any sum over a or b
     return (weight * log_a.exp() + (1 - weight) * log_b.exp()).clamp(min=torch.finfo(log_a.dtype).tiny).log()
 
 
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
+def _check_share(name: str, value: float | Tensor) -> None:
+    # A tensor, one value per token, is not read: that would stall a GPU
+    if not isinstance(value, Tensor) and not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be between 0 and 1, got {value}.")
 
 
@@ -83,7 +87,7 @@ def jsd(log_p: Tensor, log_q: Tensor, *, beta: float = 0.5) -> Tensor:
     return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
 
 
-def skew_forward_kl(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.1) -> Tensor:
+def skew_forward_kl(log_p: Tensor, log_q: Tensor, *, alpha: float | Tensor = 0.1) -> Tensor:
     """
     KL(p, alpha p + (1 - alpha) q); alpha 0 is forward_kl, alpha 1 is 0.
 
@@ -93,7 +97,7 @@ def skew_forward_kl(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.1) -> Tens
     return _kl(log_p, _log_mix(log_p, log_q, alpha))
 
 
-def skew_reverse_kl(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.1) -> Tensor:
+def skew_reverse_kl(log_p: Tensor, log_q: Tensor, *, alpha: float | Tensor = 0.1) -> Tensor:
     """
     KL(q, (1 - alpha) p + alpha q); alpha 0 is reverse_kl, alpha 1 is 0.
 
@@ -274,6 +278,21 @@ def concrete_score(log_p: Tensor, log_q: Tensor, *, weights: str = "student") ->
     return (w * (difference - mean).square()).sum(-1)
 
 
+def taid(log_p: Tensor, log_q: Tensor, *, t: float | Tensor = 0.4) -> Tensor:
+    """
+    KL(m, q), m proportional to q^(1 - t) p^t, this q detached: a target between the two; t 1 is forward_kl.
+
+    At equal temperatures m is softmax(((1 - t) z + t v) / tau), the paper's mean of logits. The trainer moves t to 1.
+
+    Source: Shing et al., TAID: Temporally Adaptive Interpolated Distillation, arXiv 2501.16937, eq. 2.
+    """
+    _check_share("t", t)
+    if isinstance(t, Tensor):
+        t = t.unsqueeze(-1)
+    target = (1 - t) * log_q.detach() + t * log_p
+    return _kl(target - target.logsumexp(-1, keepdim=True), log_q)
+
+
 DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
@@ -289,6 +308,7 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "decoupled_kl": decoupled_kl,
     "entropy_aware": entropy_aware,
     "concrete_score": concrete_score,
+    "taid": taid,
 }
 
 
@@ -315,7 +335,8 @@ def check_divergence(divergence: str, divergence_kwargs: dict[str, Any] | None =
             raise ValueError(f"`divergence_kwargs` has {name!r}, but {divergence} {takes}.")
     sample = torch.tensor([[0.5, 0.5]]).log()
     target = {"target": torch.tensor([0])} if needs_target(divergence) else {}
+    numbers = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
     try:
-        function(sample, sample, **target, **kwargs)
+        function(sample, sample, **target, **numbers)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`divergence_kwargs` {kwargs} does not fit {divergence}: {error}") from None

@@ -17,11 +17,10 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 from .citation import PAPER
 from .config import KDConfig
 from .heads import backbone, check_head, gathered_head
-from .losses import chunked_kd_loss
 from .meter import Meter
+from .objectives import make_objective
 from .rollouts import make_rollouts
 from .teachers import ServedTeacher, make_teacher, open_cache
-from .temperature import scheduled_temperature, temperatures
 
 
 # What some of the loss's per-token metrics are logged as
@@ -36,8 +35,8 @@ class TemperatureKDTrainer(SFTTrainer):
     positions. Data preparation, collation, packing, PEFT, saving and so on are TRL's; a position counts if its label
     isn't -100. The logits are never built in full: backbone, head and divergence run together, in chunks of tokens.
 
-    Beside the loss, the trainer logs the temperature (of each side where they differ), the divergence without its
-    rescale (`kd_loss`), the cross-entropy (`ce_loss`), the KL of the student from the teacher at temperature 1
+    Beside the loss, the trainer logs the temperature (of each side where they differ, the mean and quantiles where each
+    token has its own), the divergence without its rescale (`kd_loss`), the cross-entropy (`ce_loss`), the KL of the student from the teacher at temperature 1
     (`kl_tau1`, comparable between runs), both entropies (all in nats per token), `token_agreement` (share of tokens
     with the same top choice), `num_tokens` (seen so far) and `tokens_per_second`. In training they describe the
     optimizer step that is logged; in evaluation the whole data set, and so does `eval_loss`, each token the same.
@@ -120,7 +119,7 @@ class TemperatureKDTrainer(SFTTrainer):
         self.rollouts = make_rollouts(student, self.teacher, *parts, args, self.train_dataset)
 
         self._forward_redirection = _ForwardRedirection()
-        self._kd_temperature = args.kd_temperature
+        self.objective = make_objective(args, self.accelerator, self.teacher.metrics)
         measures = ["loss", *(_NAMES.get(name, name) for name in self.teacher.metrics)]
         measures += ["aux_loss"] * self.aux_loss_enabled
         self._meter = Meter(self.accelerator, measures)
@@ -155,15 +154,6 @@ class TemperatureKDTrainer(SFTTrainer):
             step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
         )
 
-    def _sides(self) -> tuple[float, float]:
-        return temperatures(self._kd_temperature, self.args.student_kd_temperature, self.args.teacher_kd_temperature)
-
-    def _temperature_logs(self) -> dict[str, float]:
-        student, teacher = self._sides()
-        if student == teacher:
-            return {"kd_temperature": student}
-        return {"student_kd_temperature": student, "teacher_kd_temperature": teacher}
-
     def _progress(self) -> float:
         return self.state.global_step / max(self.state.max_steps, 1)
 
@@ -184,9 +174,7 @@ class TemperatureKDTrainer(SFTTrainer):
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         # No position_ids are needed beside an attention_mask: TRL's collator pads on the right
-        self._kd_temperature = scheduled_temperature(
-            args.kd_temperature_schedule, args.kd_temperature, args.kd_temperature_final, self._progress()
-        )
+        self.objective.begin(self._progress())
 
         # Accelerate puts autocast around `model.forward`, which the redirection replaces
         with self.accelerator.autocast():
@@ -196,6 +184,9 @@ class TemperatureKDTrainer(SFTTrainer):
             # one. Nothing is passed through it, since some wrappers cast what is.
             step = partial(self._forward, student, inputs, labels, teacher_rows, num_items_in_batch)
             loss, aux_loss, sums = self._forward_redirection(model, student, step)
+
+        if mode == "train" and self.accelerator.sync_gradients:  # the last batch of the optimizer step
+            self.objective.step(self._progress())
 
         # As in SFTTrainer: `num_items_in_batch` counts the tokens of every rank, and DDP averages the gradients
         if args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -219,7 +210,6 @@ class TemperatureKDTrainer(SFTTrainer):
 
     def _forward(self, student, inputs, labels, teacher_rows, num_items_in_batch):
         # Returns a plain tuple: FSDP2 attaches its hooks to the tensors that it finds in the output
-        args = self.args
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
         outputs = backbone(student)(**inputs, **router, use_cache=False)
         aux_loss = None
@@ -228,30 +218,23 @@ class TemperatureKDTrainer(SFTTrainer):
             aux_loss = load_balancing_loss_func(
                 outputs.router_logits, config.num_experts, config.num_experts_per_tok, inputs.get("attention_mask")
             )
-        student_tau, teacher_tau = self._sides()
         targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # (B, L): position i predicts token i + 1
         with gathered_head(student) as head, self.teacher.head() as teacher_head:
-            out = chunked_kd_loss(
-                student_hidden=outputs.last_hidden_state.flatten(0, 1),
-                teacher_hidden=teacher_rows,
-                **head.arguments("student"),
-                **teacher_head.arguments("teacher"),
-                divergence=args.divergence,
-                divergence_kwargs=args.divergence_kwargs,
-                student_temperature=student_tau,
-                teacher_temperature=teacher_tau,
-                rescale=args.kd_temperature_rescale,
-                labels=targets.flatten(),
-                kd_ratio=args.kd_ratio,
-                chunk_size=args.kd_chunk_size,
-                normalizer=num_items_in_batch,
-                metrics=self._is_logged(),
+            out = self.objective(
+                outputs.last_hidden_state.flatten(0, 1),
+                head,
+                teacher_rows,
+                teacher_head,
+                targets,
+                num_items_in_batch,
+                logged=self._is_logged(),
+                training=self.model.training,
+                on_policy=self.model.training and self.rollouts.on_policy,
             )
         if out.metrics is None:
             return out.loss, aux_loss, None
-        per_token = args.kd_ratio * out.per_token + (1 - args.kd_ratio) * out.metrics["ce"]
         kept = (targets != -100).flatten()
-        columns = [kept, per_token, *(out.metrics[name] for name in self.teacher.metrics)]
+        columns = [kept, out.per_token, *(out.metrics[name] for name in self.teacher.metrics)]
         if aux_loss is not None:
             columns.append(aux_loss.detach() * kept)
         return out.loss, aux_loss, torch.stack([c.float().view_as(targets).sum(1) for c in columns], dim=1)
@@ -260,7 +243,7 @@ class TemperatureKDTrainer(SFTTrainer):
         with self._meter.evaluation():  # `tokens_per_second` is about training
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         # `loss` among them: the mean over tokens in place of the mean over batches
-        metrics = {**self._temperature_logs(), **self._meter.means("eval")}
+        metrics = {**self.objective.logs("eval"), **self._meter.means("eval")}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         if metric_key_prefix.startswith("eval") and "loss" in metrics:  # the data set may be empty
             self.rollouts.observe(metric_key_prefix, output.metrics[f"{metric_key_prefix}_loss"])
@@ -272,7 +255,7 @@ class TemperatureKDTrainer(SFTTrainer):
             before = next((entry["num_tokens"] for entry in self.state.log_history[::-1] if "num_tokens" in entry), 0)
             # The loop's own `loss` stays: it is the mean over all steps since the last log
             logs.update({name: value for name, value in self._meter.means("train").items() if name != "loss"})
-            logs.update(self._temperature_logs())
+            logs.update(self.objective.logs("train"))
             logs["num_tokens"] = before + seen // self.get_tp_size()
             logs["tokens_per_second"] = per_second / self.get_tp_size()
             logs.update(self.rollouts.metrics())
@@ -283,9 +266,11 @@ class TemperatureKDTrainer(SFTTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         self.rollouts.save(output_dir)
+        self.objective.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         self._meter.reset()
         if checkpoint is not None:
             self.rollouts.load(checkpoint)
+            self.objective.load(checkpoint)

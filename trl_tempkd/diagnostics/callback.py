@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from transformers import TrainerCallback
 
+from ..objectives import OBJECTIVES, token_divergence
 from ..trainer import TemperatureKDTrainer
 from .logits import COLUMNS, NONE, Plan, rows_of
 from .models import Batch, collect, diagnose
@@ -60,11 +61,14 @@ class DiagnosticsCallback(TrainerCallback):
         steps = args.kd_diagnostics_steps if steps is None else steps
         if steps is None or steps < 1:
             raise ValueError(f"`steps` must be at least 1, got {steps}. Set it, or `kd_diagnostics_steps`.")
-        names = list(dict.fromkeys([args.divergence, "forward_kl", "reverse_kl"]))
+        divergence = token_divergence(args.divergence)
+        names = list(dict.fromkeys([divergence, "forward_kl", "reverse_kl"]))
         own = (args.kd_temperature, args.kd_temperature_final, args.teacher_kd_temperature)
         taus = sorted({1.0, *(tau for tau in own if tau is not None)})
         assert not isinstance(args.divergence_kwargs, str)
-        self.plan = Plan(names, taus, kwargs={args.divergence: args.divergence_kwargs or {}}) if plan is None else plan
+        # An objective's parameters are its own, not those of its kernel
+        kwargs = {} if args.divergence in OBJECTIVES else {divergence: args.divergence_kwargs or {}}
+        self.plan = Plan(names, taus, kwargs=kwargs) if plan is None else plan
         self.trainer, self.steps, self.num_rows = trainer, steps, num_rows
         self.path = Path(str(args.output_dir)) / "diagnostics.csv"
         self._batches: list[Batch] = []
@@ -99,7 +103,7 @@ class DiagnosticsCallback(TrainerCallback):
         rows = diagnose(self.trainer, self._batches, self.plan)
         if self._norms:
             rate = sum(norm > args.max_grad_norm > 0 for norm in self._norms) / len(self._norms)
-            cell = (args.divergence, NONE, self.trainer._kd_temperature)
+            cell = (args.divergence, NONE, self.trainer.objective.temperatures.tau)
             rows += rows_of(cell, "clip_rate", {args.kd_temperature_rescale: rate}, len(self._norms))
             self._norms.clear()
         self._table += [{"step": state.global_step, **row} for row in rows]

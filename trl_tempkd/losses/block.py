@@ -25,7 +25,8 @@ from torch._inductor.exc import InductorError
 from transformers.utils import logging
 
 from ..divergences import DIVERGENCES
-from ..temperature import LOG_FLOOR, log_softmax, rescale_factor
+from ..temperature import LOG_FLOOR, RESCALES, log_softmax, rescale_factor
+from ..temperature_rules import RESCALED_BY_TAU, row_temperatures
 from .truncated import coarse_logits
 
 
@@ -36,12 +37,20 @@ BLOCK_ELEMENTS = 3 * 2**19
 # Compiling takes some seconds: on CPU it pays for large losses only.
 COMPILE_ELEMENTS = 2**24
 
+# Metrics that are there anyway, or come without the softmaxes of the others
+TAU_METRICS = {"student_tau", "teacher_tau", "student_tau_grad", "teacher_tau_grad"}
+
 BlockOutput = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """What decides the arithmetic of a block; hashable, so that each is compiled once."""
+    """
+    What decides the arithmetic of a block; hashable, so that each is compiled once.
+
+    `rows` names the tensors `(R,)` that come before the teacher: `kd_weight`, `ce_weight`, parameters of the
+    divergence.
+    """
 
     divergence: str
     divergence_kwargs: tuple[tuple[str, Any], ...]
@@ -56,6 +65,10 @@ class BlockSpec:
     truncated: bool
     with_grad: bool
     metrics: tuple[str, ...]
+    rows: tuple[str, ...] = ()
+    rule: str | None = None
+    rule_kwargs: tuple[tuple[str, Any], ...] = ()
+    rule_sides: str = "both"
 
 
 def logits_of(raw: Tensor, scale: float, cap: float | None) -> Tensor:
@@ -79,6 +92,7 @@ def _block_values(spec: BlockSpec, z_RV: Tensor, v_RV: Tensor, kd_R: Tensor, tar
     }
     if spec.has_labels:
         values["ce"] = -log_q.gather(-1, target_R.unsqueeze(-1)).squeeze(-1)
+        values["teacher_ce"] = -log_p.gather(-1, target_R.unsqueeze(-1)).squeeze(-1)
     return values
 
 
@@ -100,6 +114,14 @@ def _truncated_values(
     return values
 
 
+def _temperature_gradients(
+    spec: BlockSpec, jacobian_RV: Tensor, logits_RV: Tensor, kd_R: Tensor, tau_R: Tensor, factor_R: Tensor | float
+) -> Tensor:
+    """d(rescaled divergence) / d(tau) of one side: through its softmax, and through the rescaling."""
+    through_softmax = torch.where(jacobian_RV != 0, -jacobian_RV * logits_RV, 0).sum(-1) / tau_R.square()
+    return factor_R * (through_softmax + RESCALES[spec.rescale] / 2 * kd_R / tau_R)
+
+
 def compute_block(
     spec: BlockSpec,
     student_RV: Tensor,
@@ -107,15 +129,23 @@ def compute_block(
     tau_s_R: Tensor,
     tau_t_R: Tensor,
     weight_R: Tensor,
-    *teacher: Tensor,
+    *others: Tensor,
 ) -> BlockOutput:
     """
     Loss per token (times its weight), rescaled divergence per token, and metrics of a block of rows.
 
     With `spec.with_grad`, the student's head output is overwritten by the gradient of the loss with respect to it.
-    `teacher` is its head output `(R, V)`, or with `spec.truncated` what its `at` gives.
+    `others` are those of `spec.rows`, then the teacher: its head output `(R, V)`, or with `spec.truncated` what its
+    `at` gives.
     """
+    kwargs: dict[str, Any] = dict(spec.divergence_kwargs)
+    kwargs.update(zip(spec.rows, others, strict=False))
+    teacher = others[len(spec.rows) :]
+    kd_weight, ce_weight = kwargs.pop("kd_weight", 1.0), kwargs.pop("ce_weight", 0.0)
+    kd_share, ce_share = spec.kd_ratio * kd_weight, 1 - spec.kd_ratio + ce_weight
+
     z_RV = logits_of(student_RV, spec.student_scale, spec.student_cap)
+    factor_R = rescale_factor(spec.rescale, tau_s_R, tau_t_R)
     # From here on to its gradient, V are the bins of a truncated teacher
     if spec.truncated:
         ids_RK, log_p_RV, constant_R, *at_1 = teacher
@@ -123,48 +153,62 @@ def compute_block(
         log_q_RV = log_softmax(bins_RV)
     else:
         v_RV = logits_of(teacher[0], spec.teacher_scale, spec.teacher_cap)
+        if spec.rule is not None:
+            tau_s_R, tau_t_R = row_temperatures(
+                spec.rule, dict(spec.rule_kwargs), z_RV, v_RV, tau_s_R, tau_t_R, spec.rule_sides
+            )
+            if spec.rule not in RESCALED_BY_TAU:
+                factor_R = rescale_factor(spec.rescale, tau_s_R, tau_t_R)
         log_p_RV, log_q_RV = log_softmax(v_RV, tau_t_R), log_softmax(z_RV, tau_s_R)
     target = (target_R,) if spec.takes_target else ()
-    kwargs = dict(spec.divergence_kwargs)
 
-    def divergence(log_q: Tensor) -> Tensor:
-        return DIVERGENCES[spec.divergence](log_p_RV, log_q, *target, **kwargs)
+    def divergence(log_q: Tensor, log_p: Tensor = log_p_RV) -> Tensor:
+        return DIVERGENCES[spec.divergence](log_p, log_q, *target, **kwargs)
 
-    factor_R = rescale_factor(spec.rescale, tau_s_R, tau_t_R)
+    metrics = {}
     grad_RV: Tensor | float = 0.0
     if spec.with_grad and spec.kd_ratio > 0:
         kd_R, vjp = torch.func.vjp(divergence, log_q_RV)
         (u_RV,) = vjp(torch.ones_like(kd_R))
         u_RV = torch.where(log_q_RV > LOG_FLOOR, u_RV, 0)  # the floor is a constant
         jacobian_RV = u_RV - log_q_RV.exp() * u_RV.sum(-1, keepdim=True)
-        grad_RV = jacobian_RV * (spec.kd_ratio * factor_R / tau_s_R).unsqueeze(-1)
+        grad_RV = jacobian_RV * (kd_share * factor_R / tau_s_R).unsqueeze(-1)
+        if "student_tau_grad" in spec.metrics:
+            metrics["student_tau_grad"] = _temperature_gradients(spec, jacobian_RV, z_RV, kd_R, tau_s_R, factor_R)
         if spec.truncated:  # the last bin's gradient belongs to its tokens, in proportion to q
             grad_RV = (share_RV * grad_RV[:, -1:]).scatter(-1, ids_RK, grad_RV[:, :-1])
     else:
         kd_R = divergence(log_q_RV)
+    if "teacher_tau_grad" in spec.metrics:
+        _, vjp = torch.func.vjp(functools.partial(divergence, log_q_RV), log_p_RV)
+        (u_RV,) = vjp(torch.ones_like(kd_R))
+        jacobian_RV = u_RV - log_p_RV.exp() * u_RV.sum(-1, keepdim=True)
+        metrics["teacher_tau_grad"] = _temperature_gradients(spec, jacobian_RV, v_RV, kd_R, tau_t_R, factor_R)
     if spec.truncated:
         kd_R = kd_R + constant_R
 
     scaled_R = kd_R * factor_R
-    loss_R = spec.kd_ratio * scaled_R
-    if spec.kd_ratio < 1:
+    loss_R = kd_share * scaled_R
+    if spec.kd_ratio < 1 or "ce_weight" in spec.rows:
         log_q1_RV = log_softmax(z_RV)
-        loss_R = loss_R - (1 - spec.kd_ratio) * log_q1_RV.gather(-1, target_R.unsqueeze(-1)).squeeze(-1)
+        loss_R = loss_R - ce_share * log_q1_RV.gather(-1, target_R.unsqueeze(-1)).squeeze(-1)
         is_target_RV = torch.arange(z_RV.shape[-1], device=z_RV.device) == target_R.unsqueeze(-1)
-        grad_RV = grad_RV + (1 - spec.kd_ratio) * (log_q1_RV.exp() - is_target_RV.to(z_RV.dtype))
+        ce_RV = log_q1_RV.exp() - is_target_RV.to(z_RV.dtype)
+        grad_RV = grad_RV + (ce_share.unsqueeze(-1) if isinstance(ce_share, Tensor) else ce_share) * ce_RV
 
-    metrics = {}
-    if spec.metrics:
-        metrics = (
+    if set(spec.metrics) - TAU_METRICS:
+        metrics |= (
             _truncated_values(spec, z_RV, kd_R, target_R, ids_RK, log_p_RV, *at_1)
             if spec.truncated
             else _block_values(spec, z_RV, v_RV, kd_R, target_R)
         )
+    if spec.rule is not None:
+        metrics |= {"student_tau": tau_s_R, "teacher_tau": tau_t_R}
     if spec.with_grad:
         if spec.student_cap is not None:
             grad_RV = grad_RV * (1 - (z_RV / spec.student_cap).square())
         student_RV.copy_(grad_RV * (weight_R * spec.student_scale).unsqueeze(-1))
-    return loss_R * weight_R, scaled_R, metrics
+    return loss_R * weight_R, scaled_R, {name: metrics[name] for name in spec.metrics}
 
 
 @functools.cache

@@ -17,7 +17,7 @@ Shape suffixes: N tokens with a label, C rows of a chunk, V vocabulary, H hidden
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from ..divergences import check_divergence, needs_target
 from ..temperature import rescale_factor
 from . import block as blocks
 from .block import BlockSpec
-from .dense import check_temperatures
+from .dense import check_rule, check_temperatures
 from .truncated import Truncated
 
 
@@ -39,6 +39,8 @@ MIN_CHUNK_ROWS = 128
 
 # Of a teacher whose rows are whole
 METRICS: tuple[str, ...] = ("kd", "kl_tau1", "student_entropy", "teacher_entropy", "agreement", "ce")
+# Those, and what is computed when it is asked for by name
+ALL_METRICS = (*METRICS, "kl_tau1_coarse", "teacher_ce", *sorted(blocks.TAU_METRICS))
 
 
 class ChunkedKDOutput(NamedTuple):
@@ -51,7 +53,10 @@ class ChunkedKDOutput(NamedTuple):
         metrics (`dict` or `None`): shape `(N,)` each, detached, 0 where the label is -100: `kd` (divergence at tau,
             not rescaled), `ce` (where labels are given), `kl_tau1` (KL(p, q) at tau 1), `student_entropy` and
             `teacher_entropy` (at tau 1), all in nats, and `agreement` (1 where both rank the same token first). Of a
-            truncated teacher those that it has the numbers for, its `metrics`.
+            truncated teacher those that it has the numbers for, its `metrics`. With a `temperature_rule` also the
+            temperatures, `student_tau` and `teacher_tau`. By name alone: `teacher_ce`, the teacher's cross-entropy at
+            tau 1, and `student_tau_grad` and `teacher_tau_grad`, the derivatives of the rescaled divergence with
+            respect to the temperatures (they need gradients).
     """
 
     loss: Tensor
@@ -83,6 +88,7 @@ class _ChunkedKD(torch.autograd.Function):
         target_N: Tensor,
         tau_s_N: Tensor,
         tau_t_N: Tensor,
+        row_inputs: tuple[Tensor, ...],
         normalizer: float | Tensor,
         spec: BlockSpec,
         chunk_size: int,
@@ -117,7 +123,7 @@ class _ChunkedKD(torch.autograd.Function):
             _project(x_NH[chunk], w_VH, student_bias_V, s_CV)
             for teacher_CV in buffers:
                 _project(y_NH[chunk], t_VH, teacher_bias_V, teacher_CV[: chunk.stop - start])
-            per_row = [t[chunk] for t in (target_N, tau_s_N, tau_t_N, weight_N, *known)]
+            per_row = [t[chunk] for t in (target_N, tau_s_N, tau_t_N, weight_N, *row_inputs, *known)]
             results += blocks.run_blocks(block, step, compile, student_CV, per_row, buffers)
             if grad_x is not None:
                 torch.mm(s_CV, w_VH, out=grad_x[chunk])
@@ -143,7 +149,7 @@ class _ChunkedKD(torch.autograd.Function):
         # a product over the whole head is worth avoiding, but not at the price of waiting for a GPU
         if grad_loss.device.type != "cpu" or grad_loss.item() != 1:
             grads = [None if g is None else g * grad_loss.to(g.dtype) for g in grads]
-        return *(None if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)), *(None,) * 12
+        return *(None if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)), *(None,) * 13
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -190,6 +196,22 @@ def _accumulate(grad_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor, first: bool
         grad_VH.copy_(product_VH) if first else grad_VH.add_(product_VH)
 
 
+def _split_kwargs(kwargs: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Parameters of a divergence: those that are numbers, and those that differ from token to token."""
+    kwargs = kwargs or {}
+    tensors = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in kwargs.items() if name not in tensors}, tensors
+
+
+def _wanted(metrics: bool | Sequence[str], names: tuple[str, ...], has_labels: bool) -> tuple[str, ...]:
+    if isinstance(metrics, bool):
+        return tuple(name for name in names if name != "ce" or has_labels) if metrics else ()
+    for name in metrics:
+        if name not in ALL_METRICS:
+            raise ValueError(f"`metrics` must be of {', '.join(ALL_METRICS)}, got {name!r}.")
+    return tuple(metrics)
+
+
 @torch.compiler.disable
 def chunked_kd_loss(
     student_hidden: Tensor,
@@ -208,11 +230,16 @@ def chunked_kd_loss(
     student_temperature: float | Tensor = 1.0,
     teacher_temperature: float | Tensor = 1.0,
     rescale: str = "none",
+    temperature_rule: str | None = None,
+    temperature_rule_kwargs: dict[str, Any] | None = None,
+    temperature_rule_sides: str = "both",
     labels: Tensor | None = None,
     kd_ratio: float = 1.0,
+    kd_weight: Tensor | None = None,
+    ce_weight: Tensor | None = None,
     chunk_size: int | None = None,
     normalizer: float | Tensor | None = None,
-    metrics: bool = False,
+    metrics: bool | Sequence[str] = False,
     compile: bool | None = None,
 ) -> ChunkedKDOutput:
     """
@@ -230,17 +257,25 @@ def chunked_kd_loss(
         student_logit_scale, teacher_logit_scale (`float`): factor of the logits (Cohere, Granite, Falcon-H1).
         student_final_logit_softcapping, teacher_final_logit_softcapping (`float`, *optional*): c in c tanh(logits / c)
             after the scale (Gemma).
-        divergence, divergence_kwargs (`str`, `dict`, *optional*): a name of `DIVERGENCES` and its parameters.
+        divergence, divergence_kwargs (`str`, `dict`, *optional*): a name of `DIVERGENCES` and its parameters, some of
+            which may be tensors of shape `(N,)` or `()`.
         student_temperature, teacher_temperature (`float` or `torch.Tensor`): positive; a tensor has shape `(N,)`. That
             of a truncated teacher is a float of its grid.
         rescale (`str`): `none`, `tau` or `tau2`, see [`~trl_tempkd.temperature.rescale_factor`].
+        temperature_rule, temperature_rule_kwargs (`str`, `dict`, *optional*): a name of
+            [`~trl_tempkd.temperature_rules.ROW_RULES`] that makes a temperature for each token of these, and its
+            parameters.
+        temperature_rule_sides (`str`): `both`, `student` or `teacher`: whose temperature it decides.
         labels (`torch.Tensor`, *optional*): shape `(N,)`, the token that each row predicts (already shifted). Rows
             with -100 are dropped before any matmul.
         kd_ratio (`float`): the loss is kd_ratio * divergence + (1 - kd_ratio) * cross-entropy at tau 1.
+        kd_weight (`torch.Tensor`, *optional*): shape `(N,)`, each token's factor on the divergence.
+        ce_weight (`torch.Tensor`, *optional*): shape `(N,)`, added to (1 - kd_ratio), each token's own; of any sign.
         chunk_size (`int`, *optional*): tokens in a chunk; by default as many as keep its logits near 2^24.
         normalizer (`float` or `torch.Tensor`, *optional*): the sum over tokens is divided by it; by default the number
             of tokens that count.
-        metrics (`bool`): also compute the metrics of [`ChunkedKDOutput`], which need a second pair of softmaxes.
+        metrics (`bool` or `list[str]`): also compute the metrics of [`ChunkedKDOutput`], or those named, which need a
+            second pair of softmaxes.
         compile (`bool`, *optional*): whether `torch.compile` makes the arithmetic between the matmuls. By default on
             CUDA and, where a C++ compiler is found, for large losses on CPU. Results agree to rounding.
 
@@ -250,12 +285,14 @@ def chunked_kd_loss(
     Raises:
         `ValueError`: an argument is unknown, out of range, missing, or of the wrong shape.
     """
+    numbers, row_inputs = _split_kwargs(divergence_kwargs)
     check_divergence(divergence, divergence_kwargs)
     check_temperatures(student_temperature, teacher_temperature)
     rescale_factor(rescale, 1.0, 1.0)
+    check_rule(temperature_rule, temperature_rule_kwargs, temperature_rule_sides)
     if not 0 <= kd_ratio <= 1:
         raise ValueError(f"`kd_ratio` must be between 0 and 1, got {kd_ratio}.")
-    if labels is None and (kd_ratio < 1 or needs_target(divergence)):
+    if labels is None and (kd_ratio < 1 or ce_weight is not None or needs_target(divergence)):
         raise ValueError(f"`labels` is required for `kd_ratio` {kd_ratio} with {divergence}: it looks at the target.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"`chunk_size` must be positive, got {chunk_size}.")
@@ -266,6 +303,8 @@ def chunked_kd_loss(
     if isinstance(teacher_hidden, Truncated):
         truncated, teacher_hidden = teacher_hidden, None
         truncated.check(divergence, divergence_kwargs)
+        if temperature_rule is not None:
+            raise ValueError(f"`temperature_rule` {temperature_rule} needs the teacher's whole rows: leave it unset.")
         if len(truncated.ids) != n_rows or truncated.size > student_weight.shape[0]:
             raise ValueError(
                 f"`teacher_hidden` has {len(truncated.ids)} rows of a vocabulary of {truncated.size}, the student "
@@ -282,13 +321,16 @@ def chunked_kd_loss(
     else:
         truncated = None
         width = teacher_hidden.shape[-1] if teacher_weight is None else teacher_weight.shape[0]
-        names, size = METRICS, min(student_weight.shape[0], width)
+        names = METRICS if temperature_rule is None else (*METRICS, "student_tau", "teacher_tau")
+        size = min(student_weight.shape[0], width)
 
     dtype = torch.float64 if student_weight.dtype == torch.float64 else torch.float32
     tau_s, tau_t = (
         torch.as_tensor(t, dtype=dtype, device=device).detach().expand(n_rows)
         for t in (student_temperature, teacher_temperature)
     )
+    row_inputs |= {n: w for n, w in (("kd_weight", kd_weight), ("ce_weight", ce_weight)) if w is not None}
+    row_inputs = {n: w.detach().to(device, dtype).expand(n_rows) for n, w in row_inputs.items()}
     target = torch.zeros(n_rows, dtype=torch.long, device=device) if labels is None else labels
     kept = None
     if labels is not None:
@@ -296,6 +338,7 @@ def chunked_kd_loss(
         student_hidden, target, tau_s, tau_t = (
             t.index_select(0, kept) for t in (student_hidden, target, tau_s, tau_t)
         )
+        row_inputs = {n: w.index_select(0, kept) for n, w in row_inputs.items()}
         teacher_hidden = None if teacher_hidden is None else teacher_hidden.index_select(0, kept)
     if truncated is not None:
         known = truncated.select(kept).at(teacher_temperature, dtype)
@@ -303,7 +346,7 @@ def chunked_kd_loss(
         known, teacher_hidden = (teacher_hidden[:, :size].detach(),), None
     spec = BlockSpec(
         divergence=divergence,
-        divergence_kwargs=tuple(sorted((divergence_kwargs or {}).items())),
+        divergence_kwargs=tuple(sorted(numbers.items())),
         rescale=rescale,
         kd_ratio=float(kd_ratio),
         student_scale=float(student_logit_scale),
@@ -315,7 +358,11 @@ def chunked_kd_loss(
         truncated=truncated is not None,
         with_grad=torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in (student_hidden, student_weight, student_bias)),
-        metrics=tuple(name for name in names if name != "ce" or labels is not None) if metrics else (),
+        metrics=_wanted(metrics, names, labels is not None),
+        rows=tuple(row_inputs),
+        rule=temperature_rule,
+        rule_kwargs=tuple(sorted((temperature_rule_kwargs or {}).items())),
+        rule_sides=temperature_rule_sides,
     )
     loss, scaled, *values = _ChunkedKD.apply(
         student_hidden,
@@ -327,6 +374,7 @@ def chunked_kd_loss(
         target,
         tau_s,
         tau_t,
+        tuple(row_inputs.values()),
         max(target.shape[0], 1) if normalizer is None else normalizer,
         spec,
         chunk_size or max(MIN_CHUNK_ROWS, math.ceil(CHUNK_ELEMENTS / size)),

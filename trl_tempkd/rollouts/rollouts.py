@@ -84,6 +84,7 @@ class Rollouts:
         self.replay: deque[Row] = deque(maxlen=self.replay_size)
         self.latest: list[tuple[list[int], list[int]]] = []  # prompts and completions that were generated last
         self.counts: Counter[str] = Counter()
+        self.on_policy = False  # whether the student has written the completions of the present step
 
     def __call__(self, batches: list[Batch], step: int, progress: float) -> list[Batch]:
         """
@@ -99,6 +100,7 @@ class Rollouts:
             `list[dict]`: As many batches.
         """
         source = self._source(step, progress)
+        self.on_policy = source in ("student", "replay")
         if source != "dataset" and batches:
             rows = [row for batch in batches for row in rows_of(batch)]
             rng = self._rng(step, self.accelerator.process_index)

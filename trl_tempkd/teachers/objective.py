@@ -44,6 +44,11 @@ def check_objective(manifest: Manifest, options: Any, folder: str) -> None:
             f"`kd_diagnostics_steps` is {options.kd_diagnostics_steps}, and needs the teacher's whole rows, which the "
             f"cache in {folder} hasn't. Leave it unset, or use {_HIDDEN}."
         )
+    if options.kd_temperature_rule is not None:
+        raise ValueError(
+            f"`kd_temperature_rule` {options.kd_temperature_rule} gives temperatures off the grid, and looks at whole "
+            f"rows, which the cache in {folder} hasn't. Leave it unset, or use {_HIDDEN}."
+        )
     taus = manifest.truncated["taus"]
     grid = ", ".join(f"{tau:g}" for tau in taus)
     for name, tau in teacher_temperatures(options):

@@ -1,0 +1,69 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""What a run minimises: a divergence at its temperatures, or an objective that needs more than (p, q)."""
+
+import inspect
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..divergences import DIVERGENCES, check_divergence
+from .distillm2 import DistiLLM2
+from .method import Method
+from .minillm import MiniLLM
+from .objective import BatchLoss, Objective
+from .taid import Taid
+from .temperatures import TemperatureState
+from .tokens import Tokens
+from .tsld import Tsld
+
+
+__all__ = [
+    "OBJECTIVES",
+    "BatchLoss",
+    "Method",
+    "Objective",
+    "TemperatureState",
+    "Tokens",
+    "check_objective",
+    "make_objective",
+    "token_divergence",
+]
+
+# By the name under which a configuration's `divergence` asks for them
+OBJECTIVES: dict[str, type[Method]] = {"taid": Taid, "distillm2": DistiLLM2, "minillm": MiniLLM, "tsld": Tsld}
+
+
+def check_objective(name: str, kwargs: dict[str, Any] | None = None) -> None:
+    """
+    Check the name of a divergence or an objective, and its parameters.
+
+    Raises:
+        `ValueError`: If the name is unknown, or a parameter is unknown or out of range.
+    """
+    if name not in (*DIVERGENCES, *OBJECTIVES):
+        names = dict.fromkeys([*DIVERGENCES, *OBJECTIVES])
+        raise ValueError(f"`divergence` must be one of {', '.join(names)}, got {name!r}.")
+    if name not in OBJECTIVES:
+        check_divergence(name, kwargs)
+        return
+    known = list(inspect.signature(OBJECTIVES[name]).parameters)
+    for key in kwargs or {}:
+        if key not in known:
+            raise ValueError(f"`divergence_kwargs` has {key!r}, but {name} takes {', '.join(known)}.")
+    try:
+        OBJECTIVES[name](**(kwargs or {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`divergence_kwargs` {kwargs} does not fit {name}: {error}") from None
+
+
+def token_divergence(name: str) -> str:
+    """The name in `DIVERGENCES` of what an objective does with one token, and of a divergence its own."""
+    return OBJECTIVES[name].divergence if name in OBJECTIVES else name
+
+
+def make_objective(options: Any, accelerator: Accelerator, metrics: tuple[str, ...]) -> Objective:
+    """The objective that a configuration asks for."""
+    method = None
+    if options.divergence in OBJECTIVES:
+        method = OBJECTIVES[options.divergence](**(options.divergence_kwargs or {}))
+    return Objective(options, accelerator, metrics, method)

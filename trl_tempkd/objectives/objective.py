@@ -1,0 +1,191 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""The loss of a batch: divergence, temperature and weight of each token, and the states that they depend on."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from ..heads import Head, NoHead
+from ..losses import Logits, Truncated, chunked_kd_loss
+from .method import Method
+from .temperatures import TemperatureState
+from .tokens import Tokens
+
+
+_FILE = "objective.json"
+
+
+class BatchLoss(NamedTuple):
+    """
+    Output of [`Objective`].
+
+    Attributes:
+        loss (`torch.Tensor`): scalar, differentiable.
+        per_token (`torch.Tensor` or `None`): shape `(N,)`, each token's part of the loss, where metrics are asked for.
+        metrics (`dict` or `None`): those of `chunked_kd_loss`.
+    """
+
+    loss: Tensor
+    per_token: Tensor | None
+    metrics: dict[str, Tensor] | None
+
+
+class Objective:
+    """
+    What a run minimises.
+
+    Args:
+        options (`KDConfig`): the configuration.
+        accelerator ([`~accelerate.Accelerator`]): of the trainer.
+        metrics (`tuple[str, ...]`): what the teacher can be measured by, to be logged.
+        method ([`Method`], *optional*): where the divergence alone doesn't say it.
+    """
+
+    def __init__(self, options: Any, accelerator: Accelerator, metrics: tuple[str, ...], method: Method | None = None):
+        self._options, self._accelerator = options, accelerator
+        self._metrics, self._method = metrics, method
+        self.temperatures = TemperatureState(options, accelerator)
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        head: Head,
+        teacher_rows: Tensor | Logits | Truncated,
+        teacher_head: Head | NoHead,
+        targets: Tensor,
+        normalizer: float | Tensor | None,
+        *,
+        logged: bool,
+        training: bool,
+        on_policy: bool = False,
+    ) -> BatchLoss:
+        """
+        Args:
+            hidden (`torch.Tensor` of shape `(N, H)`): last hidden states of the student.
+            head ([`Head`]): the student's head, whole.
+            teacher_rows, teacher_head: what [`~trl_tempkd.teachers.Teacher`] gives.
+            targets (`torch.Tensor` of shape `(B, L)`): the token that each position predicts, -100 where none counts.
+            normalizer (`float` or `torch.Tensor`, *optional*): what the sum over tokens is divided by.
+            logged (`bool`): whether to compute metrics.
+            training (`bool`): whether the states follow.
+            on_policy (`bool`): whether the student has written the completions.
+
+        Returns:
+            [`BatchLoss`]
+        """
+        options = self._options
+        compute = partial(
+            chunked_kd_loss,
+            student_hidden=hidden,
+            teacher_hidden=teacher_rows,
+            **head.arguments("student"),
+            **teacher_head.arguments("teacher"),
+            labels=targets.flatten(),
+            chunk_size=options.kd_chunk_size,
+        )
+        tokens = Tokens(targets, on_policy)
+        if self._method is not None and self._method.measures:
+            with torch.no_grad():
+                tokens = Tokens(targets, on_policy, compute(divergence="tvd", metrics=self._method.measures).metrics)
+        arguments = self._arguments(tokens)
+        taus = self.temperatures.arguments(tokens.kept, partial(_distance, compute))
+        if "kd_weight" in arguments:
+            taus["kd_weight"] = taus.get("kd_weight", 1.0) * arguments.pop("kd_weight")
+        own = self.temperatures.metrics if training else ()
+        by_token = ("student_tau", "teacher_tau") if "temperature_rule" in taus else ()
+        names = tuple(name for name in (*self._metrics, *by_token) if logged) + own
+        out = compute(
+            **arguments,
+            **taus,
+            rescale=options.kd_temperature_rescale,
+            kd_ratio=options.kd_ratio,
+            normalizer=normalizer,
+            metrics=names,
+        )
+        kd_share = options.kd_ratio * taus.get("kd_weight", 1.0)
+        if training:
+            self._observe(tokens, out, kd_share, normalizer)
+        if not logged:
+            return BatchLoss(out.loss, None, None)
+        metrics = out.metrics
+        by_name = {name: metrics.get(name, taus[f"{name[:7]}_temperature"]) for name in ("student_tau", "teacher_tau")}
+        self.temperatures.see("train" if training else "eval", *by_name.values(), tokens.kept)
+        ce_share = 1 - options.kd_ratio + arguments.get("ce_weight", 0.0)
+        return BatchLoss(out.loss, kd_share * out.per_token + ce_share * metrics["ce"], metrics)
+
+    def _arguments(self, tokens: Tokens) -> dict[str, Any]:
+        if self._method is not None:
+            return self._method.arguments(tokens)
+        return {"divergence": self._options.divergence, "divergence_kwargs": self._options.divergence_kwargs}
+
+    def _observe(self, tokens: Tokens, out: Any, kd_share: Any, normalizer: float | Tensor | None) -> None:
+        if self._method is not None:
+            self._method.observe(tokens, out.per_token)
+        if self.temperatures.metrics:
+            count = tokens.kept.sum().clamp(min=1) if normalizer is None else normalizer
+            self.temperatures.observe(out.metrics, kd_share / count)
+
+    def begin(self, progress: float) -> None:
+        """Take the temperatures of this point of the training, `progress` being the share that lies behind."""
+        self.temperatures.begin(progress)
+
+    def step(self, progress: float) -> None:
+        """Change the states at the end of an optimizer step. Every process must call."""
+        reduce = partial(self._accelerator.reduce, reduction="sum")
+        self.temperatures.step(reduce, progress)
+        if self._method is not None:
+            self._method.step(reduce, progress)
+
+    def logs(self, mode: str) -> dict[str, float]:
+        """Temperatures and states. Every process must call."""
+        return {**self.temperatures.logs(mode), **({} if self._method is None else self._method.logs())}
+
+    def _states(self) -> dict[str, dict[str, Any]]:
+        states = {"temperature": self.temperatures.state, "method": {} if self._method is None else self._method.state}
+        return {name: state for name, state in states.items() if state}
+
+    def save(self, folder: str) -> None:
+        """Write what a resume needs into a checkpoint: the same on every process, so the main one writes."""
+        if not self._states() or not self._accelerator.is_main_process:
+            return
+        path = Path(folder, _FILE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(self._states()), encoding="utf-8")
+        os.replace(unfinished, path)
+
+    def load(self, folder: str) -> None:
+        """
+        Go on from a checkpoint.
+
+        Raises:
+            `ValueError`: If the checkpoint is of another objective, or has none of the states.
+        """
+        if not self._states():
+            return
+        path = Path(folder, _FILE)
+        found = None
+        if self._accelerator.is_main_process and path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+        (found,) = broadcast_object_list([found])
+        for name, state in self._states().items():
+            if set((found or {}).get(name, {})) != set(state):
+                raise ValueError(
+                    f"{path} has no state for the run's {name} ({', '.join(state)}): the checkpoint in {folder} is of "
+                    "another objective. Resume with the options that it was made with, or start anew."
+                )
+            state.update(found[name])
+
+
+def _distance(compute: Any) -> Tensor:
+    """Hellinger's distance at tau 1: alpha_beta at (1/2, 1/2) is four times its square."""
+    with torch.no_grad():
+        squared = compute(divergence="alpha_beta", divergence_kwargs={"alpha": 0.5, "beta": 0.5}).per_token / 4
+    return squared.clamp(min=0).sqrt()
