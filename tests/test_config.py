@@ -9,6 +9,7 @@ import yaml
 from trl import SFTConfig, TrlParser
 
 from trl_tempkd import KDConfig
+from trl_tempkd.objectives.config import ObjectiveConfig
 from trl_tempkd.rollouts import RolloutConfig
 
 
@@ -18,6 +19,9 @@ OWN_FIELDS = {field.name for field in dataclasses.fields(KDConfig)} - {f.name fo
 def parse(*arguments):
     (config,) = TrlParser(KDConfig).parse_args_and_config(list(map(str, arguments)))
     return config
+
+
+DOCS = KDConfig.__doc__ + ObjectiveConfig.__doc__ + RolloutConfig.__doc__
 
 
 def test_defaults(tmp_path):
@@ -34,7 +38,7 @@ def test_every_field_is_documented_and_explained():
     for field in dataclasses.fields(KDConfig):
         if field.name in OWN_FIELDS:
             assert len(field.metadata["help"]) > 20, field.name
-            assert f"\n        {field.name} (" in KDConfig.__doc__ + RolloutConfig.__doc__, field.name
+            assert f"\n        {field.name} (" in DOCS, field.name
 
 
 @pytest.mark.parametrize(

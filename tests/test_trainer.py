@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTTrainer
 
-import trl_tempkd.trainer as trainer_module
+import trl_tempkd.objectives.objective as objective_module
 from trl_tempkd import KDConfig, TemperatureKDTrainer, kd_loss, meter
 
 
@@ -280,13 +280,13 @@ def test_bf16(make_trainer):
 def calls(monkeypatch):
     """Keyword arguments of every call of the loss."""
     seen = []
-    loss = trainer_module.chunked_kd_loss
+    loss = objective_module.chunked_kd_loss
 
     def spy(*args, **kwargs):
         seen.append(kwargs)
         return loss(*args, **kwargs)
 
-    monkeypatch.setattr(trainer_module, "chunked_kd_loss", spy)
+    monkeypatch.setattr(objective_module, "chunked_kd_loss", spy)
     return seen
 
 
@@ -364,7 +364,7 @@ def test_metrics_are_computed_only_where_they_are_logged(make_trainer, prompt_da
         eval_dataset=prompt_dataset,
     )  # fmt: skip
     trainer.train()
-    assert [call["metrics"] for call in calls] == [True, True, False, True, False, True]
+    assert [bool(call["metrics"]) for call in calls] == [True, True, False, True, False, True]
     assert len(logged(trainer, "kl_tau1")) == 3
     # Counted over all steps, logged or not
     assert logged(trainer, "num_tokens")[-1] > 4 * 4 * 4
@@ -410,7 +410,7 @@ def test_an_interrupted_evaluation_leaves_nothing(make_trainer, text_dataset):
 def test_logging_strategies(make_trainer, strategy, calls):
     trainer = make_trainer(logging_strategy=strategy)
     trainer.train()
-    assert [call["metrics"] for call in calls] == [strategy == "epoch"] * 2
+    assert [bool(call["metrics"]) for call in calls] == [strategy == "epoch"] * 2
     assert len(logged(trainer, "kl_tau1")) == (strategy == "epoch")
 
 

@@ -35,11 +35,12 @@ class TemperatureKDTrainer(SFTTrainer):
     positions. Data preparation, collation, packing, PEFT, saving and so on are TRL's; a position counts if its label
     isn't -100. The logits are never built in full: backbone, head and divergence run together, in chunks of tokens.
 
-    Beside the loss, the trainer logs the temperature (of each side where they differ, the mean and quantiles where each
-    token has its own), the divergence without its rescale (`kd_loss`), the cross-entropy (`ce_loss`), the KL of the student from the teacher at temperature 1
-    (`kl_tau1`, comparable between runs), both entropies (all in nats per token), `token_agreement` (share of tokens
-    with the same top choice), `num_tokens` (seen so far) and `tokens_per_second`. In training they describe the
-    optimizer step that is logged; in evaluation the whole data set, and so does `eval_loss`, each token the same.
+    Beside the loss, the trainer logs the temperature (of each side where they differ; mean and quantiles where each
+    token has its own), the divergence without its rescale (`kd_loss`), the cross-entropy (`ce_loss`), the KL of the
+    student from the teacher at temperature 1 (`kl_tau1`, comparable between runs), both entropies (all in nats per
+    token), `token_agreement` (share of tokens with the same top choice), `num_tokens` (seen so far) and
+    `tokens_per_second`. In training they describe the optimizer step that is logged; in evaluation the whole data set,
+    and so does `eval_loss`, each token the same.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):

@@ -14,8 +14,8 @@ class DistiLLM2(Method):
     skew_forward_kl on text of the data set or the teacher, skew_reverse_kl on the student's own.
 
     For each completion alpha = 1 - (1 - alpha_0) m / d, within [alpha_min, alpha_0]. d is how much likelier its writer
-    finds it than the other model, as a difference of geometric means of its tokens' probabilities, and m is the mean of
-    d over the first step that has such text. Until then alpha is alpha_0.
+    finds it than the other model, as a difference of geometric means of its tokens' probabilities, and m is the mean
+    of d over the first step that has such text. Until then alpha is alpha_0.
 
     Source: Ko et al., DistiLLM-2, arXiv 2503.07067, and its released code for m and the bounds. What differs: the two
     texts come in turns of a step, in the shares that `lmbda` says, and weigh the same per token (there: the same per
@@ -28,13 +28,10 @@ class DistiLLM2(Method):
 
     def __init__(self, alpha: float = 0.1, alpha_min: float = 0.01):
         if not 0 < alpha_min <= alpha < 1:
-            raise ValueError(
-                f"`alpha_min` and `alpha` must be in (0, 1), the second no less, got {alpha_min}, {alpha}."
-            )
+            raise ValueError(f"`alpha_min` and `alpha` must be in (0, 1), in this order, got {alpha_min} and {alpha}.")
         self.alpha, self.alpha_min = alpha, alpha_min
         self.state: dict[str, Any] = {"teacher": None, "student": None}  # m of the text of each
         self._sums: dict[str, Any] = {"teacher": 0.0, "student": 0.0}
-        self._alphas: tuple[float, float] = (0.0, 0.0)
 
     @staticmethod
     def _margin(tokens: Tokens) -> torch.Tensor:
@@ -44,15 +41,12 @@ class DistiLLM2(Method):
 
     def arguments(self, tokens: Tokens) -> dict[str, Any]:
         anchor = self.state["student" if tokens.on_policy else "teacher"]
-        alpha: Any = self.alpha
+        alpha = torch.tensor(self.alpha, device=tokens.targets.device)
         if anchor is not None:
             margin = self._margin(tokens) + 1e-5
             alpha = (1 - (1 - self.alpha) * anchor / margin).clamp(self.alpha_min, self.alpha)[tokens.runs()]
         name = "skew_reverse_kl" if tokens.on_policy else "skew_forward_kl"
-        return {
-            "divergence": name,
-            "divergence_kwargs": {"alpha": torch.as_tensor(alpha, device=tokens.targets.device)},
-        }
+        return {"divergence": name, "divergence_kwargs": {"alpha": alpha}}
 
     def observe(self, tokens: Tokens, divergence: torch.Tensor) -> None:
         side = "student" if tokens.on_policy else "teacher"

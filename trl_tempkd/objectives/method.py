@@ -17,13 +17,13 @@ class Method(ABC):
     """
     Chooses what the loss does with each token, from what it knows of the batch and from a state of its own.
 
-    Keyword arguments of the constructor are the `divergence_kwargs` of a configuration. The state is a few numbers, the
-    same on every process, and goes into checkpoints.
+    Keyword arguments of the constructor are the `divergence_kwargs` of a configuration. The state is a few numbers,
+    the same on every process, and goes into checkpoints.
 
     Attributes:
         divergence (`str`): the name in `DIVERGENCES` of its kernel, off-policy.
-        measures (`tuple[str, ...]`): metrics of the loss that it needs of each token before the loss is computed, which
-            costs another product with both heads.
+        measures (`tuple[str, ...]`): metrics of the loss that it needs of each token before the loss is computed,
+            which costs another product with both heads.
         needs_student_text (`bool`): whether it is nothing without completions of the student.
     """
 

@@ -115,8 +115,8 @@ class Objective:
         if not logged:
             return BatchLoss(out.loss, None, None)
         metrics = out.metrics
-        by_name = {name: metrics.get(name, taus[f"{name[:7]}_temperature"]) for name in ("student_tau", "teacher_tau")}
-        self.temperatures.see("train" if training else "eval", *by_name.values(), tokens.kept)
+        student, teacher = (metrics.get(f"{side}_tau", taus[f"{side}_temperature"]) for side in ("student", "teacher"))
+        self.temperatures.see("train" if training else "eval", student, teacher, tokens.kept)
         ce_share = 1 - options.kd_ratio + arguments.get("ce_weight", 0.0)
         return BatchLoss(out.loss, kd_share * out.per_token + ce_share * metrics["ce"], metrics)
 

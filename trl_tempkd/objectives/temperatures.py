@@ -137,10 +137,12 @@ class TemperatureState:
         if not len(taus):
             return {}
         same = bool((taus[:, 0] == taus[:, 1]).all())
-        logs = _named(*taus.mean(0).tolist(), same)
+        student, teacher = taus.mean(0).tolist()
+        logs = _named(student, teacher, same)
         for suffix, share in QUANTILES.items():
-            of = taus.sort(0).values[round(share * (len(taus) - 1))].tolist()  # quantile() has a limit of 2^24
-            logs |= {f"{name}_{suffix}": value for name, value in _named(*of, same).items()}
+            # quantile() has a limit of 2^24 values
+            student, teacher = taus.sort(0).values[round(share * (len(taus) - 1))].tolist()
+            logs |= {f"{name}_{suffix}": value for name, value in _named(student, teacher, same).items()}
         return logs
 
 

@@ -12,8 +12,8 @@ class Tsld(Method):
     forward_kl with the weights softmax(CE_teacher / scale) over the tokens of a completion, times their number.
 
     Source: Kim et al., Token-Scaled Logit Distillation, arXiv 2308.06744, and its released code for the scale of 10.
-    What differs: the softmax runs over the labelled tokens alone (there: over the whole row), and the weights have mean
-    1, so that the loss stays a mean over tokens (there: it is a sum over completions).
+    What differs: the softmax runs over the labelled tokens alone (there: over the whole row), and the weights have
+    mean 1, so that the loss stays a mean over tokens (there: it is a sum over completions).
     """
 
     divergence = "forward_kl"

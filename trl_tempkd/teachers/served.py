@@ -250,6 +250,11 @@ def temperatures_of(served: Served, options: Any) -> tuple[float, ...]:
     if not served.normalised:
         raise ValueError(f"{gives}. Without all of them their probabilities can't be known. {_ALL}")
     TopK.check(options.divergence, options.divergence_kwargs)
+    if options.kd_temperature_rule is not None:
+        raise ValueError(
+            f"`kd_temperature_rule` is {options.kd_temperature_rule}, and looks at whole rows, but {gives}. Leave it "
+            f"unset. {_ALL}"
+        )
     if options.divergence in ON_BINS:
         logger.warning(
             f"{gives}, and `divergence` {options.divergence} of these isn't that of whole rows: "
