@@ -22,7 +22,7 @@ from trl_tempkd import cli
 from trl_tempkd.commands import cell as cell_command
 from trl_tempkd.commands import sweep as command
 from trl_tempkd.statistics import compare, holm
-from trl_tempkd.sweep import Cell, cells, launchers, read_recipe
+from trl_tempkd.sweep import Cell, cells, launchers, read_recipe, workers
 from trl_tempkd.sweep.comparisons import comparisons, obstacles
 from trl_tempkd.sweep.grid import finished, write_atomically
 
@@ -120,7 +120,7 @@ class TestFiles:
             assert mine
             with launchers.claim(tmp_path) as other:
                 assert not other
-            assert launchers.run_cell(str(tmp_path.parent), tmp_path.name, ".") == launchers.BUSY
+            assert launchers.run_cell(str(tmp_path.parent), tmp_path.name, workers.OwnProcess(".")) == launchers.BUSY
         with launchers.claim(tmp_path) as again:
             assert again
 
@@ -212,7 +212,7 @@ NAMES = [f"{divergence}-tau{tau}-both-seed3" for divergence in ("forward_kl", "r
 def in_process(monkeypatch):
     """The cells run in this process; the list has the names of those that did. `fail` are names that raise."""
 
-    def run_cell(results_dir: str, name: str, working_dir: str, environment=None) -> int:
+    def run_cell(results_dir: str, name: str, process: workers.OwnProcess) -> int:
         ran.append(name)
         return cell_command.run(Path(results_dir, name, "cell.json"))
 
@@ -481,12 +481,12 @@ def test_an_interruption_is_one_line(tiny_recipe, monkeypatch, capsys):
     assert "goes on where it stopped" in capsys.readouterr().err
 
 
-def test_a_process_that_dies_is_a_failure(tmp_path):
+@pytest.mark.parametrize("kind", [workers.OwnProcess, workers.ForkingProcess])
+def test_a_process_that_dies_is_a_failure(kind, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "cell.json").write_text("{", encoding="utf-8")
-    assert (
-        launchers.run_cell(str(tmp_path), "a", ".", {"PYTHONPATH": "", "PYTHONHOME": "/nowhere"}) == launchers.FAILED
-    )
+    process = kind(".", {"PYTHONPATH": "", "PYTHONHOME": "/nowhere"})
+    assert launchers.run_cell(str(tmp_path), "a", process) == launchers.FAILED
     assert "ended with exit status 1" in (tmp_path / "a.error.txt").read_text(encoding="utf-8")
 
 

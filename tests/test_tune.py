@@ -20,7 +20,7 @@ from trl_tempkd import cli
 from trl_tempkd.commands import distill
 from trl_tempkd.commands import trial as trial_command
 from trl_tempkd.commands import tune as command
-from trl_tempkd.sweep import launchers
+from trl_tempkd.sweep import workers
 from trl_tempkd.tuning.recipe import read_tuning
 from trl_tempkd.tuning.results import row_of, state_of
 from trl_tempkd.tuning.space import Choice, Range, read_space
@@ -104,7 +104,7 @@ def in_process(monkeypatch):
     vanish: set[int] = set()
     measured = trial_command.measure
     monkeypatch.setattr(trial_command, "measure", measure)
-    monkeypatch.setattr(launchers, "start", start)
+    monkeypatch.setattr(workers, "start", start)
     return ran, fail, vanish
 
 

@@ -207,7 +207,7 @@ def run(store: "Store", shown: str, gpus: float | None) -> None:
 def begin(store: "Store", environment: dict[str, str]) -> Running | None:
     """Start the next trial, if one is left."""
     from ..sweep.grid import write_atomically
-    from ..sweep.launchers import start
+    from ..sweep.workers import start
     from ..tuning.results import options_of_factors
     from .cell import on_held_out
 

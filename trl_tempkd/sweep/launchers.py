@@ -4,7 +4,6 @@
 import json
 import os
 import queue
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .grid import Cell, write_atomically
+from .workers import ForkingProcess, OwnProcess
 
 
 DONE, FAILED, BUSY = 0, 1, 75  # exit status of a cell's process; busy: another process runs it
@@ -34,7 +34,7 @@ def claim(folder: Path) -> Iterator[bool]:
         yield True
 
 
-def run_cell(results_dir: str, name: str, working_dir: str, environment: dict[str, str] | None = None) -> int:
+def run_cell(results_dir: str, name: str, process: OwnProcess) -> int:
     """
     Run a cell in a process of its own, what it prints going to `RESULTS_DIR/NAME/output.log`. The process ends with
     this one.
@@ -48,32 +48,12 @@ def run_cell(results_dir: str, name: str, working_dir: str, environment: dict[st
             return BUSY
     error = results / f"{name}.error.txt"
     error.unlink(missing_ok=True)
-    process = start("trl_tempkd.commands.cell", folder / "cell.json", working_dir, environment)
-    try:
-        status = process.wait()  # meanwhile the pipe says that somebody waits
-    finally:
-        if process.stdin is not None:
-            process.stdin.close()
+    status = process.run(folder)
     if status in (DONE, BUSY):
         return status
     if not error.exists():
         error.write_text(f"The process of the cell {ended(status, folder)}\n", encoding="utf-8")
     return FAILED
-
-
-def start(
-    module: str, file: Path, working_dir: str, environment: dict[str, str] | None = None
-) -> "subprocess.Popen[bytes]":
-    """Start `python -m MODULE FILE`, what it prints going to `output.log` beside the file."""
-    with (file.parent / "output.log").open("w", encoding="utf-8") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, str(file)],
-            cwd=working_dir,  # where paths in the recipe start; a worker of Ray is somewhere else
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.PIPE,  # closed when this process ends, and the other ends with it
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
 
 
 def ended(status: int, folder: Path) -> str:
@@ -84,16 +64,19 @@ def ended(status: int, folder: Path) -> str:
 
 def run_local(names: list[str], results_dir: Path, workers: int, gpus_per_cell: float) -> Iterator[tuple[str, int]]:
     """Run cells on this machine, `workers` at a time, each on its own GPU. Yields their names and how they ended."""
-    slots: queue.Queue[dict[str, str]] = queue.Queue()
-    for worker in range(workers):
-        slots.put(share_of_machine(worker, workers, gpus_per_cell))
+    forks = not gpus_per_cell and sys.platform == "linux"  # elsewhere a fork of what has threads isn't safe
+    kind = ForkingProcess if forks else OwnProcess
+    processes = [kind(os.getcwd(), share_of_machine(worker, workers, gpus_per_cell)) for worker in range(workers)]
+    slots: queue.Queue[OwnProcess] = queue.Queue()
+    for process in processes:
+        slots.put(process)
 
     def run(name: str) -> tuple[str, int]:
-        environment = slots.get()
+        process = slots.get()
         try:
-            return name, run_cell(str(results_dir), name, os.getcwd(), environment)
+            return name, run_cell(str(results_dir), name, process)
         finally:
-            slots.put(environment)
+            slots.put(process)
 
     pool = ThreadPoolExecutor(workers)
     try:
@@ -104,6 +87,8 @@ def run_local(names: list[str], results_dir: Path, workers: int, gpus_per_cell: 
                 yield future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.close()
 
 
 def share_of_machine(worker: int, workers: int, gpus_per_cell: float) -> dict[str, str]:
@@ -138,7 +123,8 @@ def run_ray(names: list[str], results_dir: Path, gpus_per_cell: float) -> Iterat
                 "There is no Ray cluster to connect to: start one with `ray start --head`, or set RAY_ADDRESS."
             ) from error
     task = ray.remote(num_cpus=1, num_gpus=gpus_per_cell, max_retries=0)(run_cell)
-    running = {task.remote(str(results_dir), name, os.getcwd()): name for name in names}
+    process = OwnProcess(os.getcwd())  # a worker of Ray is somewhere else
+    running = {task.remote(str(results_dir), name, process): name for name in names}
     try:
         while running:
             for reference in ray.wait(list(running), num_returns=1)[0]:
