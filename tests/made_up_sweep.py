@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_tempkd.sweep import cells
+from trl_tempkd.sweep import cells, selection
 from trl_tempkd.sweep.claims import Verdict
 from trl_tempkd.sweep.grid import EVALUATION
 
@@ -70,6 +70,65 @@ def write_sweep(
     if baseline:
         _write(folder / "summary" / "baselines" / "k.json", json.dumps(baseline_of(rows)))
     return found
+
+
+FRONTIER = [
+    {"divergence": ["forward_kl", "tvd"], "tau": [1.0, 2.0, 4.0], "seed": [0, 1, 2, 3]},
+    {"divergence": ["reverse_kl"], "tau": [1.0, 2.0], "lmbda": [1.0], "seed": [0, 1, 2, 3]},
+    {"divergence": ["forward_kl", "tvd"], "tau": [2.0], "rule": ["zscore", "max_logit"], "seed": [0, 1, 2, 3]},
+]
+
+
+def write_frontier(
+    folder: Path,
+    grid: Any = FRONTIER,
+    select: dict[str, Any] | None = None,
+    rows: int = 12,
+    base: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """
+    Write the cells of the grid and, with `select`, what it chooses. Forward KL is best at tau 2 and the others at 1;
+    `zscore` is better than `max_logit`. The first half of the items is 20 points above the second.
+    """
+    base = base or {"model_name_or_path": "tiny:student", "teacher_model_name_or_path": "tiny:teacher"}
+    recipe = {
+        "base": {"dataset_name": "tiny", **base},
+        "grid": grid,
+        "evaluation": {**EVALUATION, "rows": rows},
+        "tune_learning_rate": [],
+    }
+    every, found = cells(recipe), {}
+    for number, cell in enumerate(every):
+        rng = np.random.default_rng(number)
+        best = {"forward_kl": 2.0}.get(cell.factors["divergence"], 1.0)
+        score = 10 - 2 * abs(cell.factors["tau"] - best) + {"zscore": 3.0}.get(cell.factors.get("rule"), 0.0)
+        items = rng.normal(score, 0.5, rows) + np.where(np.arange(rows) < rows // 2, 20, 0)
+        found[cell.name] = {
+            "name": cell.name,
+            "settings": cell.settings,
+            "hashes": {"initial_weights": "w", "batch_order": f"b{cell.factors['seed']}", "items": "i"},
+            "learning_rate": 1e-3,
+            "tuning": None,
+            "scores": {"rouge_l": [items.tolist()], "kl_tau1": [(1 / (10 + items)).tolist()]},
+            "means": {},
+            "completions": [[f"{cell.name} says {i}" for i in range(rows)]],
+            "log_history": [
+                {"loss": 2.0, "step": 5},
+                {"train_runtime": 0.5 * (1 + (cell.factors["divergence"] == "tvd")), "step": 5},
+            ],
+            "seconds": {"training": 2.0, "evaluation": 1.0},
+            "versions": {"trl-tempkd": "0.1.0"},
+            "machine": {"cpu": "a processor", "threads": 1},
+        }
+    if select is not None:
+        first = selection.first_stage(every, select)
+        chosen = selection.choose(first, found, select)
+        selection.write(folder, chosen)
+        every = [*first, *selection.second_stage(every, select, chosen)]
+    for cell in every:
+        _write(folder / f"{cell.name}.json", json.dumps(found[cell.name]))
+        _write(folder / cell.name / "cell.json", json.dumps(cell.settings))
+    return [found[cell.name] for cell in every]
 
 
 def baseline_of(rows: int) -> dict[str, Any]:

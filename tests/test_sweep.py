@@ -77,6 +77,57 @@ class TestGrid:
         assert recipe["base"]["max_steps"] == 3 and recipe["base"]["max_length"] == 256
         assert recipe["results_dir"] == "results/sweep"
 
+    def test_several_grids(self, tmp_path):
+        """Their cells have the same factors, and one that two of them have is there once."""
+        first = {"divergence": ["forward_kl", "tvd"], "tau": [1, 2], "seed": [1]}
+        second = {"divergence": ["tvd"], "tau": [2], "lmbda": [0.0, 1.0], "seed": [1, 2]}
+        found = {cell.name: cell for cell in cells(read_recipe(recipe_of(tmp_path, grid=[first, second])))}
+        assert list(found) == [
+            "forward_kl-tau1-both-lmbda0-seed1",
+            "forward_kl-tau2-both-lmbda0-seed1",
+            "tvd-tau1-both-lmbda0-seed1",
+            "tvd-tau2-both-lmbda0-seed1",
+            "tvd-tau2-both-lmbda0-seed2",
+            "tvd-tau2-both-lmbda1-seed1",
+            "tvd-tau2-both-lmbda1-seed2",
+        ]
+        assert {tuple(cell.factors) for cell in found.values()} == {("divergence", "tau", "mode", "lmbda", "seed")}
+        assert {cell.options["lmbda"] for cell in found.values()} == {0.0, 1.0}
+
+    def test_what_one_grid_leaves_out_is_the_bases(self, tmp_path):
+        base = {"divergence": "jsd", "divergence_kwargs": {"beta": 0.2}, "kd_temperature": 4.0, "lmbda": 0.5}
+        grid = [{"seed": [1]}, {"divergence": ["tvd"], "tau": [1.0], "lmbda": [1.0], "seed": [1]}]
+        first, second = cells(read_recipe(recipe_of(tmp_path, base=base, grid=grid)))
+        assert first.name == "jsdbeta0.2-tau4-both-lmbda0.5-seed1"
+        assert first.options == {**base, "seed": 1, "data_seed": 1}
+        assert second.options == {
+            "divergence": "tvd",
+            "kd_temperature": 1.0,
+            "lmbda": 1.0,
+            "seed": 1,
+            "data_seed": 1,
+        }
+
+    def test_rules(self):
+        base = {"kd_temperature_rule": "max_logit", "kd_temperature_rule_kwargs": {"rho": 3.0}, "max_steps": 2}
+        grid = {"rule": [None, "zscore", {"target_entropy": {"share": 0.3}}], "seed": [1]}
+        recipe = {"base": base, "grid": grid, "evaluation": {}, "tune_learning_rate": []}
+        plain, named, with_parameters = cells(recipe)
+        assert plain.name == "forward_kl-tau2-both-seed1" and plain.factors["rule"] is None
+        assert plain.options == {"max_steps": 2, "seed": 1, "data_seed": 1}
+        assert named.name == "forward_kl-tau2-both-zscore-seed1"
+        assert named.options == {**plain.options, "kd_temperature_rule": "zscore"}
+        assert with_parameters.name == "forward_kl-tau2-both-target_entropyshare0.3-seed1"
+        rule = {"kd_temperature_rule": "target_entropy", "kd_temperature_rule_kwargs": {"share": 0.3}}
+        assert with_parameters.options == {**plain.options, **rule}
+        # What a grid without rules leaves out is the base's rule
+        first = cells({**recipe, "grid": [{"seed": [1]}, grid]})[0]
+        assert first.name == "forward_kl-tau2-both-max_logitrho3-seed1" and first.options == {
+            **base,
+            "seed": 1,
+            "data_seed": 1,
+        }
+
     @pytest.mark.parametrize(
         "changes, message",
         [
@@ -87,6 +138,33 @@ class TestGrid:
             ({"grid": {"tau": 2.0}}, "'tau' .*: expected a list of values, got 2.0"),
             ({"grid": {"tau": [0]}}, "expected positive numbers, got 0"),
             ({"grid": {"tau": [1, 1.0]}}, "Two cells have the name forward_kl-tau1-both-seed42"),
+            ({"grid": {"kd_temperature_rule": ["zscore"]}}, "say `rule: \\[null, name"),
+            (
+                {"grid": [{"seed": [1]}, {"model_name_or_path": ["s"], "tau": 1}]},
+                "'tau' .*: expected a list of values",
+            ),
+            (
+                {"base": {"x": 1}, "grid": [{"seed": [1]}, {"model_name_or_path": ["s"]}]},
+                "give it in every grid, or in",
+            ),
+            (
+                {"grid": [{"tau": [1.2]}, {"tau": [1.2000001]}]},
+                "Two cells of two grids have the name forward_kl-tau1.2",
+            ),
+            ({"grid": {"rule": [{"x": {}, "y": {}}]}}, "A rule with parameters is"),
+            ({"select": {"seed": [1]}}, "'seed' in `select` .*did you mean 'seeds'"),
+            (
+                {"select": {"seeds": [1], "score": "rouge_l"}},
+                "expected some, not all, of `seed` of every grid, got \\[1",
+            ),
+            (
+                {"select": {"seeds": [1], "score": "ece"}, "grid": {"seed": [1, 2]}},
+                "expected one of rouge_l, .* got 'ece'",
+            ),
+            (
+                {"select": {"seeds": [1], "score": "rouge_l_greedy"}, "grid": {"seed": [1, 2]}},
+                "rouge_l_greedy needs `greedy: true`",
+            ),
             ({"grid": {"mode": ["student"]}}, "expected both or teacher, got 'student'"),
             ({"grid": {"divergence": [{"jsd": {}, "x": {}}]}}, "A divergence with parameters is"),
             ({"evaluation": {"row": 3}}, "'row' in `evaluation` .*did you mean 'rows'"),

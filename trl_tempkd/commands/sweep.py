@@ -35,7 +35,10 @@ a recipe (YAML), whose unknown keys are errors:
     tau: [1.0, 2.0]
     mode: [both, teacher]                # who is softened: both, or the teacher alone (the student stays at 1)
     seed: [1, 2, 3]                      # of initialisation and data order
+    rule: [null, {target_entropy: {share: 0.3}}]       # kd_temperature_rule, with or without parameters
     max_grad_norm: [0.0, 1.0]            # any option of KDConfig: here without and with clipping
+    # or a list of such grids, whose cells are put together
+  select: {seeds: [1], score: rouge_l}   # optional: every condition on these seeds, the best ones on the others
   evaluation: {rows: 256, seeds: [10], max_new_tokens: 128}     # held-out rows, seeds of sampling
   tune_learning_rate: [5.0e-4, 1.0e-3]   # optional: for every cell the best, on rows left out of the training split
   keep_models: true                      # or false: finished cells keep their recipe and results, not their weights
@@ -56,34 +59,73 @@ examples:
 def main(args: argparse.Namespace) -> int:
     """Run the cells that are not finished, then compare. Returns 0, or 1 where cells failed, or 130 if interrupted."""
     from ..sweep import cells, read_recipe
-    from ..sweep.grid import finished
     from ..sweep.launchers import import_ray
+    from ..sweep.selection import choose, first_stage, second_stage, write
 
     recipe = read_recipe(args.config)
     found = cells(recipe)
     check(found)
+    select = recipe["select"]
+    stage = first_stage(found, select) if select else found
     if args.dry_run:
-        show_cells(found)
+        show_cells(stage)
+        if select:
+            print(f"# {what_follows(found, select)}")
         return 0
     if args.launcher == "ray":
         import_ray()
     args.workers = args.workers or recipe["workers"]
     results_dir = Path(args.results_dir or recipe["results_dir"]).resolve()
-    waiting = [cell for cell in found if finished(results_dir, cell) is None]
     try:
-        failed = run(waiting, len(found), results_dir, args, recipe["keep_models"]) if waiting else []
+        results, failed = run_stage(stage, results_dir, args, recipe["keep_models"])
+        if select:
+            selection = choose(stage, {result["name"]: result for result in results}, select)
+            write(results_dir, selection)
+            rest = second_stage(found, select, selection)
+            chosen, failed_later = run_stage(rest, results_dir, args, recipe["keep_models"])
+            results, failed = results + chosen, failed + failed_later
     except KeyboardInterrupt:
         print("\ntrl-tempkd sweep: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
-    results = [result for cell in found if (result := finished(results_dir, cell)) is not None]
-    report(results, results_dir)
+    if select:
+        print(
+            f"In {results_dir}: a JSON file per cell, summary/selection.json; `trl-tempkd report {results_dir}` has "
+            "the table"
+        )
+    else:
+        report(results, results_dir)
     for name in failed:
         print(f"failed: {name}: {last_line(results_dir / f'{name}.error.txt')}", file=sys.stderr)
     return 1 if failed else 0
 
 
+def run_stage(
+    stage: "list[Cell]", results_dir: Path, args: argparse.Namespace, keep_models: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Run the cells that are not finished. Returns the results of those that are, and the names of those that fail."""
+    from ..sweep.grid import finished
+
+    waiting = [cell for cell in stage if finished(results_dir, cell) is None]
+    failed = run(waiting, len(stage), results_dir, args, keep_models) if waiting else []
+    return [result for cell in stage if (result := finished(results_dir, cell)) is not None], failed
+
+
+def what_follows(found: "list[Cell]", select: dict[str, Any]) -> str:
+    """The second stage in words, before it is known."""
+    from ..sweep.selection import TREATMENT
+
+    seeds = dict.fromkeys(cell.factors["seed"] for cell in found if cell.factors["seed"] not in select["seeds"])
+    names = ("seed", *TREATMENT)
+    objectives = {json.dumps({k: v for k, v in cell.factors.items() if k not in names}) for cell in found}
+    return (
+        f"Then, by {select['score']} on the first half of the items: tau 1, the best tau and the best rule of each of "
+        f"{len(objectives)} objectives on the seeds {', '.join(map(str, seeds))}, up to "
+        f"{3 * len(objectives) * len(seeds)} cells"
+    )
+
+
 def check(found: "list[Cell]") -> None:
-    """Read every cell's options as its run will, but without the hardware that they ask for."""
+    """Read every condition's options as its runs will, but without the hardware that they ask for."""
     from . import distill
 
     parser = distill.make_parser("trl-tempkd sweep")
@@ -93,22 +135,16 @@ def check(found: "list[Cell]") -> None:
     check_keys(found[0].options, known, "`base` or `overrides`")
     if found[0].options.get("resume_from_checkpoint"):
         raise UsageError("resume_from_checkpoint: the cells of a sweep start from the beginning; leave it out")
-    for cell in found:
-        values = read_options(cell.options, f"trl-tempkd sweep: {cell.name}", cell.name)
-        if cell is found[0]:
-            distill.check(*values)
-
-
-def read_options(options: dict[str, Any], prog: str, name: str) -> list[Any]:
-    """The dataclasses of `trl-tempkd distill` for these options, on whatever hardware. Mistakes are said by `prog`."""
-    from . import distill
-
-    here = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--tf32", "false"]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"{name}.yaml")
-        path.write_text(json.dumps({**options, "output_dir": folder}), encoding="utf-8")  # JSON is YAML
-        values, _, _ = distill.make_parser(prog).parse(["--config", str(path), *here], launched=True)
-    return values
+        for cell in {json.dumps({**cell.factors, "seed": None}): cell for cell in reversed(found)}.values():
+            path = Path(folder, f"{cell.name}.yaml")
+            path.write_text(json.dumps({**cell.options, "output_dir": folder}), encoding="utf-8")  # JSON is YAML
+            here = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--tf32", "false"]
+            values, _, _ = distill.make_parser(f"trl-tempkd sweep: {cell.name}").parse(
+                ["--config", str(path), *here], launched=True
+            )
+            if cell is found[0]:
+                distill.check(*values)
 
 
 def show_cells(found: "list[Cell]") -> None:

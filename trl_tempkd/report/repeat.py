@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..sweep.grid import TEMPERATURES, cells
+from ..sweep.grid import RULES, TEMPERATURES, cells
 from .results import Results
 
 
@@ -23,7 +23,7 @@ def recipe_of(results: Results) -> str | None:
             values = grid.setdefault(name, [])
             if value not in values:
                 values.append(value)
-    given = {*grid, *TEMPERATURES, "divergence", "divergence_kwargs", "seed", "data_seed"}
+    given = {*grid, *TEMPERATURES, *RULES, "divergence", "divergence_kwargs", "seed", "data_seed"}
     base = {name: value for name, value in settings[0]["options"].items() if name not in given}
     recipe = {
         "base": base,

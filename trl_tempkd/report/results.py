@@ -119,7 +119,9 @@ class Results:
 
     def _label(self, cell: dict[str, Any]) -> str:
         factors = cell["settings"]["factors"]
-        return ", ".join([name_of(factors["divergence"]), *(f"{name} {factors.get(name)}" for name in self.factors)])
+        others = {name: factors.get(name) for name in self.factors}
+        said = [f"{name} {name_of(value)}" for name, value in others.items() if value is not None]
+        return ", ".join([name_of(factors["divergence"]), *said])
 
 
 def divergence_of(factor: str | dict[str, Any]) -> str:

@@ -7,12 +7,22 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 
-KEYS = ("base", "overrides", "grid", "evaluation", "tune_learning_rate", "keep_models", "workers", "results_dir")
+KEYS = (
+    "base",
+    "overrides",
+    "grid",
+    "select",
+    "evaluation",
+    "tune_learning_rate",
+    "keep_models",
+    "workers",
+    "results_dir",
+)
 # How a cell's student is scored: on so many `rows` of the test split, and on other `datasets` by name. The seeds are
 # those of sampling: MiniLLM takes 10 to 50. `diagnostics_rows` are rows of the training split on which the gradients
 # of both KLs are measured once, before training.
@@ -29,8 +39,11 @@ EVALUATION: dict[str, Any] = {
     "diagnostics_rows": 32,
 }
 MODES = ("both", "teacher")
-# What `tau` and `mode` stand for, so that neither the grid nor a leftover of the base can say otherwise
+# What `tau`, `mode` and `rule` stand for, so that neither the grid nor a leftover of the base can say otherwise
 TEMPERATURES = ("kd_temperature", "student_kd_temperature", "teacher_kd_temperature")
+RULES = ("kd_temperature_rule", "kd_temperature_rule_kwargs")
+# By these the conditions of a sweep with `select` are chosen
+SELECT_BY = ("rouge_l", "rouge_l_greedy", "kl_tau1")
 
 
 @dataclass(frozen=True)
@@ -105,11 +118,19 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     for key in ("base", "grid"):
         if not recipe.get(key):
             raise ValueError(f"{path} has no `{key}`.")
-    base = read_base(recipe, path)
+    base = recipe["base"]
+    if isinstance(base, str):
+        base = read_yaml(base)
+    if not isinstance(base, dict):
+        raise ValueError(f"`base` in {path}: expected a mapping or the path of one, got {recipe['base']!r}.")
     evaluation = recipe.get("evaluation") or {}
     check_keys(evaluation, EVALUATION, f"`evaluation` in {path}")
-    whole(evaluation, "rows", EVALUATION["rows"], path, least=2)
-    workers = whole(recipe, "workers", 1, path)
+    rows = evaluation.get("rows", EVALUATION["rows"])
+    if not isinstance(rows, int) or rows < 2:
+        raise ValueError(f"`rows` in {path}: expected a whole number from 2 on, got {rows!r}.")
+    workers = recipe.get("workers", 1)
+    if not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"`workers` in {path}: expected a whole number from 1 on, got {workers!r}.")
     others = evaluation.get("datasets", {})
     if not isinstance(others, dict) or not all(isinstance(name, str) for name in others.values()):
         raise ValueError(f"`datasets` in {path}: expected a mapping of names to data sets, got {others!r}.")
@@ -119,51 +140,38 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     except (TypeError, ValueError):
         raise ValueError(f"`tune_learning_rate` in {path}: expected a list of numbers, got {rates!r}.") from None
     found = {
-        "base": base,
+        "base": {**base, **(recipe.get("overrides") or {})},
         "grid": recipe["grid"],
+        "select": recipe.get("select"),
         "evaluation": {**EVALUATION, **evaluation},
         "tune_learning_rate": rates,
         "keep_models": bool(recipe.get("keep_models", True)),
         "workers": workers,
         "results_dir": recipe.get("results_dir") or f"results/{Path(path).stem}",
     }
-    _check_grid(found["grid"], f"`grid` in {path}")
+    for grid in grids_of(found):
+        _check_grid(grid, f"`grid` in {path}")
+    if found["select"] is not None:
+        _check_select(found, f"`select` in {path}")
     return found
 
 
-def read_base(recipe: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """The options of the `trl-tempkd distill` that a recipe starts from, its `overrides` in them."""
-    base = recipe["base"]
-    if isinstance(base, str):
-        base = read_yaml(base)
-    if not isinstance(base, dict):
-        raise ValueError(f"`base` in {path}: expected a mapping or the path of one, got {recipe['base']!r}.")
-    return {**base, **(recipe.get("overrides") or {})}
-
-
-def whole(recipe: dict[str, Any], key: str, default: int, path: str | Path, least: int = 1) -> int:
-    """The whole number of a key."""
-    value = recipe.get(key, default)
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"`{key}` in {path}: expected a whole number from {least} on, got {value!r}.")
-    return value
-
-
-def check_factors(grid: Any, where: str) -> None:
-    """Stop at what is no option that runs of one recipe may differ in."""
-    from ..config import KDConfig
-
-    options = {field.name for field in fields(KDConfig)} - set(TEMPERATURES) - {"data_seed", "output_dir"}
-    options |= {"model_name_or_path"}
-    if isinstance(grid, dict):
-        for name in TEMPERATURES:
-            if name in grid:
-                raise ValueError(f"{name!r} in {where}: say `tau`, and `mode: [both, teacher]` for whom it softens.")
-    check_keys(grid, {*options, "tau", "mode"}, where)
+def grids_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    grid = recipe["grid"]
+    return grid if isinstance(grid, list) else [grid]
 
 
 def _check_grid(grid: Any, where: str) -> None:
-    check_factors(grid, where)
+    from ..config import KDConfig
+
+    options = {field.name for field in fields(KDConfig)} - {*TEMPERATURES, *RULES, "data_seed", "output_dir"}
+    options |= {"model_name_or_path"}
+    for name in grid if isinstance(grid, dict) else ():
+        if name in TEMPERATURES:
+            raise ValueError(f"{name!r} in {where}: say `tau`, and `mode: [both, teacher]` for whom it softens.")
+        if name in RULES:
+            raise ValueError(f"{name!r} in {where}: say `rule: [null, name, {{name: {{parameter: value}}}}]`.")
+    check_keys(grid, {*options, "tau", "mode", "rule"}, where)
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{name!r} in {where}: expected a list of values, got {values!r}.")
@@ -175,36 +183,79 @@ def _check_grid(grid: Any, where: str) -> None:
             raise ValueError(f"'tau' in {where}: expected positive numbers, got {tau!r}.")
 
 
+def _check_select(recipe: dict[str, Any], where: str) -> None:
+    select = recipe["select"]
+    check_keys(select, ("seeds", "score"), where)
+    seeds, score = select.get("seeds"), select.get("score")
+    for grid in grids_of(recipe):
+        if not isinstance(seeds, list) or not seeds or not set(seeds) < set(grid.get("seed", [])):
+            raise ValueError(f"`seeds` in {where}: expected some, not all, of `seed` of every grid, got {seeds!r}.")
+    if score not in SELECT_BY:
+        raise ValueError(f"`score` in {where}: expected one of {', '.join(SELECT_BY)}, got {score!r}.")
+    if score.endswith("_greedy") and not recipe["evaluation"]["greedy"]:
+        raise ValueError(f"`score` in {where}: {score} needs `greedy: true` in `evaluation`.")
+
+
 def cells(recipe: dict[str, Any]) -> list[Cell]:
-    """The cells of a recipe that [`read_recipe`] has read: every combination of the values of its grid."""
-    base, grid = recipe["base"], recipe["grid"]
-    defaults = factors_of(base)
-    values = {**{name: grid.get(name, [default]) for name, default in defaults.items()}, **grid}
-    values["seed"] = values.pop("seed")  # last: the repetitions
-    found = []
-    for combination in itertools.product(*values.values()):
-        factors = dict(zip(values, combination, strict=True))
-        if factors["tau"] == 1 and factors["mode"] == "teacher" and "both" in values["mode"]:
-            continue  # the same run as with both
-        named = {"divergence": "", "tau": "tau", "mode": ""}
-        name = "-".join(f"{named.get(key, key)}{_word(value)}" for key, value in factors.items())
-        tuning = recipe["tune_learning_rate"]
-        found.append(Cell(name, factors, options_of(base, factors, grid), recipe["evaluation"], tuning))
-    names = [cell.name for cell in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"Two cells have the name {name}: a value stands twice in the grid.")
-    return found
+    """
+    The cells of a recipe that [`read_recipe`] has read: every combination of the values of its grid, or of each of its
+    grids. All have the same factors: what another grid varies is as in the base.
+    """
+    grids = grids_of(recipe)
+    varied = list(dict.fromkeys(name for grid in grids for name in grid))
+    found: dict[str, Cell] = {}
+    for grid in grids:
+        names: set[str] = set()
+        for cell in _product(recipe, grid, varied):
+            if cell.name in names:
+                raise ValueError(f"Two cells have the name {cell.name}: a value stands twice in the grid.")
+            if found.setdefault(cell.name, cell) != cell:
+                raise ValueError(f"Two cells of two grids have the name {cell.name} and other settings.")
+            names.add(cell.name)
+    return list(found.values())
 
 
-def factors_of(base: dict[str, Any]) -> dict[str, Any]:
-    """Where a base stands in the factors that every run has."""
-    return {
+def _product(recipe: dict[str, Any], grid: dict[str, Any], varied: list[str]) -> Iterable[Cell]:
+    base = recipe["base"]
+    defaults = {
         "divergence": base.get("divergence", "forward_kl"),
         "tau": base.get("kd_temperature", 2.0),
         "mode": "both",
         "seed": base.get("seed", 42),
     }
+    if "divergence" in varied:
+        defaults["divergence"] = _with_parameters(base, "divergence", "divergence_kwargs") or "forward_kl"
+    if "rule" in varied:
+        defaults["rule"] = _with_parameters(base, *RULES)
+    values = {name: grid.get(name, [default]) for name, default in defaults.items()}
+    others = [name for name in varied if name not in defaults]
+    values |= {name: grid[name] if name in grid else [_default(base, name)] for name in others}
+    values["seed"] = values.pop("seed")  # last: the repetitions
+    for combination in itertools.product(*values.values()):
+        factors = dict(zip(values, combination, strict=True))
+        if factors["tau"] == 1 and factors["mode"] == "teacher" and "both" in values["mode"]:
+            continue  # the same run as with both
+        named = {"divergence": "", "tau": "tau", "mode": "", "rule": ""}
+        parts = (f"{named.get(key, key)}{_word(v)}" for key, v in factors.items() if (key, v) != ("rule", None))
+        options = options_of(base, factors, varied)
+        yield Cell("-".join(parts), factors, options, recipe["evaluation"], recipe["tune_learning_rate"])
+
+
+def _with_parameters(base: dict[str, Any], name: str, kwargs: str) -> Any:
+    """What the base says of a divergence or a rule, as a grid says it."""
+    return {base[name]: base[kwargs]} if base.get(kwargs) else base.get(name)
+
+
+def _default(base: dict[str, Any], name: str) -> Any:
+    """What an option is that a grid leaves out and another one varies."""
+    from ..config import KDConfig
+
+    if name in base:
+        return base[name]
+    found = {field.name: field for field in fields(KDConfig)}.get(name)
+    if found is None or found.default is MISSING:
+        raise ValueError(f"A grid varies {name} and another one doesn't: give it in every grid, or in the base.")
+    return found.default
 
 
 def _word(value: Any) -> str:
@@ -215,25 +266,35 @@ def _word(value: Any) -> str:
     return re.sub(r"[^\w.+]+", "_", text)
 
 
-def options_of(base: dict[str, Any], factors: dict[str, Any], grid: dict[str, Any]) -> dict[str, Any]:
-    """The options of the `trl-tempkd distill` at a place of the grid."""
+def options_of(base: dict[str, Any], factors: dict[str, Any], varied: Iterable[str]) -> dict[str, Any]:
+    """The options of the `trl-tempkd distill` at a place of the grid, which varies these factors."""
     options = {key: value for key, value in base.items() if key != "output_dir"}
     rest = dict(factors)
     divergence, tau, mode, seed = (rest.pop(key) for key in ("divergence", "tau", "mode", "seed"))
-    if "divergence" in grid:
-        options.pop("divergence_kwargs", None)
-        if isinstance(divergence, dict):  # {jsd: {beta: 0.1}}
-            if len(divergence) != 1:
-                raise ValueError(f"A divergence with parameters is {{name: {{parameter: value}}}}, got {divergence}.")
-            [(divergence, kwargs)] = divergence.items()
-            options["divergence_kwargs"] = kwargs
-        options["divergence"] = divergence
-    if "tau" in grid or "mode" in grid:
+    if "divergence" in varied:
+        options |= _named("divergence", divergence, ("divergence", "divergence_kwargs"), options)
+    if "tau" in varied or "mode" in varied:
         options = {key: value for key, value in options.items() if key not in TEMPERATURES}
         options["kd_temperature"] = tau
         if mode == "teacher":
             options |= {"student_kd_temperature": 1.0, "teacher_kd_temperature": tau}
+    if "rule" in varied:
+        options |= _named("rule", rest.pop("rule"), RULES, options)
     return {**options, "seed": seed, "data_seed": seed, **rest}
+
+
+def _named(what: str, value: Any, keys: tuple[str, str], options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a name, which may have parameters: `{jsd: {beta: 0.1}}`. Those of the base are taken out."""
+    for key in keys:
+        options.pop(key, None)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        return {keys[0]: value}
+    if len(value) != 1:
+        raise ValueError(f"A {what} with parameters is {{name: {{parameter: value}}}}, got {value}.")
+    [(name, kwargs)] = value.items()
+    return {keys[1]: kwargs, keys[0]: name}
 
 
 def write_atomically(path: Path, text: str) -> None:

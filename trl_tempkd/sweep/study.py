@@ -53,9 +53,9 @@ class Verdict:
 
 
 def name_of(divergence: Any) -> str:
-    """`"jsd"`, or `"jsd(beta=0.1)"` for one with parameters."""
-    if isinstance(divergence, str):
-        return divergence
+    """`"jsd"`, or `"jsd(beta=0.1)"` for one with parameters. A rule or another factor likewise."""
+    if not isinstance(divergence, dict):
+        return str(divergence)
     [(name, kwargs)] = divergence.items()
     return f"{name}({', '.join(f'{key}={value}' for key, value in kwargs.items())})"
 
@@ -125,7 +125,7 @@ def studies(results: Sequence[dict[str, Any]]) -> list[Study]:
 def conditions_of(study: Study, baseline: dict[str, Any]) -> dict[str, Any]:
     """What a verdict depends on beside what it compares."""
     options = study.results()[0]["settings"].get("options", {})
-    found: dict[str, Any] = dict(study.factors)
+    found: dict[str, Any] = {name: value for name, value in study.factors.items() if value is not None}
     if baseline:
         teacher = baseline["teacher"]
         found["teacher"] = options.get("teacher_model_name_or_path", teacher["name"])
