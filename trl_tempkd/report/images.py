@@ -80,7 +80,9 @@ def _plot(axis, line: Line, number: int, total: int):
         width = 0.8 / total
         middles = [i + (number - (total - 1) / 2) * width for i in range(len(line.x))]
         return axis.bar(middles, line.y, width, color=colour)
-    if line.low is not None and line.high is not None:
+    if line.low is not None and line.high is not None and len(line.x) == 1:
+        axis.vlines(line.x, line.low, line.high, color=colour, linewidth=1.2)
+    elif line.low is not None and line.high is not None:
         axis.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
     marker = MARKERS.get(line.symbol, "p") if line.symbol else ""
     return axis.plot(line.x, line.y, color=colour, linestyle=DASHES[line.dash], marker=marker, markersize=5)[0]

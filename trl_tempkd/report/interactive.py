@@ -14,7 +14,7 @@ def panel_json(figure: Figure, panel: Panel) -> str:
     """
     import plotly.graph_objects as go
 
-    traces = [trace for line in panel.lines for trace in _traces(line, bool(panel.x_ticks))]
+    traces = [trace for line in panel.lines for trace in _traces(line, panel.x_title)]
     layout: dict[str, Any] = {
         "template": "none",
         "autosize": True,
@@ -45,13 +45,13 @@ def escaped(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _traces(line: Line, by_tau: bool) -> list[dict[str, Any]]:
+def _traces(line: Line, x_title: str) -> list[dict[str, Any]]:
     known = {INK: "#808080", FAINT: "#808080"}  # page.js puts in those of the page
     colour = known.get(line.colour, line.colour)
     meta = {"view": line.view, "name": line.name, "colour": line.colour, "dash": line.dash, "symbol": line.symbol}
     common = {"name": line.name, "meta": {**meta, "kind": "bar" if line.bars else "line"}}
-    at = "tau %{x}: " if by_tau else "step %{x}: "
-    hover = "<b>%{fullData.name}</b><br>" + ("%{x}: " if line.bars else at) + "%{y:.4g}"
+    at = "" if line.bars else f"{x_title} "
+    hover = f"<b>%{{fullData.name}}</b><br>{at}%{{x}}: %{{y:.4g}}"
     if line.bars:
         bar = {"type": "bar", "x": line.x, "y": line.y, "marker": {"color": colour}}
         return [{**bar, **common, "hovertemplate": hover + "<extra></extra>"}]

@@ -7,6 +7,8 @@ import numpy as np
 
 from ..sweep.claims import Verdict, verdicts
 from ..sweep.scores import digits, label
+from ..sweep.study import SCORES
+from .frontier import Change, Mean, Row, frontier
 from .repeat import distinct, failures, hours, overview, recipe_of
 from .results import MODES, Results
 from .scores import all_scores, family, items_of, table_of
@@ -24,6 +26,7 @@ def to_markdown(results: Results) -> str:
         f"Written by `trl-tempkd report {results.folder} --markdown`, not by hand.",
         table(("", ""), [(name, value) for name, value in overview(results).items()]),
         *conditions(found),
+        *frontiers(results),
         "## Verdicts",
         *(verdict_lines(verdict) for verdict in found if verdict.outcome != "not tested"),
         untested(found),
@@ -103,6 +106,47 @@ def families(results: Results) -> list[str]:
         rows.append((row.series.label, row.mode, at_1, f"{row.best_tau:g}", f"{row.best:.2f}", change, p))
     head = ("divergence", "softened", "at tau 1", "best tau", "there", "change [95% interval]", "p of items, Holm")
     return [f"## {label(name)} at the best tau", table(head, rows)]
+
+
+def frontiers(results: Results) -> list[str]:
+    """The table of a sweep with `select`: every objective at tau 1, its best tau and its best rule."""
+    rows = frontier(results)
+    if not rows or results.selection is None:
+        return []
+    select = results.selection["select"]
+    names = [name for name in SCORES if any(name in row.means for row in rows)]
+    means, changes = [], []
+    for row in rows:
+        who = (row.series.label, f"**{row.treatment}**" if row.leading else row.treatment, row.chosen)
+        scored = [interval(mean.value, mean, name) if (mean := row.means.get(name)) else "" for name in names]
+        cost = ["" if value is None else f"{value:.{digit}f}" for value, digit in ((row.ms, 1), (row.ratio, 2))]
+        means.append((*who, str(len(row.cells)), *scored, *cost))
+        changes.append((*who, *(part for name in names for part in change_of(row, name))))
+    compared = [f"{label(name)}, to {other}" for name in names for other in ("forward_kl at tau 1", "itself at tau 1")]
+    return [
+        "## Frontier",
+        f"Chosen by {label(select['score'])} of the seeds {', '.join(map(str, select['seeds']))} on the first half of "
+        "the items; the numbers are of the other seeds and of the second half. In bold the treatment that the search "
+        "found the best of its objective. Intervals are 95% bootstrap intervals over seeds and items. ms / step is "
+        "the median over seeds, and the ratio that to forward_kl at tau 1.",
+        table(("objective", "at", "which is", "seeds", *map(label, names), "ms / step", "ratio"), means),
+        "Differences, with p over items (would these students differ on other items?) by Holm's correction over all "
+        "differences of a score.",
+        table(("objective", "at", "which is", *(part for name in compared for part in (name, "p"))), changes),
+    ]
+
+
+def change_of(row: Row, name: str) -> list[str]:
+    found = []
+    for change in (row.to_reference.get(name), row.to_own.get(name)):
+        p = "" if change is None or change.p_items is None else f"{change.p_items:.3g}"
+        found += ["" if change is None else interval(change.difference, change, name, "+"), p]
+    return found
+
+
+def interval(value: float, ends: Mean | Change, name: str, sign: str = "") -> str:
+    low, high, middle = (f"{end:{sign}.{digits(name)}f}" for end in (ends.low, ends.high, value))
+    return f"{middle} [{low}, {high}]"
 
 
 def repeat(results: Results) -> list[str]:

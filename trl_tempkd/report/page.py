@@ -13,6 +13,8 @@ from . import repeat
 from .asymmetry import asymmetry
 from .claims import PAPERS, Claim, by_claim, conditions_beside, shared_conditions, whiskers
 from .figures import Figure, style_of
+from .frontier import Row as FrontierRow
+from .frontier import frontier, frontier_figure
 from .interactive import panel_json
 from .plots import head_and_tail, scores_over_tau, training_curves
 from .results import MODES, Results
@@ -40,6 +42,14 @@ class Section:
         return shared_conditions(self.verdicts)
 
     @cached_property
+    def frontier(self) -> list[FrontierRow]:
+        return frontier(self.results)
+
+    @cached_property
+    def frontier_figure(self) -> Figure | None:
+        return frontier_figure(self.frontier)
+
+    @cached_property
     def scores(self) -> Figure | None:
         return scores_over_tau(self.results)
 
@@ -65,7 +75,7 @@ class Section:
 
     @property
     def figures(self) -> list[Figure]:
-        found = [self.scores, *self.asymmetry, self.training, self.head_and_tail]
+        found = [self.frontier_figure, self.scores, *self.asymmetry, self.training, self.head_and_tail]
         return [figure for figure in found if figure is not None]
 
 

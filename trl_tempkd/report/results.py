@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..sweep.comparisons import obstacles
+from ..sweep.selection import path_of
 from ..sweep.study import name_of
 
 
@@ -53,6 +54,8 @@ class Results:
             By cell the text of its error file.
         live (`dict[str, list[dict]]`):
             By finished cell what was measured while it trained, the rows of its diagnostics.csv.
+        selection (`dict`, *optional*):
+            What a sweep with `select` has chosen.
     """
 
     folder: Path
@@ -61,6 +64,7 @@ class Results:
     settings: list[dict[str, Any]]
     errors: dict[str, str]
     live: dict[str, list[dict[str, Any]]]
+    selection: dict[str, Any] | None = None
 
     @property
     def title(self) -> str:
@@ -159,6 +163,7 @@ def read(folder: str | Path) -> Results:
             for cell in cells
             if (rows := cell.get("diagnostics") or _live(folder / cell["name"] / "diagnostics.csv"))
         },
+        _json(path, "select", "objectives") if (path := path_of(folder)).is_file() else None,
     )
 
 
