@@ -24,7 +24,7 @@ from trl_tempkd.commands import sweep as command
 from trl_tempkd.statistics import compare, holm
 from trl_tempkd.sweep import Cell, cells, launchers, read_recipe, workers
 from trl_tempkd.sweep.comparisons import comparisons, obstacles
-from trl_tempkd.sweep.grid import finished, write_atomically
+from trl_tempkd.sweep.grid import finished, grids_of, write_atomically
 
 
 ROOT = Path(__file__).parent.parent
@@ -510,7 +510,8 @@ def test_recipes(recipe, monkeypatch, capsys, tmp_path, make_model, tokenizer, p
         "bf16": False,
     }
     read["overrides"] = {**read.get("overrides", {}), **stand_ins}
-    read["grid"].pop("max_steps", None)
+    for grid in grids_of(read):
+        grid.pop("max_steps", None)
     few = {"rows": 4, "seeds": [10], "max_new_tokens": 4, "diagnostics_rows": 2}
     few["datasets"] = dict.fromkeys(read["evaluation"].get("datasets", {}), str(tmp_path / "other.jsonl"))
     read["evaluation"] |= few

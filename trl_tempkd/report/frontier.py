@@ -212,8 +212,7 @@ def frontier_figure(rows: list[Row]) -> Figure | None:
             for view in (row.treatment, *([LEADING] if row.leading else []))
         ]
         if lines:
-            title = f"{label(score)} ({better(score)})"
-            panels.append(Panel(label(score), lines, "time of a step, forward_kl at tau 1 = 1", title))
+            panels.append(Panel(label(score), lines, "time of a step, forward_kl at tau 1 = 1", better(score)))
     if not panels:
         return None
     return Figure(
