@@ -135,16 +135,22 @@ def check(found: "list[Cell]") -> None:
     check_keys(found[0].options, known, "`base` or `overrides`")
     if found[0].options.get("resume_from_checkpoint"):
         raise UsageError("resume_from_checkpoint: the cells of a sweep start from the beginning; leave it out")
+    for cell in {json.dumps({**cell.factors, "seed": None}): cell for cell in reversed(found)}.values():
+        values = read_options(cell.options, f"trl-tempkd sweep: {cell.name}", cell.name)
+        if cell is found[0]:
+            distill.check(*values)
+
+
+def read_options(options: dict[str, Any], prog: str, name: str) -> list[Any]:
+    """The dataclasses of `trl-tempkd distill` for these options, on whatever hardware. Mistakes are said by `prog`."""
+    from . import distill
+
+    here = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--tf32", "false"]
     with tempfile.TemporaryDirectory() as folder:
-        for cell in {json.dumps({**cell.factors, "seed": None}): cell for cell in reversed(found)}.values():
-            path = Path(folder, f"{cell.name}.yaml")
-            path.write_text(json.dumps({**cell.options, "output_dir": folder}), encoding="utf-8")  # JSON is YAML
-            here = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--tf32", "false"]
-            values, _, _ = distill.make_parser(f"trl-tempkd sweep: {cell.name}").parse(
-                ["--config", str(path), *here], launched=True
-            )
-            if cell is found[0]:
-                distill.check(*values)
+        path = Path(folder, f"{name}.yaml")
+        path.write_text(json.dumps({**options, "output_dir": folder}), encoding="utf-8")  # JSON is YAML
+        values, _, _ = distill.make_parser(prog).parse(["--config", str(path), *here], launched=True)
+    return values
 
 
 def show_cells(found: "list[Cell]") -> None:

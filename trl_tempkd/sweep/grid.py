@@ -118,19 +118,11 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     for key in ("base", "grid"):
         if not recipe.get(key):
             raise ValueError(f"{path} has no `{key}`.")
-    base = recipe["base"]
-    if isinstance(base, str):
-        base = read_yaml(base)
-    if not isinstance(base, dict):
-        raise ValueError(f"`base` in {path}: expected a mapping or the path of one, got {recipe['base']!r}.")
+    base = read_base(recipe, path)
     evaluation = recipe.get("evaluation") or {}
     check_keys(evaluation, EVALUATION, f"`evaluation` in {path}")
-    rows = evaluation.get("rows", EVALUATION["rows"])
-    if not isinstance(rows, int) or rows < 2:
-        raise ValueError(f"`rows` in {path}: expected a whole number from 2 on, got {rows!r}.")
-    workers = recipe.get("workers", 1)
-    if not isinstance(workers, int) or workers < 1:
-        raise ValueError(f"`workers` in {path}: expected a whole number from 1 on, got {workers!r}.")
+    whole(evaluation, "rows", EVALUATION["rows"], path, least=2)
+    workers = whole(recipe, "workers", 1, path)
     others = evaluation.get("datasets", {})
     if not isinstance(others, dict) or not all(isinstance(name, str) for name in others.values()):
         raise ValueError(f"`datasets` in {path}: expected a mapping of names to data sets, got {others!r}.")
@@ -140,7 +132,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     except (TypeError, ValueError):
         raise ValueError(f"`tune_learning_rate` in {path}: expected a list of numbers, got {rates!r}.") from None
     found = {
-        "base": {**base, **(recipe.get("overrides") or {})},
+        "base": base,
         "grid": recipe["grid"],
         "select": recipe.get("select"),
         "evaluation": {**EVALUATION, **evaluation},
@@ -161,7 +153,26 @@ def grids_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:
     return grid if isinstance(grid, list) else [grid]
 
 
-def _check_grid(grid: Any, where: str) -> None:
+def read_base(recipe: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """The options of the `trl-tempkd distill` that a recipe starts from, its `overrides` in them."""
+    base = recipe["base"]
+    if isinstance(base, str):
+        base = read_yaml(base)
+    if not isinstance(base, dict):
+        raise ValueError(f"`base` in {path}: expected a mapping or the path of one, got {recipe['base']!r}.")
+    return {**base, **(recipe.get("overrides") or {})}
+
+
+def whole(recipe: dict[str, Any], key: str, default: int, path: str | Path, least: int = 1) -> int:
+    """The whole number of a key."""
+    value = recipe.get(key, default)
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"`{key}` in {path}: expected a whole number from {least} on, got {value!r}.")
+    return value
+
+
+def check_factors(grid: Any, where: str) -> None:
+    """Stop at what is no option that runs of one recipe may differ in."""
     from ..config import KDConfig
 
     options = {field.name for field in fields(KDConfig)} - {*TEMPERATURES, *RULES, "data_seed", "output_dir"}
@@ -172,6 +183,10 @@ def _check_grid(grid: Any, where: str) -> None:
         if name in RULES:
             raise ValueError(f"{name!r} in {where}: say `rule: [null, name, {{name: {{parameter: value}}}}]`.")
     check_keys(grid, {*options, "tau", "mode", "rule"}, where)
+
+
+def _check_grid(grid: Any, where: str) -> None:
+    check_factors(grid, where)
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{name!r} in {where}: expected a list of values, got {values!r}.")
@@ -217,12 +232,7 @@ def cells(recipe: dict[str, Any]) -> list[Cell]:
 
 def _product(recipe: dict[str, Any], grid: dict[str, Any], varied: list[str]) -> Iterable[Cell]:
     base = recipe["base"]
-    defaults = {
-        "divergence": base.get("divergence", "forward_kl"),
-        "tau": base.get("kd_temperature", 2.0),
-        "mode": "both",
-        "seed": base.get("seed", 42),
-    }
+    defaults = factors_of(base)
     if "divergence" in varied:
         defaults["divergence"] = _with_parameters(base, "divergence", "divergence_kwargs") or "forward_kl"
     if "rule" in varied:
@@ -239,6 +249,16 @@ def _product(recipe: dict[str, Any], grid: dict[str, Any], varied: list[str]) ->
         parts = (f"{named.get(key, key)}{_word(v)}" for key, v in factors.items() if (key, v) != ("rule", None))
         options = options_of(base, factors, varied)
         yield Cell("-".join(parts), factors, options, recipe["evaluation"], recipe["tune_learning_rate"])
+
+
+def factors_of(base: dict[str, Any]) -> dict[str, Any]:
+    """Where a base stands in the factors that every run has."""
+    return {
+        "divergence": base.get("divergence", "forward_kl"),
+        "tau": base.get("kd_temperature", 2.0),
+        "mode": "both",
+        "seed": base.get("seed", 42),
+    }
 
 
 def _with_parameters(base: dict[str, Any], name: str, kwargs: str) -> Any:
@@ -277,7 +297,9 @@ def options_of(base: dict[str, Any], factors: dict[str, Any], varied: Iterable[s
         options = {key: value for key, value in options.items() if key not in TEMPERATURES}
         options["kd_temperature"] = tau
         if mode == "teacher":
-            options |= {"student_kd_temperature": 1.0, "teacher_kd_temperature": tau}
+            options["student_kd_temperature"] = 1.0
+            if rest.get("rule") is None:  # a rule decides the side that has no temperature of its own
+                options["teacher_kd_temperature"] = tau
     if "rule" in varied:
         options |= _named("rule", rest.pop("rule"), RULES, options)
     return {**options, "seed": seed, "data_seed": seed, **rest}

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, get_args, get_type_hints
 
+from ..divergences import DIVERGENCES
+from ..objectives import OBJECTIVES, check_objective
 from ..sweep.grid import MODES, check_factors, check_keys, closest, factors_of
+from ..temperature_rules import FROM_TAU, check_temperature_rule
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Space:
     def draw(self, suggest: Suggest, base: dict[str, Any]) -> dict[str, Any]:
         """
         Settings as a sweep's cell has them. What would have no effect is not asked for: parameters of another
-        divergence, the mode at tau 1, a schedule where both sides are fixed, and its end where there is no schedule.
+        divergence, tau where a rule finds its own, the mode at tau 1, a schedule where both sides are fixed, and its
+        end where there is no schedule.
         """
 
         def ask(name: str, values: Choice | Range) -> Any:
@@ -88,14 +92,19 @@ class Space:
             kwargs = {key: ask(f"{name}.{key}", values) for key, values in self.divergences[name].items()}
             factors["divergence"] = {name: kwargs} if kwargs else name
         rest = dict(self.others)
-        if "tau" in rest:
-            factors["tau"] = ask("tau", rest.pop("tau"))
+        rule = None
+        if "rule" in rest:
+            rule = factors["rule"] = ask("rule", rest.pop("rule"))
+        from_tau = rule is None or _name_of(rule) in FROM_TAU
+        taus = rest.pop("tau", None)
+        if taus is not None and from_tau:
+            factors["tau"] = ask("tau", taus)
         modes = rest.pop("mode", None)
-        if modes is not None and factors["tau"] != 1:
+        if modes is not None and (factors["tau"] != 1 or rule is not None):
             factors["mode"] = ask("mode", modes)
         schedules = rest.pop("kd_temperature_schedule", None)
         schedule = base.get("kd_temperature_schedule", "constant")
-        if schedules is not None and factors["mode"] == "both":
+        if schedules is not None and factors["mode"] == "both" and from_tau:
             schedule = factors["kd_temperature_schedule"] = ask("kd_temperature_schedule", schedules)
         if schedule == "constant":
             rest.pop("kd_temperature_final", None)
@@ -137,16 +146,25 @@ def read_space(space: Any, where: str) -> Space:
     for mode in found.get("mode", ()):
         if mode not in MODES:
             raise ValueError(f"'mode' in {where}: expected {' or '.join(MODES)}, got {mode!r}.")
+    for rule in found.get("rule", ()):
+        try:
+            check_temperature_rule(_name_of(rule), next(iter(rule.values())) if isinstance(rule, dict) else None)
+        except ValueError as error:
+            raise ValueError(f"'rule' in {where}: {error}") from None
     for tau in found.get("tau", ()):
         if isinstance(tau, bool) or not isinstance(tau, int | float) or tau <= 0:
             raise ValueError(f"'tau' in {where}: expected positive numbers, got {tau!r}.")
     return Space(_divergences(space["divergence"], where) if "divergence" in space else {}, found)
 
 
+def _name_of(rule: Any) -> Any:
+    """The name of a rule, which may have parameters: `{target_entropy: {share: 0.4}}`."""
+    return next(iter(rule)) if isinstance(rule, dict) else rule
+
+
 def _divergences(found: Any, where: str) -> dict[str, dict[str, Choice | Range]]:
     """`[forward_kl, {jsd: {beta: {low: 0.1, high: 0.9}}}]` -> the parameters of each by its name."""
-    from ..divergences import DIVERGENCES, check_divergence
-
+    names = {*DIVERGENCES, *OBJECTIVES}
     if not isinstance(found, list) or not found:
         raise ValueError(f"'divergence' in {where}: expected a list of divergences, got {found!r}.")
     read: dict[str, dict[str, Choice | Range]] = {}
@@ -154,8 +172,8 @@ def _divergences(found: Any, where: str) -> dict[str, dict[str, Choice | Range]]
         if isinstance(entry, dict) and len(entry) != 1:
             raise ValueError(f"'divergence' in {where}: expected {{name: {{parameter: values}}}}, got {entry}.")
         [(name, parameters)] = entry.items() if isinstance(entry, dict) else [(entry, {})]
-        if name not in DIVERGENCES:
-            raise ValueError(f"Unknown divergence {name!r} in {where}{closest(str(name), DIVERGENCES)}.")
+        if name not in names:
+            raise ValueError(f"Unknown divergence {name!r} in {where}{closest(str(name), names)}.")
         if name in read:
             raise ValueError(f"'divergence' in {where}: {name} stands there twice; give its parameter a list.")
         if not isinstance(parameters, dict):
@@ -168,7 +186,7 @@ def _divergences(found: Any, where: str) -> dict[str, dict[str, Choice | Range]]
         }
         for key, values in read[name].items():
             for value in values:
-                check_divergence(name, {key: value})
+                check_objective(name, {key: value})
     return read
 
 
