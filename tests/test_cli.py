@@ -93,7 +93,7 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
         return capsys.readouterr().out
 
     short, long = help_of("--help"), help_of("--help_all")
-    assert short.index("distillation:") < short.index("\n  --kd_temperature") < short.index("data:")
+    assert short.index("divergence and temperature:") < short.index("\n  --kd_temperature") < short.index("data:")
     assert "--weight_decay" not in short
     assert "--weight_decay" in long
     assert "--kd-temperature" not in long

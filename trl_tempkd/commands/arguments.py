@@ -93,7 +93,8 @@ def launcher_actions() -> dict[str, argparse.Action]:
 GROUPS = {
     "CacheArguments": "cache",
     "DiagnoseArguments": "diagnostics",
-    "KDConfig": "distillation",
+    "ObjectiveConfig": "divergence and temperature",
+    "KDConfig": "teacher, memory and diagnostics",
     "RolloutConfig": "on-policy training: who writes the completions, and how",
     "ScriptArguments": "data",
     "DatasetMixtureConfig": "data mixtures (a list in the recipe)",
