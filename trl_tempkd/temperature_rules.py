@@ -61,7 +61,7 @@ def target_entropy(z: Tensor, v: Tensor, tau_s: Tensor, tau_t: Tensor, *, share:
     if not 0 < share < 1:
         raise ValueError(f"`share` must be above 0 and below 1, got {share}.")
     target = share * math.log(v.shape[-1])
-    centred = (v - v.amax(-1, keepdim=True)).clamp(min=LOG_FLOOR)
+    centred = (v - v.amax(-1, keepdim=True)).clamp(min=LOG_FLOOR * HIGHEST)  # of weight 0 at every temperature
     low = torch.full_like(tau_t, math.log(LOWEST))
     high = torch.full_like(tau_t, math.log(HIGHEST))
     x = (low + high) / 2
@@ -143,7 +143,14 @@ def curriculum(
     for name, value in (("minimum", minimum), ("span", span), ("learning_rate", learning_rate)):
         if not value > 0:
             raise ValueError(f"`{name}` must be positive, got {value}.")
-    return minimum + span / (1 + math.exp(-theta))
+    if not math.isfinite(start):
+        raise ValueError(f"`start` must be finite, got {start}.")
+    return minimum + span * sigmoid(theta)
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x)), which doesn't overflow."""
+    return (1 + math.tanh(x / 2)) / 2
 
 
 ROW_RULES: dict[str, Callable[..., Temperatures]] = {

@@ -241,6 +241,7 @@ class TemperatureKDTrainer(SFTTrainer):
         return out.loss, aux_loss, torch.stack([c.float().view_as(targets).sum(1) for c in columns], dim=1)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        self.objective.reset("eval")
         with self._meter.evaluation():  # `tokens_per_second` is about training
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         # `loss` among them: the mean over tokens in place of the mean over batches
@@ -272,6 +273,7 @@ class TemperatureKDTrainer(SFTTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         self._meter.reset()
+        self.objective.reset("train")
         if checkpoint is not None:
             self.rollouts.load(checkpoint)
             self.objective.load(checkpoint)

@@ -167,7 +167,7 @@ def compute_block(
 
     metrics = {}
     grad_RV: Tensor | float = 0.0
-    if spec.with_grad and spec.kd_ratio > 0:
+    if (spec.with_grad and spec.kd_ratio > 0) or "student_tau_grad" in spec.metrics:
         kd_R, vjp = torch.func.vjp(divergence, log_q_RV)
         (u_RV,) = vjp(torch.ones_like(kd_R))
         u_RV = torch.where(log_q_RV > LOG_FLOOR, u_RV, 0)  # the floor is a constant
@@ -182,6 +182,7 @@ def compute_block(
     if "teacher_tau_grad" in spec.metrics:
         _, vjp = torch.func.vjp(functools.partial(divergence, log_q_RV), log_p_RV)
         (u_RV,) = vjp(torch.ones_like(kd_R))
+        u_RV = torch.where(log_p_RV > LOG_FLOOR, u_RV, 0)
         jacobian_RV = u_RV - log_p_RV.exp() * u_RV.sum(-1, keepdim=True)
         metrics["teacher_tau_grad"] = _temperature_gradients(spec, jacobian_RV, v_RV, kd_R, tau_t_R, factor_R)
     if spec.truncated:
@@ -202,8 +203,7 @@ def compute_block(
             if spec.truncated
             else _block_values(spec, z_RV, v_RV, kd_R, target_R)
         )
-    if spec.rule is not None:
-        metrics |= {"student_tau": tau_s_R, "teacher_tau": tau_t_R}
+    metrics |= {"student_tau": tau_s_R, "teacher_tau": tau_t_R}
     if spec.with_grad:
         if spec.student_cap is not None:
             grad_RV = grad_RV * (1 - (z_RV / spec.student_cap).square())

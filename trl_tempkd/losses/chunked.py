@@ -56,7 +56,7 @@ class ChunkedKDOutput(NamedTuple):
             truncated teacher those that it has the numbers for, its `metrics`. With a `temperature_rule` also the
             temperatures, `student_tau` and `teacher_tau`. By name alone: `teacher_ce`, the teacher's cross-entropy at
             tau 1, and `student_tau_grad` and `teacher_tau_grad`, the derivatives of the rescaled divergence with
-            respect to the temperatures (they need gradients).
+            respect to the temperatures.
     """
 
     loss: Tensor

@@ -60,7 +60,10 @@ class DistiLLM2(Method):
             if isinstance(sums, torch.Tensor):
                 total, count = reduce(sums).tolist()
                 self.state[side] = total / count if count else None
-                self._sums[side] = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        self._sums = dict.fromkeys(self._sums, 0.0)
 
     def logs(self) -> dict[str, float]:
         return {f"distillm2_anchor_{side}": value for side, value in self.state.items() if value is not None}

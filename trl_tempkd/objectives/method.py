@@ -34,13 +34,19 @@ class Method(ABC):
 
     @abstractmethod
     def arguments(self, tokens: Tokens) -> dict[str, Any]:
-        """Keyword arguments of `chunked_kd_loss`: `divergence`, `divergence_kwargs`, `kd_weight`, `ce_weight`."""
+        """
+        Keyword arguments of `chunked_kd_loss`: `divergence`, `divergence_kwargs`, `kd_weight`, `ce_weight`. `kd_ratio`
+        multiplies both weights.
+        """
 
     def observe(self, tokens: Tokens, divergence: Tensor) -> None:  # noqa: B027
         """Take note of the divergence of each token of a batch in training, of shape `(N,)`, rescaled."""
 
     def step(self, reduce: Reduce, progress: float) -> None:  # noqa: B027
         """Change the state at the end of an optimizer step. Every process must call."""
+
+    def reset(self) -> None:  # noqa: B027
+        """Forget what was noted since the last step."""
 
     def logs(self) -> dict[str, float]:
         """What is to be seen of the state."""

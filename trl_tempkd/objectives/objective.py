@@ -98,6 +98,8 @@ class Objective:
         taus = self.temperatures.arguments(tokens.kept, partial(_distance, compute))
         if "kd_weight" in arguments:
             taus["kd_weight"] = taus.get("kd_weight", 1.0) * arguments.pop("kd_weight")
+        if "ce_weight" in arguments:  # a part of the objective, not of the cross-entropy with the labels
+            arguments["ce_weight"] = options.kd_ratio * arguments["ce_weight"]
         own = self.temperatures.metrics if training else ()
         by_token = ("student_tau", "teacher_tau") if "temperature_rule" in taus else ()
         names = tuple(name for name in (*self._metrics, *by_token) if logged) + own
@@ -111,7 +113,7 @@ class Objective:
         )
         kd_share = options.kd_ratio * taus.get("kd_weight", 1.0)
         if training:
-            self._observe(tokens, out, kd_share, normalizer)
+            self._observe(tokens, out, kd_share)
         if not logged:
             return BatchLoss(out.loss, None, None)
         metrics = out.metrics
@@ -125,12 +127,17 @@ class Objective:
             return self._method.arguments(tokens)
         return {"divergence": self._options.divergence, "divergence_kwargs": self._options.divergence_kwargs}
 
-    def _observe(self, tokens: Tokens, out: Any, kd_share: Any, normalizer: float | Tensor | None) -> None:
+    def _observe(self, tokens: Tokens, out: Any, kd_share: Any) -> None:
         if self._method is not None:
             self._method.observe(tokens, out.per_token)
         if self.temperatures.metrics:
-            count = tokens.kept.sum().clamp(min=1) if normalizer is None else normalizer
-            self.temperatures.observe(out.metrics, kd_share / count)
+            self.temperatures.observe(out.metrics, kd_share, tokens.kept)
+
+    def reset(self, mode: str) -> None:
+        """Forget what a `train` or an `eval` that was interrupted has left, but not the states."""
+        self.temperatures.reset(mode)
+        if mode == "train" and self._method is not None:
+            self._method.reset()
 
     def begin(self, progress: float) -> None:
         """Take the temperatures of this point of the training, `progress` being the share that lies behind."""

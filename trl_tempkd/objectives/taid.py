@@ -17,7 +17,8 @@ class Taid(Method):
     With J the loss of a step, delta = (J_before - J) / J_before, m = momentum m + (1 - momentum) delta, and t grows by
     alpha sigmoid(m) (1 - t).
 
-    Source: Shing et al., TAID, arXiv 2501.16937, algorithm 1.
+    Source: Shing et al., TAID, arXiv 2501.16937, algorithm 1. Its released code takes the cross-entropy with the
+    target for J, we the divergence, and there a step is a micro-batch.
     """
 
     divergence = "taid"
@@ -41,7 +42,7 @@ class Taid(Method):
     def step(self, reduce: Reduce, progress: float) -> None:
         assert isinstance(self._sums, torch.Tensor)
         total, count = reduce(self._sums).tolist()
-        self._sums = 0.0
+        self.reset()
         loss, state = total / max(count, 1), self.state
         if math.isfinite(state["loss"]):
             change = (state["loss"] - loss) / (state["loss"] + 1e-15)
@@ -50,6 +51,9 @@ class Taid(Method):
             linear = self.start + (self.end - self.start) * progress
             state["t"] = min(self.end, max(linear, faster))
         state["loss"] = loss
+
+    def reset(self) -> None:
+        self._sums = 0.0
 
     def logs(self) -> dict[str, float]:
         return {"taid_t": self.state["t"]}

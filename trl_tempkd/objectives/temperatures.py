@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..temperature import scheduled_temperature, temperatures
-from ..temperature_rules import HIGHEST, LOWEST, ROW_RULES, curriculum, parameters, token_adaptive
+from ..temperature_rules import HIGHEST, LOWEST, ROW_RULES, curriculum, parameters, sigmoid, token_adaptive
 from .method import Reduce
 
 
@@ -35,7 +35,7 @@ class TemperatureState:
         if self.rule == "curriculum":
             self.kwargs = {**parameters("curriculum"), **self.kwargs}
             self.state = {"theta": self.kwargs["start"]}
-        self._gradient: Tensor | float = 0.0
+        self._sums: Tensor | float = 0.0  # of the derivative by tau, and the number of tokens
         self._seen: dict[str, list[Tensor]] = {"train": [], "eval": []}
 
     @property
@@ -101,10 +101,10 @@ class TemperatureState:
         sides = {"student": ("student",), "teacher": ("teacher",), "both": ("student", "teacher")}[self.sides]
         return tuple(f"{side}_tau_grad" for side in sides) if self.rule == "curriculum" else ()
 
-    def observe(self, metrics: dict[str, Tensor], weight: Tensor | float) -> None:
-        """Take note of the derivatives that [`metrics`] names, `weight` being each token's share of the loss."""
-        for name in self.metrics:
-            self._gradient = self._gradient + (metrics[name] * weight).sum()
+    def observe(self, metrics: dict[str, Tensor], weight: Tensor | float, kept: Tensor) -> None:
+        """Take note of the derivatives that [`metrics`] names; `weight` is the factor on each token's divergence."""
+        by_tau = torch.stack([metrics[name] * weight for name in self.metrics]).double().sum()
+        self._sums = self._sums + torch.stack([by_tau, kept.sum().double()])
 
     def see(self, mode: str, student: Tensor | float, teacher: Tensor | float, kept: Tensor) -> None:
         """Take note of the temperatures of a batch that is logged, where they differ from token to token."""
@@ -112,15 +112,21 @@ class TemperatureState:
             columns = [torch.as_tensor(t, device=kept.device).float().expand(len(kept)) for t in (student, teacher)]
             self._seen[mode].append(torch.stack([torch.where(kept, column, -1.0) for column in columns], 1))
 
+    def reset(self, mode: str) -> None:
+        """Forget what a training or an evaluation that was interrupted has left."""
+        self._seen[mode].clear()
+        if mode == "train":
+            self._sums = 0.0
+
     def step(self, reduce: Reduce, progress: float) -> None:
         """Change the state at the end of an optimizer step. Every process must call."""
         if self.rule != "curriculum":
             return
-        assert isinstance(self._gradient, Tensor)
-        gradient = reduce(self._gradient).item()
-        self._gradient = 0.0
-        part = 1 / (1 + math.exp(-self.state["theta"]))
-        by_theta = gradient * self.kwargs["span"] * part * (1 - part)
+        assert isinstance(self._sums, Tensor)
+        total, count = reduce(self._sums).tolist()
+        self._sums = 0.0
+        part = sigmoid(self.state["theta"])
+        by_theta = total / max(count, 1) * self.kwargs["span"] * part * (1 - part)
         reversal = -(1 - math.cos(math.pi * progress)) / 2
         self.state["theta"] -= self.kwargs["learning_rate"] * reversal * by_theta
 
