@@ -36,6 +36,7 @@ class TeacherServer:
         self.key = None
         self.count = self.now = self.peak = 0
         self.bodies: list[dict] = []
+        self.texts: dict[int, str] = {}
         self.times: list[float] = []
         self.lock = threading.Lock()
         self.port = 0
@@ -72,6 +73,11 @@ class TeacherServer:
         finally:
             self.stop()
 
+    def text(self, token):
+        if token not in self.texts:
+            self.texts[token] = self.tokenizer.decode([token])
+        return self.texts[token]
+
     @torch.no_grad()
     def answer(self, body):
         tokens, wanted = body["prompt"], body["prompt_logprobs"]
@@ -83,20 +89,20 @@ class TeacherServer:
             logits = self.model(torch.tensor([tokens])).logits[0].float()
         if self.mode.startswith("processed"):
             logits = logits / body["temperature"]
-        rows = logits if self.mode.endswith("logits") else logits.log_softmax(-1)
+        rows = (logits if self.mode.endswith("logits") else logits.log_softmax(-1))[:-1]
+        largest, ids = rows.topk(wanted)
+        own = rows.gather(-1, torch.tensor(tokens[1:])[:, None])
+        ranks = ((rows > own).sum(-1) + 1).tolist()
         said = [None]
-        for row, token in zip(rows[:-1], tokens[1:], strict=True):
-            order = row.argsort(descending=True).tolist()
-            ids = dict.fromkeys([token, *order[:wanted]])  # the prompt's own first, as vLLM
-            rank = {token: i + 1 for i, token in enumerate(order)}
+        for token, value, rank, *others in zip(
+            tokens[1:], own[:, 0].tolist(), ranks, ids.tolist(), largest.tolist(), strict=True
+        ):
+            # the prompt's own first, as vLLM
+            found = {token: (value, rank)} | {i: (v, at + 1) for at, (i, v) in enumerate(zip(*others, strict=True))}
             said.append(
                 {
-                    str(i): {
-                        "logprob": max(row[i].item(), -9999.0),
-                        "rank": rank[i],
-                        "decoded_token": self.tokenizer.decode([i]),
-                    }
-                    for i in ids
+                    str(i): {"logprob": max(v, -9999.0), "rank": at, "decoded_token": self.text(i)}
+                    for i, (v, at) in found.items()
                 }
             )
         choice = {"index": 0, "text": "x", "logprobs": None, "finish_reason": "length", "prompt_logprobs": said}
