@@ -6,8 +6,8 @@ What a teacher costs: a training step with the teacher beside the student, from 
     python benchmarks/teachers.py --dtype bfloat16 --hidden 2304 --rows 4 --output teachers.json
 
 A step reads and collates its batch, and then is forward, backward and AdamW. `no teacher` is the same trainer with
-cross-entropy in place of the divergence: the student alone. `SFT` is TRL's SFTTrainer on the same rows. The last column
-divides by the least that a source can cost: the student alone, for hidden states together with the product of the
+cross-entropy in place of the divergence: the student alone. `SFT` is TRL's SFTTrainer on the same rows. Last it is
+divided by the least that a source can cost: the student alone, for hidden states together with the product of the
 teacher's head, which is timed in the same round.
 
 All run in one process, interleaved; figures are medians over rounds, of ratios within a round. The student is that of
@@ -106,9 +106,7 @@ def make_trainers(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any
     }
 
     def make(**fields: Any) -> Any:
-        config = KDConfig(
-            **shared, teacher_model_name_or_path=str(folder / "teacher"), kd_temperature=TAU, **fields
-        )
+        config = KDConfig(**shared, teacher_model_name_or_path=str(folder / "teacher"), kd_temperature=TAU, **fields)
         return TemperatureKDTrainer(make_model(args, 3, 192), args=config, **kwargs)
 
     live, built = make(), []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import distill
-from .arguments import RecipeParser, UsageError, usage_errors_on_one_line
+from .arguments import RecipeParser, UsageError
 
 
 if TYPE_CHECKING:
@@ -174,13 +174,7 @@ def make_parser(prog: str | None = None) -> RecipeParser:
     return RecipeParser(dataclass_types, prog=prog, description=DESCRIPTION, epilog=EPILOG)
 
 
-def run(prog: str | None = None) -> None:
-    """Parse the command line of a process that `accelerate launch` has started, and build."""
-    parser = make_parser(prog)
-    with usage_errors_on_one_line(parser.prog):
-        arguments, _, _ = parser.parse(launched=True)
-        main(*arguments)
-
-
 if __name__ == "__main__":
-    run("trl-tempkd cache")
+    from .launch import run_started
+
+    run_started(make_parser("trl-tempkd cache"), main)

@@ -4,10 +4,11 @@
 import argparse
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .arguments import UsageError
+from .arguments import RecipeParser, UsageError, usage_errors_on_one_line
 
 
 if TYPE_CHECKING:
@@ -107,6 +108,13 @@ def check_processes(args: argparse.Namespace) -> None:
         if per_machine == 0:
             raise UsageError("no GPU found: say with --num_processes how many processes to start")
         args.num_processes = per_machine * machines
+
+
+def run_started(parser: RecipeParser, main: Callable[..., Any]) -> None:
+    """Run a command on the command line of a process that `accelerate launch` has started."""
+    with usage_errors_on_one_line(parser.prog):
+        arguments, _, _ = parser.parse(launched=True)
+        main(*arguments)
 
 
 def check_started(training_args: "TrainingArguments") -> None:

@@ -10,6 +10,7 @@ Shape suffixes: N positions, V vocabulary, K tokens that are known, B = K + 1 bi
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
@@ -50,7 +51,7 @@ def grid_index(taus: Sequence[float], tau: float) -> int | None:
 
 
 @dataclass(frozen=True)
-class Truncated:
+class Truncated(ABC):
     """
     What is known of a teacher's distribution at the temperatures of a grid.
 
@@ -70,24 +71,24 @@ class Truncated:
     ids: Tensor
 
     @staticmethod
+    @abstractmethod
     def check(divergence: str, kwargs: dict[str, Any] | None) -> None:
         """
         Raises:
             `ValueError`: If the divergence needs more of the teacher than is known.
         """
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def metrics_of(taus: tuple[float, ...]) -> tuple[str, ...]:
         """The metrics that there are the numbers for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def at(self, tau: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """
         The tokens, the log-probabilities of their bins and of the rest, what is to be added to a divergence, and, if
         `kl_tau1_coarse` is a metric, the log-probabilities at temperature 1.
         """
-        raise NotImplementedError
 
     @property
     def metrics(self) -> tuple[str, ...]:

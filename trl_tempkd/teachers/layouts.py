@@ -6,6 +6,7 @@ Shape suffixes: K positions that are stored, N of a batch, R of a chunk, H hidde
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class HiddenLayout:
 
 
 @dataclass(frozen=True)
-class _TruncatedLayout:
+class _TruncatedLayout(ABC):
     """Some tokens of a row, and what is needed to use them at each temperature of a grid."""
 
     dtype: torch.dtype
@@ -91,17 +92,17 @@ class _TruncatedLayout:
         return torch.uint16 if self.vocabulary <= 2**16 else torch.int32
 
     @property
+    @abstractmethod
     def fields(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """The tensors of the target, their dtypes and shapes at a position, in the order of the bytes."""
-        raise NotImplementedError
 
     @property
     def size(self) -> int:
         return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.fields.values())
 
+    @abstractmethod
     def tokens(self, v_RV: Tensor, uniform_RT: Tensor) -> dict[str, Tensor]:
         """The tensors of the target, from the teacher's logits."""
-        raise NotImplementedError
 
     def encode(self, hidden_KH: Tensor, heads: Heads, uniform: Uniform) -> Tensor:
         parts = [torch.empty(0, self.size, dtype=torch.uint8, device=hidden_KH.device)]
