@@ -2,7 +2,7 @@
 """
 Distil one pair from every source of its teacher: beside the student, from the three caches, and from a server.
 
-    python benchmarks/sources.py --config recipes/tiny/distill.yaml --max_steps 60 --max_length 48
+    python benchmarks/sources.py --config recipes/tiny/distill.yaml --cache_dtype float32 --max_steps 60 --max_length 48
     python benchmarks/sources.py --config recipes/sweeps/smollm2.yaml --logprobs 64 --output sources.json
 
 The recipe is one of `trl-tempkd distill`, or of a sweep, whose `base` is taken; every other option goes to it. It is
@@ -101,6 +101,7 @@ class Runner:
         from trl_tempkd.commands import cache
 
         own = ["--mode", mode, "--output", str(self.folder / mode), "--do_eval", "false"]
+        own += ["--cache_dtype", self.args.cache_dtype]
         if mode != "hidden":
             count = {"topk": "--k", "sampled": "--samples"}[mode]
             taus = sorted({tau for _, tau in self.args.objectives})
@@ -192,6 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=256, help="to train on (default: 256)")
     parser.add_argument("--eval_rows", type=int, default=64, help="to compare on (default: 64)")
     parser.add_argument("--count", type=int, default=64, help="tokens of a top-k or sampled cache (default: 64)")
+    parser.add_argument("--cache_dtype", default="bfloat16", choices=["bfloat16", "float32"], help="default: bfloat16")
     parser.add_argument("--logprobs", type=int, help="of the server; the whole vocabulary if not set")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
     parser.add_argument("--output", type=Path, help="JSON file of all figures")

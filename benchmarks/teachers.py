@@ -5,10 +5,10 @@ What a teacher costs: a training step with the teacher beside the student, from 
     python benchmarks/teachers.py                            # eight rows of 128 tokens, V = 50257, teacher of H = 768
     python benchmarks/teachers.py --dtype bfloat16 --hidden 2304 --rows 4 --output teachers.json
 
-A step reads and collates its batch, and then is forward, backward and AdamW. `no teacher` is the same trainer with
-cross-entropy in place of the divergence: the student alone. `SFT` is TRL's SFTTrainer on the same rows. Last it is
-divided by the least that a source can cost: the student alone, for hidden states together with the product of the
-teacher's head, which is timed in the same round.
+A step reads and collates its batch, and then is forward, backward and AdamW. `no teacher` is the student alone:
+the same trainer and chunks, with the arithmetic of cross-entropy and nothing else between the matmuls. `SFT` is TRL's
+SFTTrainer on the same rows. Last a step is divided by the least that its source can cost: the student alone, for
+hidden states together with the product of the teacher's head, which is timed in the same round.
 
 All run in one process, interleaved; figures are medians over rounds, of ratios within a round. The student is that of
 benchmarks/step.py. The caches are built first: bytes are those of a token in its shard, without the tokens themselves.
@@ -22,13 +22,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 
 TAU = 2.0
@@ -36,27 +39,35 @@ MODES = ("hidden", "topk", "sampled")
 
 
 class NoTeacher:
-    """Nothing to multiply and nothing to compare with. What it gives has the weight 0 in the loss."""
+    """Nothing to multiply: a stand-in for the student alone, whose loss reads nothing of it."""
 
     model = None
     metrics = ()
 
-    def rows(self, inputs: dict[str, Any]) -> Any:
-        from trl_tempkd.losses import TopK
-
-        n = inputs["input_ids"].numel()
-        zeros = torch.zeros(n, 1)
-        return TopK((TAU,), self.size, torch.zeros(n, 1, dtype=torch.long), zeros, zeros)
-
     def __init__(self, size: int):
         self.size = size
 
-    def head(self) -> Any:
-        from contextlib import nullcontext
+    def rows(self, inputs: dict[str, Any]) -> Any:
+        from trl_tempkd.losses import TopK
 
+        zeros = torch.zeros(inputs["input_ids"].numel(), 1)
+        return TopK((TAU,), self.size, zeros.long(), zeros, zeros)
+
+    def head(self) -> Any:
         from trl_tempkd.heads import NoHead
 
         return nullcontext(NoHead())
+
+
+def cross_entropy_block(
+    spec: Any, student_RV: Tensor, target_R: Tensor, tau_s_R: Tensor, tau_t_R: Tensor, weight_R: Tensor, *_: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """In the place of the engine's `compute_block`: cross-entropy at tau 1, and nothing else."""
+    log_q_RV = student_RV.float().log_softmax(-1)
+    loss_R = -log_q_RV.gather(-1, target_R.unsqueeze(-1)).squeeze(-1)
+    is_target_RV = torch.arange(log_q_RV.shape[-1]) == target_R.unsqueeze(-1)
+    student_RV.copy_((log_q_RV.exp() - is_target_RV.float()) * weight_R.unsqueeze(-1))
+    return loss_R * weight_R, loss_R, {}
 
 
 def make_model(args: argparse.Namespace, layers: int, hidden: int) -> Any:
@@ -145,6 +156,8 @@ def seconds(function: Callable[..., Any], *inputs: Any) -> tuple[float, Any]:
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the rounds. Returns a row for each contender."""
+    from trl_tempkd.losses import block
+
     with tempfile.TemporaryDirectory() as folder:
         trainers, built = make_trainers(args, Path(folder))
         for trainer in trainers.values():
@@ -157,7 +170,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             return trainer.data_collator(trainer.train_dataset.__getitems__(rows))
 
         def step(trainer: Any, batch: dict[str, Any]) -> None:
-            trainer.training_step(trainer.model, batch, torch.tensor(count))
+            alone = isinstance(getattr(trainer, "teacher", None), NoTeacher)
+            with mock.patch.object(block, "compute_block", cross_entropy_block) if alone else nullcontext():
+                trainer.training_step(trainer.model, batch, torch.tensor(count))
             trainer.optimizer.step()
             trainer.optimizer.zero_grad()
 

@@ -1,6 +1,11 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""An HTTP server on loopback that gives a model's prompt log-probabilities in vLLM's JSON, and faults on demand."""
+"""
+An HTTP server on loopback that gives a model's prompt log-probabilities in vLLM's JSON, and faults on demand.
 
+    python tests/teacher_server.py tiny:teacher --port 8000
+"""
+
+import argparse
 import json
 import socket
 import threading
@@ -164,3 +169,26 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             with teacher.lock:
                 teacher.now -= 1
+
+
+def main():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trl_tempkd.tiny import resolve
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder, name on the Hub, or tiny:teacher")
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+    args = parser.parse_args()
+    folder = resolve(args.model)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    server = TeacherServer(model, AutoTokenizer.from_pretrained(folder))
+    server.port = args.port
+    with server.running():
+        print(f"{server.url} serves {args.model} until it is interrupted.", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

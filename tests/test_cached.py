@@ -20,6 +20,7 @@ from trl_tempkd.commands import distill
 from trl_tempkd.diagnostics import Plan, collect, diagnose
 from trl_tempkd.teachers import CacheBuilder, TeacherCache, build
 from trl_tempkd.teachers.columns import CHECKSUM
+from trl_tempkd.teachers.layouts import MODES
 
 
 HIDDEN = "teacher_hidden"
@@ -445,6 +446,12 @@ def options(folder, pair, prompt_dataset, **more):
     return [part for key, value in values.items() for part in (f"--{key}", str(value))]
 
 
+def losses_of(folder):
+    """Of a run that has ended."""
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
 def test_the_command(tmp_path, pair, prompt_dataset, capsys):
     arguments = options(tmp_path, pair(), prompt_dataset)
     folder = str(tmp_path / "cache")
@@ -459,8 +466,7 @@ def test_the_command(tmp_path, pair, prompt_dataset, capsys):
     for more in ([], ["--teacher_cache", folder]):
         values, _, _ = distill.make_parser().parse([*arguments, *more], launched=True)
         distill.main(*values)
-        state = json.loads((tmp_path / "output/trainer_state.json").read_text())
-        losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+        losses = losses_of(tmp_path / "output")
         evaluated = json.loads((tmp_path / "output/eval_results.json").read_text())
         results.append([*losses, evaluated["eval_loss"]])
     assert len(results[0]) == 4
@@ -484,10 +490,11 @@ def test_what_the_command_refuses(capsys):
     assert "no such teacher cache (--teacher_cache): ./nowhere" in capsys.readouterr().err
 
 
-def start(*arguments):
+def start(command, *arguments):
+    """`trl-tempkd command`, in processes of its own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "trl_tempkd", "cache", *arguments],
+        [sys.executable, "-m", "trl_tempkd", command, *arguments],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -495,21 +502,13 @@ def start(*arguments):
     )
 
 
-def test_the_benchmark_runs(tmp_path):
-    root = Path(__file__).parent.parent
-    small = "--rounds 3 --rows 2 --tokens 8 --vocabulary 300 --hidden 96".split()
-    command = [sys.executable, "benchmarks/cache.py", *small, "--output", str(tmp_path / "cache.json")]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "cache.json").read_text())["ratio"] > 0
-
-
 @pytest.mark.distributed
-def test_two_processes_build_what_one_builds(tmp_path, pair, prompt_dataset):
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_build_what_one_builds(tmp_path, pair, prompt_dataset, mode):
     arguments = options(tmp_path, pair(), prompt_dataset)
     launch = {"one": [], "two": "--accelerate_config multi_gpu --num_processes 2 --main_process_port 0".split()}
     for name, more in launch.items():
-        process = start(*arguments, "--output", str(tmp_path / name), *more)
+        process = start("cache", *arguments, "--mode", mode, "--output", str(tmp_path / name), *more)
         said, _ = process.communicate(timeout=240)
         assert process.returncode == 0, said
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -3,14 +3,18 @@
 
 import json
 import re
+import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
 from datasets import DatasetDict
 from standins import save_pair
+from teacher_server import TeacherServer
+from transformers import AutoModelForCausalLM
 
-from trl_tempkd.commands import distill
+from trl_tempkd.commands import cache, distill
 
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +34,20 @@ ROWS = {
 
 def name_of(recipe: Path) -> str:
     return f"{recipe.parent.name}/{recipe.stem}"
+
+
+def comments(recipe: Path) -> list[str]:
+    return [line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+
+
+def how_to_cache(recipe: Path) -> list[str]:
+    """The options of the cache, from the command on top that writes what the recipe reads."""
+    text = re.sub(r"\\\n#\s*", " ", "\n".join(comments(recipe)))
+    commands = [shlex.split(line) for line in re.findall(r"^#\s+trl-tempkd cache (.*)$", text, flags=re.MULTILINE)]
+    (own,) = [each for each in commands if read(recipe)["teacher_cache"] in each]
+    launched = own.index("--accelerate_config") if "--accelerate_config" in own else None
+    assert own[:2] == ["--config", recipe.relative_to(ROOT).as_posix()]
+    return own[2:launched]
 
 
 def read(recipe: Path) -> dict:
@@ -53,11 +71,10 @@ def test_keys_and_values(recipe):
 @pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
 def test_says_how_to_run_it(recipe):
     relative = recipe.relative_to(ROOT).as_posix()
-    comments = [line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    commands = [line for line in comments if f"trl-tempkd distill --config {relative}" in line]
+    commands = [line for line in comments(recipe) if f"trl-tempkd distill --config {relative}" in line]
     assert commands, "the exact command belongs in the comment on top"
-    for line in comments:
-        for path in re.findall(r"(?:recipes|examples)/\S+\.(?:yaml|py)", line):
+    for line in comments(recipe):
+        for path in re.findall(r"(?:recipes|examples|tests)/\S+\.(?:yaml|py)", line):
             assert (ROOT / path).is_file(), path
 
 
@@ -82,13 +99,26 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
         "gradient_accumulation_steps": 1,
         "warmup_steps": 0,
         "eval_steps": 2,
+        "dataloader_num_workers": 0,
         "use_cpu": True,
         "bf16": False,
         "disable_tqdm": True,
     }
-    args = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
-    values, _, _ = distill.make_parser().parse(["--config", str(recipe), *args], launched=True)
-    distill.main(*values)
+    server = nullcontext()
+    if "teacher_cache" in read(recipe):
+        overrides["teacher_cache"] = tmp_path / "cache"
+    if "teacher_server_url" in read(recipe):
+        server = TeacherServer(AutoModelForCausalLM.from_pretrained(teacher), tokenizer).running()
+        overrides["teacher_model_name_or_path"] = "teacher"
+    with server as running:
+        if running is not None:
+            overrides["teacher_server_url"] = running.url
+        args = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
+        if "teacher_cache" in overrides:
+            more = [*how_to_cache(recipe), "--output", str(tmp_path / "cache")]
+            cache.main(*cache.make_parser().parse(["--config", str(recipe), *args, *more], launched=True)[0])
+        values, _, _ = distill.make_parser().parse(["--config", str(recipe), *args], launched=True)
+        distill.main(*values)
 
     saved = {path.name for path in output.iterdir()}
     weights = "adapter_model.safetensors" if read(recipe).get("use_peft") else "model.safetensors"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from standins import save_pair
 from teacher_server import TeacherServer
-from test_cached import builder_of
+from test_cached import OBJECTIVES, builder_of, losses_of, options, start
 from transformers import TrainerCallback
 
 from trl_tempkd import TemperatureKDTrainer
@@ -80,20 +80,6 @@ def check_same(make, server, rel=1e-5, **fields):
 
 
 # The same trajectory
-
-
-OBJECTIVES = {
-    "forward": {"divergence": "forward_kl", "kd_temperature": 1.0},
-    "reverse": {"divergence": "reverse_kl", "kd_temperature": 4.0, "kd_ratio": 0.5},
-    "jsd": {"divergence": "jsd", "divergence_kwargs": {"beta": 0.3}, "teacher_kd_temperature": 3.0},
-    "schedule": {
-        "divergence": "adaptive_kl",
-        "kd_temperature": 4.0,
-        "kd_temperature_schedule": "linear",
-        "kd_temperature_final": 1.0,
-        "student_kd_temperature": 1.0,
-    },
-}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -569,3 +555,19 @@ def test_infinities_are_probabilities_of_zero(make, server):
     server.mode = "raw_logits"
     (batch,) = collect(trainer, trainer.train_dataset, num_rows=2)[:1]
     assert (batch.teacher_hidden / 4).softmax(-1)[:, 0].max() == 0
+
+
+@pytest.mark.distributed
+def test_two_processes_train_as_one(tmp_path, server, pair, prompt_dataset):
+    fields = {"teacher_server_url": server.url, "teacher_model_name_or_path": "teacher", "do_eval": False}
+    launch = {4: [], 2: "--accelerate_config multi_gpu --num_processes 2 --main_process_port 0".split()}
+    found = {}
+    for size, more in launch.items():
+        folder = tmp_path / str(size)
+        arguments = options(folder, pair(), prompt_dataset, **fields, per_device_train_batch_size=size)
+        process = start("distill", *arguments, *more)
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        found[size] = losses_of(folder / "output")
+    assert len(found[2]) == 3 and min(found[2]) > 1e-3
+    assert found[2] == pytest.approx(found[4], rel=1e-6)

@@ -1,0 +1,51 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""benchmarks/teachers.py, truncated.py and sources.py run, in processes of their own, and say what they should."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(script, output, options):
+    command = [sys.executable, f"benchmarks/{script}.py", *options.split(), "--threads", "1", "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(output.read_text(encoding="utf-8")), done
+
+
+def test_teachers(tmp_path):
+    small = "--rounds 3 --rows 2 --tokens 8 --vocabulary 300 --hidden 96 --count 8"
+    found, _ = run("teachers", tmp_path / "teachers.json", small)
+    rows = {row["name"]: row for row in found["results"]}
+    assert list(rows) == ["live", "hidden", "topk", "sampled", "no teacher", "SFT", "head"]
+    # fp32 states; 2 temperatures, and 8 times a logit and an id; for each of 2 temperatures 8 weights and ids
+    sizes = {"hidden": 96 * 4, "topk": 2 * 4 + 8 * 6, "sampled": 2 * (4 + 8 * 6)}
+    assert {name: rows[name]["bytes_per_token"] for name in sizes} == sizes
+    for name, size in sizes.items():
+        assert rows[name]["files_per_token"] > size and rows[name]["build_tokens_per_second"] > 0
+    assert rows["no teacher"]["ratio_to_least"] == rows["no teacher"]["ratio_to_no_teacher"] == 1
+    assert rows["hidden"]["ratio_to_least"] < rows["hidden"]["ratio_to_no_teacher"]
+
+
+def test_sources(tmp_path):
+    """Every source learns, those that are exact the same as the live teacher, and what can't be served is said."""
+    small = "--config recipes/tiny/distill.yaml --max_steps 4 --max_length 24 --per_device_train_batch_size 4 "
+    small += (
+        "--warmup_steps 0 --logging_steps 1 --rows 16 --eval_rows 4 --cache_dtype float32 --objectives reverse_kl:2"
+    )
+    found, done = run("sources", tmp_path / "sources.json", small)
+    records = {record["source"]: record for record in found["records"]}
+    assert list(records) == ["live", "hidden", "topk", "served"]
+    assert "sampled, reverse_kl at 2: `divergence` reverse_kl can't be had" in done.stderr
+    live = records["live"]
+    for name in ("hidden", "served"):
+        for key in ("first_loss", "last_loss", "kl_tau1_after"):
+            assert records[name][key] == pytest.approx(live[key], rel=1e-3), (name, key)
+    assert 0 < records["topk"]["first_loss"] < live["first_loss"]
+    assert live["kl_tau1_after"] != live["kl_tau1_before"]
