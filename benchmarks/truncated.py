@@ -1,21 +1,24 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """
-What a truncated teacher costs in the gradient: the bias of the k largest logits beside the noise of k drawn tokens.
+What a cache costs in the loss and in the gradient: the digits of hidden states, the bias of the k largest logits, and
+the noise of k drawn tokens.
 
     python benchmarks/truncated.py                                  # the built-in pair, 2048 held-out tokens
     python benchmarks/truncated.py --counts 16 256 --taus 1 8 --output truncated.json
 
-Errors are relative to the gradient of forward KL from whole rows, as norms, both sides at tau. `token` is of the
-gradients in the last hidden states, `batch` of that in the student's head, which is a mean over all tokens: there
-noise averages out, the more the more tokens there are, and bias doesn't. Draws are means over `--rounds`. As many
-`independent` draws are beside those of the cache, which draw no token twice.
+Errors are relative to forward KL from whole rows of a teacher in fp32, both sides at tau. `loss` is its mean over all
+tokens; `token` are the gradients in the last hidden states, as norms, and `batch` is that in the student's head, which
+is a mean over all tokens: there noise averages out, the more the more tokens there are, and bias doesn't. Draws are
+root mean squares over `--rounds`. As many `independent` draws are beside those of the cache, which draw no token
+twice.
 """
 
 import argparse
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,8 +26,11 @@ from rich.table import Table
 from torch import Tensor
 
 
-def load(n_tokens: int) -> tuple[dict[str, Tensor], Tensor]:
-    """What the loss takes of the student, and the teacher's logits, for the first tokens of the held-out rows."""
+KINDS = ("loss", "token", "batch")
+
+
+def load(n_tokens: int) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+    """What the loss takes of the student, and the teacher's hidden states, head and logits, for held-out tokens."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from trl_tempkd.heads import backbone, read_head
@@ -45,8 +51,9 @@ def load(n_tokens: int) -> tuple[dict[str, Tensor], Tensor]:
                 parts.append(backbone(model)(**ids).last_hidden_state[0])
     student, teacher = (torch.cat(parts)[:n_tokens] for parts in hidden)
     weight = read_head(models[0]).weight.detach()
-    logits = read_head(models[1]).logits(teacher).detach()
-    return {"student_hidden": student.requires_grad_(), "student_weight": weight.requires_grad_()}, logits
+    head = read_head(models[1])
+    own = {"student_hidden": student.requires_grad_(), "student_weight": weight.requires_grad_()}
+    return own, teacher, head.weight.detach(), head.logits(teacher).detach()
 
 
 def top_k(v_NV: Tensor, count: int, tau: float) -> object:
@@ -74,7 +81,9 @@ def independent(v_NV: Tensor, count: int, tau: float) -> object:
     ids = (v_NV / tau).softmax(-1).multinomial(count, replacement=True)
     shares = torch.zeros_like(v_NV).scatter_add(-1, ids, torch.full_like(v_NV[:, :count], 1 / count))
     weights, ids = shares.topk(count, dim=-1)
-    return Sampled((tau,), v_NV.shape[-1], ids[:, None], weights[:, None], torch.zeros(len(v_NV), 1))
+    log_p = (v_NV / tau).log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1, keepdim=True)
+    return Sampled((tau,), v_NV.shape[-1], ids[:, None], weights[:, None], entropy)
 
 
 METHODS: dict[str, Callable[[Tensor, int, float], object]] = {
@@ -85,31 +94,52 @@ METHODS: dict[str, Callable[[Tensor, int, float], object]] = {
 
 
 def gradients(student: dict[str, Tensor], tau: float, target: object, weight: Tensor | None = None) -> list[Tensor]:
+    """The loss, and its gradients in the student's hidden states and head."""
     from trl_tempkd import chunked_kd_loss
 
     temperatures = {"student_temperature": tau, "teacher_temperature": tau}
     loss = chunked_kd_loss(**student, teacher_hidden=target, teacher_weight=weight, **temperatures).loss
-    return list(torch.autograd.grad(loss, tuple(student.values())))
+    return [loss.detach(), *torch.autograd.grad(loss, tuple(student.values()))]
 
 
-def measure(args: argparse.Namespace) -> list[dict[str, float | str]]:
-    """One record for each temperature, number of tokens and method."""
+def errors(runs: list[list[Tensor]], whole: list[Tensor]) -> dict[str, float]:
+    """Relative errors, as root mean squares over runs."""
+    squares = [
+        [((own - exact).norm() / exact.norm()).square() for own, exact in zip(r, whole, strict=True)] for r in runs
+    ]
+    return dict(zip(KINDS, torch.tensor(squares).mean(0).sqrt().tolist(), strict=True))
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One record for each temperature, number of tokens and method; of hidden states for each dtype."""
     torch.manual_seed(0)
-    student, v_NV = load(args.tokens)
-    identity, records = torch.eye(v_NV.shape[-1]), []
+    student, hidden, weight, v_NV = load(args.tokens)
+    records = []
     for tau in args.taus:
-        full = gradients(student, tau, v_NV, identity)
+        whole = gradients(student, tau, hidden, weight)
+        for dtype in (torch.float32, torch.bfloat16):
+            run = gradients(student, tau, hidden.to(dtype).float(), weight)
+            name = f"hidden {str(dtype).removeprefix('torch.')}"
+            records.append({"tau": tau, "count": None, "method": name, **errors([run], whole)})
         for count, (name, method) in itertools.product(args.counts, METHODS.items()):
             rounds = 1 if name == "top-k" else args.rounds
-            squares = torch.zeros(2)
-            for _ in range(rounds):
-                for i, (own, whole) in enumerate(
-                    zip(gradients(student, tau, method(v_NV, count, tau)), full, strict=True)
-                ):
-                    squares[i] += ((own - whole).norm() / whole.norm()).square() / rounds
-            token, batch = squares.sqrt().tolist()
-            records.append({"tau": tau, "count": count, "method": name, "token": token, "batch": batch})
+            runs = [gradients(student, tau, method(v_NV, count, tau)) for _ in range(rounds)]
+            records.append({"tau": tau, "count": count, "method": name, **errors(runs, whole)})
     return records
+
+
+def tables(records: list[dict[str, Any]], tokens: int) -> Iterator[Table]:
+    """One of hidden states, one of some tokens."""
+    for some in (False, True):
+        own = [record for record in records if (record["count"] is not None) == some]
+        names = list(dict.fromkeys(record["method"] for record in own))
+        table = Table("tau", *(["tokens"] if some else []), title=f"Relative errors, {tokens} positions")
+        for name, kind in itertools.product(names, KINDS):
+            table.add_column(f"{name}\n{kind}", justify="right")
+        for (tau, count), group in itertools.groupby(own, key=lambda record: (record["tau"], record["count"])):
+            cells = [f"{record[kind]:.3f}" if some else f"{record[kind]:.1e}" for record in group for kind in KINDS]
+            table.add_row(f"{tau:g}", *([str(count)] if some else []), *cells)
+        yield table
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -124,14 +154,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
 
     records = measure(args)
-    table = Table("tau", "tokens", title=f"Relative error of the gradient, {args.tokens} tokens")
-    for name, kind in itertools.product(METHODS, ("token", "batch")):
-        table.add_column(f"{name}\n{kind}", justify="right")
-    for (tau, count), group in itertools.groupby(records, key=lambda record: (record["tau"], record["count"])):
-        table.add_row(
-            f"{tau:g}", str(count), *(f"{record[kind]:.3f}" for record in group for kind in ("token", "batch"))
-        )
-    Console().print(table)
+    for table in tables(records, args.tokens):
+        Console(width=140).print(table)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps({"torch": torch.__version__, "records": records}, indent=1))

@@ -16,6 +16,8 @@ import trl_tempkd
 from trl_tempkd import DIVERGENCES, KDConfig, chunked_kd_loss, kd_loss
 from trl_tempkd.cli import COMMANDS, EXAMPLES
 from trl_tempkd.commands import cache, diagnose, distill, divergences, evaluate, report, sweep, tune
+from trl_tempkd.commands.cache import COUNT, TAUS
+from trl_tempkd.teachers.layouts import MODES, make_layout
 
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +157,25 @@ def test_the_page_of_divergences_is_up_to_date():
     assert TEXTS["docs/divergences.md"] == divergences.markdown(rows) + "\n", (
         "run: trl-tempkd divergences --format markdown > docs/divergences.md"
     )
+
+
+def test_sizes_of_caches():
+    """docs/teachers.md, "For 100 million tokens": by what the layouts say of a token."""
+    text = TEXTS["docs/teachers.md"]
+    per_token = re.findall(
+        r"^\| `(\w+)` \| [^|]+ \| (?:2 H, so )?(\d+)(?: at H = (\d+))? \|", text, flags=re.MULTILINE
+    )
+    assert [mode for mode, *_ in per_token] == list(MODES)
+    for mode, size, hidden in per_token:
+        assert make_layout(mode, "bfloat16", int(hidden or 1), 2**17, count=COUNT, taus=TAUS).size == int(size)
+    rows = re.findall(r"^\| \S+ \(H (\d+), V (\d+)\) \| (.*) \|$", text, flags=re.MULTILINE)
+    assert len(rows) == 2
+    for hidden, size, cells in rows:
+        kinds = [("hidden", ()), ("topk", TAUS), ("sampled", TAUS), ("sampled", TAUS[:1])]
+        layouts = [
+            make_layout(mode, "bfloat16", int(hidden), int(size), count=COUNT, taus=taus) for mode, taus in kinds
+        ]
+        assert [float(cell) for cell in cells.split("|")] == [round(layout.size / 10) for layout in layouts]
 
 
 def test_what_is_said_of_trl():
