@@ -54,7 +54,7 @@ def test_sources(tmp_path):
 def test_truncated(tmp_path):
     found, _ = run("truncated", tmp_path / "truncated.json", "--tokens 64 --counts 8 4096 --taus 2 --rounds 1")
     records = {(record["method"], record["count"]): record for record in found["records"]}
-    assert list(records)[0] == ("hidden bf16", None) and len(records) == 7
+    assert next(iter(records)) == ("hidden bf16", None) and len(records) == 7
     assert 0 < records["hidden bf16", None]["token"] < 0.01 < records["top-k", 8]["token"]
     for method in ("top-k", "drawn"):  # the whole vocabulary
         assert max(records[method, 4096][kind] for kind in ("loss", "token", "batch")) < 1e-3
