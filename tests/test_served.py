@@ -307,6 +307,14 @@ def test_a_real_temperature_gives_others(make, server, cached):
     assert found["loss"] == pytest.approx(cached(8, (1.0, 2.0, 4.0), **fields)["loss"], rel=1e-4)
 
 
+def test_a_rest_that_rounds_to_nothing(make, server):
+    """Where the k likeliest have all the mass that fp32 can tell, reverse KL must not take that for none at all."""
+    with torch.no_grad():
+        server.model.lm_head.weight.mul_(30)
+    found = history(make(server, teacher_server_logprobs=8, divergence="reverse_kl", kd_temperature=1.0, max_steps=1))
+    assert 0 < found["loss"][0] < 200
+
+
 def test_what_part_of_the_vocabulary_cannot_serve(make, server):
     def refused(match, **fields):
         with pytest.raises(ValueError, match=match):

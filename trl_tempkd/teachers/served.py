@@ -50,6 +50,10 @@ class ServerOptions(Protocol):
     kd_diagnostics_steps: int | None
 
 
+# What log-probabilities in fp32 tell of the mass of all others. A rest of 0 would cost 10^4 nats in reverse KL.
+RESOLUTION = torch.finfo(torch.float32).eps
+
+
 class ServedTeacher:
     """
     The log-probabilities of a server. Needs no model, and can't generate.
@@ -143,7 +147,7 @@ class ServedTeacher:
             ids[own], logits[own] = torch.from_numpy(at_1.ids), torch.from_numpy(at_1.values)
             for i, (tau, answer) in enumerate(zip(self._taus, at_taus, strict=True)):
                 # The k largest are the same at every temperature, and their mass says what the partition is
-                mass = torch.from_numpy(log_mass(answer.values)).clamp(max=0)
+                mass = torch.from_numpy(log_mass(answer.values)).clamp(max=-RESOLUTION)
                 partition = soften(logits[own].double(), tau).logsumexp(-1) - mass
                 rest[own, i] = (partition + torch.log(-torch.expm1(mass))).float()
         return TopK(self._taus, self._vocabulary, *(part.to(device) for part in (ids, logits, rest)))
