@@ -30,10 +30,12 @@ class Taid(Method):
             raise ValueError(f"`alpha` must be in [0, 1] and `momentum` in [0, 1), got {alpha} and {momentum}.")
         self.start, self.end, self.alpha, self.momentum = t, t_end, alpha, momentum
         self.state = {"t": t, "momentum": 0.0, "loss": math.inf}
+        self._used = t
         self._sums: torch.Tensor | float = 0.0
 
     def arguments(self, tokens: Tokens) -> dict[str, Any]:
-        t = torch.tensor(self.state["t"], device=tokens.targets.device)
+        self._used = self.state["t"]
+        t = torch.tensor(self._used, device=tokens.targets.device)
         return {"divergence": "taid", "divergence_kwargs": {"t": t}}
 
     def observe(self, tokens: Tokens, divergence: torch.Tensor) -> None:
@@ -56,4 +58,4 @@ class Taid(Method):
         self._sums = 0.0
 
     def logs(self) -> dict[str, float]:
-        return {"taid_t": self.state["t"]}
+        return {"taid_t": self._used}
