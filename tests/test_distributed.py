@@ -75,6 +75,26 @@ SCENARIOS = {
         "fields": {"train_sampling_strategy": "sequential", "num_train_epochs": 1, "max_steps": -1},
     },
     "unlabelled": UNLABELLED,
+    # Every token of the batch is compared with those of all ranks, of which some have none
+    "token_adaptive": {
+        **UNLABELLED,
+        "eval_dataset": "prompts",  # rows that fill up a batch would be compared too
+        "fields": {
+            **UNLABELLED["fields"],
+            "kd_temperature_rule": "token_adaptive",
+            "kd_temperature_rule_kwargs": {"keep": 0.6},
+        },
+    },
+    # Both states follow all tokens of a step
+    "states": {
+        "fields": {
+            **ACCUMULATED,
+            "divergence": "taid",
+            "divergence_kwargs": {"alpha": 0.3},
+            "kd_temperature_rule": "curriculum",
+            "kd_temperature_rule_kwargs": {"learning_rate": 2.0},
+        },
+    },
     "on_policy": {"fields": GREEDY},
     "on_policy_lora": {**LORA, "fields": {**LORA["fields"], **GREEDY}},
     "on_policy_unlabelled": {**UNLABELLED, "fields": {**UNLABELLED["fields"], **GREEDY}},
@@ -238,6 +258,10 @@ def test_same_trajectory(launcher, backend, name):
     assert {"loss", "grad_norm", "kl_tau1", "num_tokens", "eval_loss", "eval_kl_tau1"} <= set(result)
     assert len(result["loss"]) == (3 if name == "uneven" else 5)
     assert max(expected["loss"]) - min(expected["loss"]) > 0.05
+    if name == "states":
+        assert all(
+            len(set(expected[key])) == 4 for key in ("taid_t", "kd_temperature")
+        )  # the first step is as the second
     for key, values in expected.items():
         assert result[key] == pytest.approx(values, rel=1e-4, abs=1e-6), key
 

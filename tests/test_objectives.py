@@ -3,8 +3,6 @@
 
 import json
 import math
-from functools import partial
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -25,7 +23,7 @@ from trl_tempkd.objectives.tsld import Tsld
 from trl_tempkd.temperature_rules import ROW_RULES, TEMPERATURE_RULES, token_adaptive
 
 
-ON_POLICY = {"lmbda": 0.5, "max_new_tokens": 5}
+ON_POLICY = {"lmbda": 0.5, "max_new_tokens": 5, "seed": 4}  # the student, the data set, the student, ...
 ALL = {
     **{rule: {"kd_temperature_rule": rule} for rule in TEMPERATURE_RULES},
     "taid": {"divergence": "taid"},
@@ -131,14 +129,16 @@ def test_taid_counts_the_tokens_of_all_processes():
     method.observe(Tokens(rows("ab"), False), torch.tensor([1.0, 2.0] + [0.0] * 7))
     method.step(lambda sums: sums + torch.tensor([9.0, 1.0]), 0.0)  # another process: one token, of 9
     assert method.state["loss"] == 4.0
-    method.observe(Tokens(rows(""), False), torch.zeros(9))
-    method.step(same, 0.0)  # not a single label
-    assert method.state["loss"] == 0.0
     method.observe(Tokens(rows("a"), False), torch.ones(9))
     method.reset()
-    method.observe(Tokens(rows("a"), False), torch.tensor([5.0] + [0.0] * 8))
-    method.step(same, 0.0)
-    assert method.state["loss"] == 5.0 and math.isfinite(method.state["t"])
+    for loss in (5.0, 0.0, 1e-9, 5.0):
+        method.observe(Tokens(rows("a"), False), torch.tensor([loss] + [0.0] * 8))
+        method.step(same, 0.5)
+        assert method.state["loss"] == pytest.approx(loss) and 0.7 <= method.state["t"] <= 0.701
+    before = dict(method.state)
+    method.observe(Tokens(rows(""), False), torch.zeros(9))
+    method.step(same, 0.9)  # not a single label
+    assert method.state == before
 
 
 def test_taid_in_training(make_trainer):
@@ -446,6 +446,7 @@ def test_batch_without_labels(make_trainer, tokenizer, name):
     data = Dataset.from_list(without + with_labels)
     trainer = make_trainer(
         train_dataset=data, per_device_train_batch_size=1, train_sampling_strategy="sequential", max_steps=4,
+        max_length=None,
         **{**ALL[name], **({"lmbda": 0.01} if "lmbda" in ALL[name] else {})},
     )  # fmt: skip
     trainer.train()
@@ -454,33 +455,18 @@ def test_batch_without_labels(make_trainer, tokenizer, name):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
-@pytest.mark.parametrize("name", ["token_adaptive", "tsld", "taid"])
-def test_padding_free_batches(make_trainer, name):
-    # The same tokens, padded and one after the other: only which of them belong together may matter
-    trainer = make_trainer(**ALL[name])
-    targets, generator = TARGETS["rows"], torch.Generator().manual_seed(0)
-    flat = torch.cat([row[: max(i + 2 for i in range(9) if row[i] != -100)] for row in padded(targets)])[None]
-    values = torch.randn((targets != -100).sum(), 8, generator=generator)
-    losses = []
-    for each in (targets, flat):
-        hidden = torch.zeros(each.numel(), 8)
-        hidden[(each != -100).flatten()] = values
-        heads = [SimpleNamespace(arguments=partial(head_arguments, seed)) for seed in (0, 1)]
-        out = trainer.objective(
-            hidden, heads[0], hidden, heads[1], each, None, logged=True, training=False
-        )  # fmt: skip
-        losses.append(out.loss)
-        assert sorted(map(len, by_hand(each))) == [2, 3, 4]
-    torch.testing.assert_close(losses[0], losses[1])
-
-
-def padded(targets):
-    return torch.nn.functional.pad(targets, (0, 1), value=-100)
-
-
-def head_arguments(seed, side):
-    weight = torch.randn(30, 8, generator=torch.Generator().manual_seed(seed))
-    return {f"{side}_weight": weight}
+@pytest.mark.parametrize("name", ["token_adaptive", "tsld", "target_entropy"])
+def test_padding_free_batches(make_trainer, text_dataset, name):
+    metrics = []
+    for fields in ({}, {"padding_free": True, "max_length": None}):
+        trainer = make_trainer(eval_dataset=text_dataset, per_device_eval_batch_size=4, **ALL[name], **fields)
+        metrics.append(trainer.evaluate())
+    names = [
+        name for name in metrics[0] if "second" not in name and "runtime" not in name and "preparation" not in name
+    ]
+    assert "eval_loss" in names
+    for each in names:
+        assert metrics[0][each] == pytest.approx(metrics[1][each], rel=1e-4), each
 
 
 # The student's text

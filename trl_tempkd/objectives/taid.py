@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..temperature_rules import sigmoid
 from .method import Method, Reduce
 from .tokens import Tokens
 
@@ -45,11 +46,14 @@ class Taid(Method):
         assert isinstance(self._sums, torch.Tensor)
         total, count = reduce(self._sums).tolist()
         self.reset()
-        loss, state = total / max(count, 1), self.state
+        if not count:
+            return
+        loss, state = total / count, self.state
         if math.isfinite(state["loss"]):
-            change = (state["loss"] - loss) / (state["loss"] + 1e-15)
-            state["momentum"] = self.momentum * state["momentum"] + (1 - self.momentum) * change
-            faster = state["t"] + self.alpha / (1 + math.exp(-state["momentum"])) * (1 - state["t"])
+            if state["loss"] > 0:  # it is 0 where the student starts as the teacher
+                change = (state["loss"] - loss) / (state["loss"] + 1e-15)
+                state["momentum"] = self.momentum * state["momentum"] + (1 - self.momentum) * change
+            faster = state["t"] + self.alpha * sigmoid(state["momentum"]) * (1 - state["t"])
             linear = self.start + (self.end - self.start) * progress
             state["t"] = min(self.end, max(linear, faster))
         state["loss"] = loss
