@@ -90,7 +90,7 @@ SCENARIOS = {
         "fields": {
             **ACCUMULATED,
             "divergence": "taid",
-            "divergence_kwargs": {"alpha": 0.3},
+            "divergence_kwargs": {"alpha": 1.0, "momentum": 0.5},  # faster than linear
             "kd_temperature_rule": "curriculum",
             "kd_temperature_rule_kwargs": {"learning_rate": 2.0},
         },
