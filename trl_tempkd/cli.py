@@ -36,7 +36,7 @@ COMMANDS = [
     Command("sweep", "distil over a grid of divergences, temperatures, modes and seeds, and compare"),
     Command("tune", "choose divergence, temperature and other options together, by a score on held-out rows"),
     Command("report", "write one HTML page from a sweep's results: verdicts, plots, tables, samples"),
-    Command("divergences", "list the divergences, their parameters, defaults and sources"),
+    Command("divergences", "list divergences, objectives and temperature rules: parameters, defaults, sources"),
 ]
 
 EXAMPLES = """\

@@ -1,17 +1,20 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""`trl-tempkd divergences`: the family, read off the functions themselves, so that it cannot be out of date."""
+"""`trl-tempkd divergences`: the families, read off the functions themselves, so that they cannot be out of date."""
 
 import argparse
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .arguments import HelpFormatter, OneLineParser
 
 
 DESCRIPTION = """\
-List the divergences: name, definition, parameters with their defaults, and where each comes from.
-p is the teacher's distribution and q the student's, both softened by the temperature."""
+List what `--divergence` and `--kd_temperature_rule` choose from: the divergences, the objectives that need more than
+two distributions, and the rules that give each token a temperature. Each with its definition, its parameters with
+their defaults, and where it comes from. p is the teacher's distribution and q the student's, both softened by the
+temperature; v and z are their logits."""
 
 EPILOG = """\
 examples:
@@ -19,10 +22,15 @@ examples:
   trl-tempkd divergences --format markdown > docs/divergences.md"""
 
 PAGE = """\
-# Divergences
+# Divergences, objectives, temperature rules
 
 `p` is the teacher's distribution over the vocabulary and `q` the student's, both softened by the temperature
-(docs/temperature.md). All are true divergences, in nats per token: 0 exactly when `p = q`, so runs can be compared.
+(docs/temperature.md), and `v` and `z` are their logits. This page is the output of `trl-tempkd divergences --format
+markdown`. CONTRIBUTING.md says how to add a divergence or a rule, docs/objectives.md how to add an objective.
+
+## Divergences
+
+All are true divergences, in nats per token: 0 exactly when `p = q`, so runs can be compared.
 
 Choose one with `--divergence NAME`, its parameters with `--divergence_kwargs '{{"parameter": value}}'`; in a recipe:
 
@@ -31,14 +39,38 @@ divergence: jsd
 divergence_kwargs: {{beta: 0.1}}
 ```
 
-{table}
+{divergences}
 
-This page is the output of `trl-tempkd divergences --format markdown`. CONTRIBUTING.md says how to add one."""
+## Objectives
+
+They need more than `p` and `q`: the other tokens of a completion, who wrote it, or what the training has learnt so
+far (docs/objectives.md). They are chosen as divergences are. In a run `taid` is the objective, whose t moves; in
+`kd_loss` and `chunked_kd_loss` it is the divergence above, at the t that it is given.
+
+{objectives}
+
+## Temperature rules
+
+They give each token a temperature of its own (docs/temperature.md). Choose one with `--kd_temperature_rule NAME`, its
+parameters with `--kd_temperature_rule_kwargs '{{"parameter": value}}'`; in a recipe:
+
+```yaml
+kd_temperature_rule: target_entropy
+kd_temperature_rule_kwargs: {{share: 0.4}}
+```
+
+{rules}"""
+
+TITLES = {
+    "divergences": "divergences (p: teacher, q: student, both softened by the temperature)",
+    "objectives": "objectives, chosen as divergences are",
+    "rules": "temperature rules (v: the teacher's logits, z: the student's)",
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the table says of one divergence."""
+    """What a table says of one divergence, objective or rule."""
 
     name: str
     definition: str
@@ -48,49 +80,67 @@ class Row:
 
 def describe(name: str, function: Callable) -> Row:
     """
-    Read a divergence's row off its function: the definition is the first line of the docstring, the source the line
-    `Source: ...`, and the parameters are the keyword-only arguments that have a default.
+    Read a row off a function or a class: the definition is the first paragraph of the docstring, the source the
+    paragraph `Source: ...` up to what differs from it, and the parameters are the arguments that have a default.
     """
-    lines = [line.strip() for line in (inspect.getdoc(function) or "").splitlines()] or [""]
-    source = next((line.removeprefix("Source:").strip() for line in lines if line.startswith("Source:")), "")
+    doc = re.sub(r"\[`~?(?:\w+\.)*(\w+)`\]", r"\1", inspect.getdoc(function) or "")
+    paragraphs = [" ".join(paragraph.split()) for paragraph in doc.split("\n\n")]
+    source = next((text.removeprefix("Source: ") for text in paragraphs if text.startswith("Source: ")), "")
     parameters = [
         f"{parameter.name}={parameter.default}"
         for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+        if parameter.default is not parameter.empty
     ]
-    return Row(name, lines[0], ", ".join(parameters), source)
+    return Row(name, paragraphs[0], ", ".join(parameters), source.split(" What differs:")[0])
+
+
+def families() -> dict[str, list[Row]]:
+    """The rows of each table."""
+    from ..divergences import DIVERGENCES
+    from ..objectives import OBJECTIVES
+    from ..temperature_rules import TEMPERATURE_RULES
+
+    found: dict[str, Mapping[str, Callable]] = {
+        "divergences": DIVERGENCES,
+        "objectives": OBJECTIVES,
+        "rules": TEMPERATURE_RULES,
+    }
+    return {key: [describe(name, function) for name, function in family.items()] for key, family in found.items()}
 
 
 def markdown(rows: list[Row]) -> str:
-    """The page docs/divergences.md."""
+    """A table of docs/divergences.md."""
     cells = [
         [f"`{row.name}`", row.definition, f"`{row.parameters}`" * bool(row.parameters), row.source] for row in rows
     ]
     lines = [["name", "definition", "parameters", "source"], ["---"] * 4, *cells]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return PAGE.format(table=table)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def page() -> str:
+    """The page docs/divergences.md."""
+    return PAGE.format(**{key: markdown(rows) for key, rows in families().items()})
 
 
 def main(args: argparse.Namespace) -> None:
-    from ..divergences import DIVERGENCES
-
-    rows = [describe(name, function) for name, function in DIVERGENCES.items()]
     if args.format == "markdown":
-        print(markdown(rows))
+        print(page())
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="p: teacher, q: student, both softened by the temperature", show_lines=True)
-    table.add_column("name, parameters", no_wrap=True)
-    table.add_column("definition", ratio=3)
-    table.add_column("source", ratio=2)
-    for row in rows:
-        # As `Text`: rich would take square brackets in a definition for markup.
-        name = Text(row.name, style="bold").append(f"\n  {row.parameters}" if row.parameters else "", style="not bold")
-        table.add_row(name, *(Text(cell.replace("`", "")) for cell in (row.definition, row.source)))
-    Console().print(table)
+    for key, rows in families().items():
+        table = Table(title=TITLES[key], show_lines=True)
+        table.add_column("name, parameters", no_wrap=True)
+        table.add_column("definition", ratio=3)
+        table.add_column("source", ratio=2)
+        for row in rows:
+            # As `Text`: rich would take square brackets in a definition for markup
+            parameters = row.parameters.replace(", ", "\n  ")
+            name = Text(row.name, style="bold").append(f"\n  {parameters}" if parameters else "", style="not bold")
+            table.add_row(name, *(Text(cell.replace("`", "")) for cell in (row.definition, row.source)))
+        Console().print(table)
 
 
 def make_parser(prog: str | None = None) -> OneLineParser:
