@@ -17,7 +17,9 @@ from trl_tempkd import DIVERGENCES, KDConfig, chunked_kd_loss, kd_loss
 from trl_tempkd.cli import COMMANDS, EXAMPLES
 from trl_tempkd.commands import cache, diagnose, distill, divergences, evaluate, report, sweep, tune
 from trl_tempkd.commands.cache import COUNT, TAUS
+from trl_tempkd.objectives.temperatures import QUANTILES
 from trl_tempkd.teachers.layouts import MODES, make_layout
+from trl_tempkd.temperature_rules import ROW_RULES, TEMPERATURE_RULES
 
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +133,7 @@ def test_fields_exist(page):
     fields = {field.name for field in dataclasses.fields(KDConfig)}
     # Names of ours that are not options: the loss, its arguments, and what is logged.
     others = {"kd_loss", "chunked_kd_loss", *inspect.signature(chunked_kd_loss).parameters}
+    others |= {f"kd_temperature_{quantile}" for quantile in QUANTILES}
     named = set(re.findall(r"\b(?:chunked_)?(?:\w+_)?kd_\w+|\bteacher_model_\w+|\bdivergence_\w+", TEXTS[page]))
     assert named - fields - others == set()
 
@@ -198,7 +201,7 @@ def test_the_citation_has_the_version():
 
 def test_adding_a_divergence(tmp_path, monkeypatch, capsys, make_model, tokenizer, chat_dataset):
     """CONTRIBUTING.md: one function and one line, and everything takes it from there."""
-    (code,) = blocks(TEXTS["CONTRIBUTING.md"], "python")
+    code, _ = blocks(TEXTS["CONTRIBUTING.md"], "python")
     namespace: dict = {}
     exec(inspect.cleandoc("\n" + code), namespace)
     monkeypatch.setitem(DIVERGENCES, "squared_hellinger", namespace["squared_hellinger"])
@@ -240,3 +243,50 @@ def test_adding_a_divergence(tmp_path, monkeypatch, capsys, make_model, tokenize
     values, _, _ = distill.make_parser().parse(arguments, launched=True)
     distill.main(*values)
     assert (tmp_path / "output/model.safetensors").is_file()
+
+
+def test_adding_a_temperature_rule(monkeypatch, capsys, make_trainer):
+    """CONTRIBUTING.md: one function and one line, and everything takes it from there."""
+    _, code = blocks(TEXTS["CONTRIBUTING.md"], "python")
+    namespace: dict = {}
+    exec(inspect.cleandoc("\n" + code), namespace)
+    # TEMPERATURE_RULES is made of ROW_RULES when the file is read
+    for family in (ROW_RULES, TEMPERATURE_RULES):
+        monkeypatch.setitem(family, "top_share", namespace["top_share"])
+
+    # the losses: as the definition says, clamped, and the same with and without logits in full
+    torch.manual_seed(0)
+    hidden_s, hidden_t = torch.randn(6, 4, requires_grad=True), torch.randn(6, 5)
+    weight_s, weight_t = torch.randn(9, 4), torch.randn(9, 5)
+    logits_s, logits_t = hidden_s @ weight_s.T, hidden_t @ weight_t.T
+    tau = {"student_temperature": 3.0, "teacher_temperature": 3.0, "rescale": "tau2"}
+    rule = {"temperature_rule": "top_share", "temperature_rule_kwargs": {"factor": 4.0}}
+    options = {**tau, **rule}
+    each = 3.0 * 4.0 ** logits_t.softmax(-1).amax(-1)
+    expected = kd_loss(logits_s, logits_t, student_temperature=each, teacher_temperature=each, rescale="tau2")
+    torch.testing.assert_close(kd_loss(logits_s, logits_t, **options), expected)
+    assert (expected - kd_loss(logits_s, logits_t, **tau)).abs().max() > 1e-3
+    dense = kd_loss(logits_s, logits_t, reduction="mean", **options)
+    chunked = chunked_kd_loss(hidden_s, weight_s, hidden_t, weight_t, chunk_size=4, metrics=["teacher_tau"], **options)
+    torch.testing.assert_close(chunked.loss, dense)
+    torch.testing.assert_close(chunked.metrics["teacher_tau"], each)
+    dense_grad, chunked_grad = (torch.autograd.grad(loss, hidden_s)[0] for loss in (dense, chunked.loss))
+    torch.testing.assert_close(chunked_grad, dense_grad)
+    with pytest.raises(ValueError, match="`factor` must be positive, got -1"):
+        kd_loss(logits_s, logits_t, temperature_rule="top_share", temperature_rule_kwargs={"factor": -1})
+
+    # the table
+    divergences.main(divergences.make_parser().parse_args(["--format", "markdown"]))
+    assert "| `top_share` | tau factor^max(p), p the teacher's at tau 1" in capsys.readouterr().out
+
+    # the configuration and the trainer
+    with pytest.raises(ValueError, match="`kd_temperature_rule_kwargs` has 'share', but top_share takes factor"):
+        KDConfig("unused", use_cpu=True, kd_temperature_rule="top_share", kd_temperature_rule_kwargs={"share": 1})
+    trainer = make_trainer(
+        kd_temperature_rule="top_share", kd_temperature_rule_kwargs={"factor": 4.0}, max_steps=2, logging_steps=1
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2
+    for entry in logs:  # its 2.0 is the default of `kd_temperature`
+        assert 2.0 < entry["kd_temperature_q10"] < entry["kd_temperature_q90"] <= 8.0

@@ -126,5 +126,7 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
     log = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert len(losses) == 2
-    assert all(0 <= loss < 1e4 for loss in losses)
+    # Of MiniLLM a part is a policy gradient, whose loss says nothing but its gradient
+    low = -1e4 if values[1].divergence == "minillm" else 0
+    assert all(low <= loss < 1e4 for loss in losses)
     assert ("eval_results.json" in saved) == values[1].do_eval
