@@ -6,7 +6,8 @@ What temperature rules and objectives cost: the loss of a batch, forward and bac
     python benchmarks/rules.py --shape 64x4096x128 --rounds 9 --output rules.json
 
 Every round times each once, and a figure is the median over rounds of its ratio, in that round, to the same divergence
-at a constant temperature. Objectives that have two kinds of text are timed on the student's.
+at a constant temperature. Seconds are of CPU time, summed over threads, so that a busy machine matters less.
+Objectives that have two kinds of text are timed on the student's.
 """
 
 import argparse
@@ -48,11 +49,11 @@ class Problem:
 
     def seconds(self, objective: Objective) -> float:
         self.hidden.grad = self.student.weight.grad = None
-        start = time.perf_counter()
+        start = time.process_time()
         teacher = (self.teacher_hidden, self.teacher)
         kwargs = {"logged": False, "training": True, "on_policy": True}
         objective(self.hidden, self.student, *teacher, self.targets, None, **kwargs).loss.backward()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
 
 def contenders() -> dict[str, Objective]:

@@ -3,6 +3,7 @@
 
 import dataclasses
 import inspect
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -178,6 +179,45 @@ def test_sizes_of_caches():
             make_layout(mode, "bfloat16", int(hidden), int(size), count=COUNT, taus=taus) for mode, taus in kinds
         ]
         assert [float(cell) for cell in cells.split("|")] == [round(layout.size / 10) for layout in layouts]
+
+
+def test_the_command_shows_every_family(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "150")
+    divergences.main(divergences.make_parser().parse_args([]))
+    shown = capsys.readouterr().out
+    for rows in divergences.families().values():
+        for row in rows:
+            assert row.name in shown
+            assert row.definition and row.source, row.name
+    assert "momentum=0.99" in shown  # a parameter of an objective
+    assert "span=20.0" in shown  # and of a rule
+
+
+def test_the_index_of_papers():
+    """docs/paper_index.md: its symbols, recipes and tests exist, and it has every paper of the code."""
+    index = TEXTS["docs/paper_index.md"]
+    rows = [
+        row for row in re.findall(r"^\| .* \|$", index, flags=re.MULTILINE) if not row.startswith(("| paper", "| ---"))
+    ]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`([^`]+)`", row)
+        symbols = [name for name in named if "/" not in name]
+        assert symbols, row
+        for symbol in symbols:
+            pkgutil.resolve_name(f"trl_tempkd.{symbol}")
+        tests = [name for name in named if name.startswith("tests/")]
+        assert tests, row
+        for path, *parts in (test.split("::") for test in tests):
+            text = (ROOT / path).read_text(encoding="utf-8")
+            for part in parts:
+                assert re.search(rf"^\s*(?:def|class) {part}\b", text, flags=re.MULTILINE), (path, part)
+        for name in set(named) - {*symbols, *tests}:
+            assert name.startswith("recipes/") and (ROOT / name).is_file(), name
+    files = sorted((ROOT / "trl_tempkd").rglob("*.py"))
+    cited = {paper for path in files for paper in re.findall(r"(?i)arxiv[ :]*(\d{4}\.\d{5})", path.read_text("utf-8"))}
+    assert len(cited) > 15
+    assert cited <= set(re.findall(r"\d{4}\.\d{5}", index))
 
 
 def test_what_is_said_of_trl():
