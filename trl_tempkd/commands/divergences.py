@@ -80,18 +80,19 @@ class Row:
 
 def describe(name: str, function: Callable) -> Row:
     """
-    Read a row off a function or a class: the definition is the first paragraph of the docstring, the source the
-    paragraph `Source: ...` up to what differs from it, and the parameters are the arguments that have a default.
+    Read a row off a function or a class: the definition is the first paragraph of the docstring, the source the first
+    sentence of the paragraph `Source: ...`, and the parameters are the arguments that have a default.
     """
     doc = re.sub(r"\[`~?(?:\w+\.)*(\w+)`\]", r"\1", inspect.getdoc(function) or "")
     paragraphs = [" ".join(paragraph.split()) for paragraph in doc.split("\n\n")]
     source = next((text.removeprefix("Source: ") for text in paragraphs if text.startswith("Source: ")), "")
+    source = re.split(r"(?<=\.) (?=[A-Z])", source)[0]
     parameters = [
         f"{parameter.name}={parameter.default}"
         for parameter in inspect.signature(function).parameters.values()
         if parameter.default is not parameter.empty
     ]
-    return Row(name, paragraphs[0], ", ".join(parameters), source.split(" What differs:")[0])
+    return Row(name, paragraphs[0], ", ".join(parameters), source)
 
 
 def families() -> dict[str, list[Row]]:
