@@ -29,8 +29,8 @@ from trl_tempkd.temperature_rules import TEMPERATURE_RULES
 
 
 # What each is compared with
-PLAIN = {"forward_kl": {}, "reverse_kl": {"divergence": "reverse_kl"}, "skewed": {"divergence": "skew_reverse_kl"}}
-BASE = {"minillm": "reverse_kl", "distillm2": "skewed"}
+PLAIN = ("forward_kl", "reverse_kl", "skew_reverse_kl")
+BASE = {"minillm": "reverse_kl", "distillm2": "skew_reverse_kl"}
 
 
 class Problem:
@@ -58,7 +58,7 @@ class Problem:
 
 def contenders() -> dict[str, Objective]:
     """One objective for each rule and each method, by the options of a run."""
-    options: dict[str, dict[str, Any]] = dict(PLAIN)
+    options: dict[str, dict[str, Any]] = {name: {"divergence": name} for name in PLAIN}
     options |= {f"rule {name}": {"kd_temperature_rule": name} for name in TEMPERATURE_RULES}
     options |= {name: {"divergence": name, "lmbda": 1.0} for name in OBJECTIVES}
     configs = {name: KDConfig("unused", use_cpu=True, bf16=False, **own) for name, own in options.items()}
