@@ -56,7 +56,7 @@ def target_entropy(z: Tensor, v: Tensor, tau_s: Tensor, tau_t: Tensor, *, share:
     Entropy grows with the temperature, so bisection of log tau and then Newton steps find it. A teacher that can't
     have it (a tie of more tokens than that) gets the nearest end of the range.
 
-    Source: this library (MATH: H(p) equal to a target share of log V).
+    Source: this library.
     """
     if not 0 < share < 1:
         raise ValueError(f"`share` must be above 0 and below 1, got {share}.")
