@@ -439,6 +439,7 @@ def test_an_interruption_leaves_nothing(make_trainer, prompt_dataset):
         trainer.compute_loss(trainer.model, first_batch(trainer))  # half an evaluation
     for each in (clean, trainer):
         each.train()
+    assert clean.objective.temperatures.logs("train") == {}  # and no temperature is made up where none was seen
     metrics = [{k: v for k, v in each.evaluate().items() if "temperature" in k} for each in (clean, trainer)]
     assert metrics[0] == metrics[1] and len(metrics[0]) == 4
     assert clean.objective._states() == trainer.objective._states()

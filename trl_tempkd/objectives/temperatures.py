@@ -39,6 +39,10 @@ class TemperatureState:
         self._seen: dict[str, list[Tensor]] = {"train": [], "eval": []}
 
     @property
+    def _by_token(self) -> bool:
+        return self.rule in ROW_RULES or self.rule == "token_adaptive"
+
+    @property
     def sides(self) -> str:
         """Whose temperature the rule decides: a side with one of its own keeps it."""
         if self._options.student_kd_temperature is not None:
@@ -108,7 +112,7 @@ class TemperatureState:
 
     def see(self, mode: str, student: Tensor | float, teacher: Tensor | float, kept: Tensor) -> None:
         """Take note of the temperatures of a batch that is logged, where they differ from token to token."""
-        if self.rule in ROW_RULES or self.rule == "token_adaptive":
+        if self._by_token:
             columns = [torch.as_tensor(t, device=kept.device).float().expand(len(kept)) for t in (student, teacher)]
             self._seen[mode].append(torch.stack([torch.where(kept, column, -1.0) for column in columns], 1))
 
@@ -133,8 +137,10 @@ class TemperatureState:
     def logs(self, mode: str) -> dict[str, float]:
         """The temperature, of each side where they differ; mean and quantiles where tokens differ. All must call."""
         student, teacher = self.pair()
-        if not self._seen[mode]:
+        if not self._by_token:
             return _named(student, teacher, student == teacher)
+        if not self._seen[mode]:
+            return {}
         seen = torch.cat(self._seen[mode])
         self._seen[mode].clear()
         if self._accelerator.num_processes > 1:
