@@ -184,7 +184,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--config", required=True, help="recipe of `trl-tempkd distill`, or of a sweep")
+    parser.add_argument(
+        "--config",
+        default=str(ROOT / "recipes/tiny/distill.yaml"),
+        help="recipe of `trl-tempkd distill`, or of a sweep (default: the built-in pair's)",
+    )
     parser.add_argument("--sources", nargs="+", default=SOURCES, choices=SOURCES, help="default: all")
     parser.add_argument(
         "--objectives", nargs="+", type=objective, default=[("forward_kl", 1.0), ("reverse_kl", 1.0)],

@@ -2,6 +2,7 @@
 """The temperatures of a batch: the schedule, the sides that are fixed, and the rule that gives each token its own."""
 
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from .method import Reduce
 
 
 QUANTILES = {"q10": 0.1, "q50": 0.5, "q90": 0.9}
+# Of so many batches the temperatures of tokens are kept until they are logged
+LAST_BATCHES = 256
 
 
 class TemperatureState:
@@ -36,7 +39,7 @@ class TemperatureState:
             self.kwargs = {**parameters("curriculum"), **self.kwargs}
             self.state = {"theta": self.kwargs["start"]}
         self._sums: Tensor | float = 0.0  # of the derivative by tau, and the number of tokens
-        self._seen: dict[str, list[Tensor]] = {"train": [], "eval": []}
+        self._seen: dict[str, deque[Tensor]] = {mode: deque(maxlen=LAST_BATCHES) for mode in ("train", "eval")}
 
     @property
     def _by_token(self) -> bool:
@@ -141,7 +144,7 @@ class TemperatureState:
             return _named(student, teacher, student == teacher)
         if not self._seen[mode]:
             return {}
-        seen = torch.cat(self._seen[mode])
+        seen = torch.cat(list(self._seen[mode]))
         self._seen[mode].clear()
         if self._accelerator.num_processes > 1:
             seen = self._accelerator.gather(self._accelerator.pad_across_processes(seen, pad_index=-1))
