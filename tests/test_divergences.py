@@ -214,6 +214,18 @@ def test_skew_equals_distillm_up_to_the_entropy_it_leaves_out(name, share_of_p, 
     torch.testing.assert_close(value(name, log_p, log_q, y), theirs - entropy)
 
 
+def test_concrete_score_has_twice_the_gradient_of_reverse_kl():
+    generator = torch.Generator().manual_seed(4)
+    student, teacher = (torch.randn(8, 50, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
+    student.requires_grad_()
+    taus = {"student_temperature": 2.0, "teacher_temperature": 3.0}
+    gradients = [
+        torch.autograd.grad(kd_loss(student, teacher, divergence=name, **taus).sum(), student)[0]
+        for name in ("concrete_score", "reverse_kl")
+    ]
+    torch.testing.assert_close(gradients[0], 2 * gradients[1])
+
+
 @pytest.mark.parametrize("weights", ["student", "teacher", "uniform"])
 def test_concrete_score_weights(weights):
     log_p, log_q, y = random_pair()
