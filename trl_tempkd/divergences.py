@@ -263,8 +263,8 @@ def concrete_score(log_p: Tensor, log_q: Tensor, *, weights: str = "student") ->
     """
     sum w (D - sum w D)^2, D = log q - log p, w (detached) the `student`'s or `teacher`'s probabilities or `uniform`.
 
-    It is 0.5 sum_x sum_y w(x) w(y) (D(x) - D(y))^2, the squared error of logit differences, in O(V). With the student's
-    weights, which are held constant, its gradient is twice that of reverse_kl: under Adam the two are one.
+    It is 0.5 sum_x sum_y w(x) w(y) (D(x) - D(y))^2, the squared error of logit differences, in O(V). With the
+    student's weights, which are held constant, its gradient is twice that of reverse_kl: under Adam the two are one.
 
     Source: Kim et al., Distillation of Large Language Models via Concrete Score Matching, arXiv 2509.25837.
     """
