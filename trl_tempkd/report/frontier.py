@@ -2,6 +2,7 @@
 """The frontier of a sweep with `select`: every objective at tau 1, at its best tau and with its best rule."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
@@ -136,11 +137,16 @@ def _groups(results: Results) -> list[list[Row]]:
         for name in (objectives[0]["factors"] if objectives else {})
         if name != "divergence" and len({json.dumps(each["factors"][name]) for each in objectives}) > 1
     ]
+    # What most objectives have goes without saying
+    usual = {
+        name: Counter(name_of(each["factors"][name]) for each in objectives).most_common(1)[0][0] for name in varied
+    }
     groups: list[list[Row]] = []
     for each in objectives:
         factors, chosen = each["factors"], each["chosen"]
         name = divergence_of(factors["divergence"])
-        said = [name_of(factors["divergence"]), *(f"{other} {name_of(factors[other])}" for other in varied)]
+        others = {other: name_of(factors[other]) for other in varied}
+        said = [name_of(factors["divergence"]), *(f"{n} {value}" for n, value in others.items() if value != usual[n])]
         variant = sum(group[0].series.divergence == name for group in groups)
         best = max(chosen, key=lambda kind: direction(select["score"]) * chosen[kind]["score"], default=None)
         rows = [

@@ -17,6 +17,7 @@ DASHES: dict[str, Any] = {
     "longdash": (0, (8, 3)),
     "longdashdot": (0, (8, 3, 2, 3)),
 }
+LEGEND_COLUMNS = 3
 COLOURS = {INK: "#222222", FAINT: "#777777"}
 
 
@@ -39,7 +40,9 @@ def _draw(figure: Figure, view: str, path: Path) -> None:
 
     columns = min(figure.columns, len(figure.panels))
     rows = -(-len(figure.panels) // columns)
-    canvas = Canvas(figsize=(4.6 * columns, 3.3 * rows), layout="constrained")
+    names = {line.name for panel in figure.panels for line in figure.lines(panel, view)}
+    below = 0.2 * max(0, -(-len(names) // LEGEND_COLUMNS) - 2)  # a long legend takes room of its own
+    canvas = Canvas(figsize=(4.6 * columns, 3.3 * rows + below), layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.subplots(rows, columns, squeeze=False).flat
     handles: dict[str, Any] = {}
@@ -65,7 +68,7 @@ def _draw(figure: Figure, view: str, path: Path) -> None:
         list(handles.values()),
         list(handles),
         loc="outside lower center",
-        ncols=min(3, len(handles)),
+        ncols=min(LEGEND_COLUMNS, len(handles)),
         frameon=False,
         fontsize=9,
     )

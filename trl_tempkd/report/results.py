@@ -181,9 +181,10 @@ def _json(path: Path, *keys: str) -> dict[str, Any]:
 def _place(settings: dict[str, Any]) -> tuple[Any, ...]:
     """In the order of tau and seed by number; divergences in the order of the family, the KLs first."""
     from ..divergences import DIVERGENCES
+    from ..objectives import OBJECTIVES
 
     factors = settings["factors"]
-    name, names = divergence_of(factors["divergence"]), list(DIVERGENCES)
+    name, names = divergence_of(factors["divergence"]), list(dict.fromkeys([*DIVERGENCES, *OBJECTIVES]))
     position = names.index(name) if name in names else len(names)
     seed = factors["seed"]
     return position, name_of(factors["divergence"]), factors["mode"], float(factors["tau"]), seed, settings["name"]
