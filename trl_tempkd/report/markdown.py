@@ -19,14 +19,9 @@ COLUMNS = ("rouge_l", "rouge_l_greedy", "kl_tau1", "reverse_kl_tau1", "student_e
 
 
 def to_markdown(results: Results) -> str:
-    """A folder of results as a page of Markdown."""
+    """A folder of results as a page of Markdown. Of a sweep with `select`, nothing that it chose by."""
     found = verdicts(results.cells, results.baselines)
-    parts = [
-        f"# {results.title}",
-        f"Written by `trl-tempkd report {results.folder} --markdown`, not by hand.",
-        table(("", ""), [(name, value) for name, value in overview(results).items()]),
-        *conditions(found),
-        *frontiers(results),
+    everything = [
         "## Verdicts",
         *(verdict_lines(verdict) for verdict in found if verdict.outcome != "not tested"),
         untested(found),
@@ -35,6 +30,13 @@ def to_markdown(results: Results) -> str:
         "self-BLEU. `teacher` and `start` are the teacher and the student before training.",
         scores(results),
         *families(results),
+    ]
+    parts = [
+        f"# {results.title}",
+        f"Written by `trl-tempkd report {results.folder} --markdown`, not by hand.",
+        table(("", ""), [(name, value) for name, value in overview(results).items()]),
+        *conditions(found),
+        *(everything if results.selection is None else frontiers(results)),
         "## How to repeat it",
         *repeat(results),
     ]
@@ -125,10 +127,10 @@ def frontiers(results: Results) -> list[str]:
     compared = [f"{label(name)}, to {other}" for name in names for other in ("forward_kl at tau 1", "itself at tau 1")]
     return [
         "## Frontier",
-        f"Chosen by {label(select['score'])} of the seeds {', '.join(map(str, select['seeds']))} on the first half of "
-        "the items; the numbers are of the other seeds and of the second half. In bold the treatment that the search "
-        "found the best of its objective. Intervals are 95% bootstrap intervals over seeds and items. ms / step is "
-        "the median over seeds, and the ratio that to forward_kl at tau 1.",
+        f"Chosen by {label(select['score'])} of the search seeds ({', '.join(map(str, select['seeds']))}) on the "
+        "first half of the items; the numbers are of the other seeds and of the second half. In bold the treatment "
+        "that the search found the best of its objective. Intervals are 95% bootstrap intervals over seeds and items. "
+        "ms / step is the median over seeds, and the ratio that to forward_kl at tau 1.",
         table(("objective", "at", "which is", "seeds", *map(label, names), "ms / step", "ratio"), means),
         "Differences, with p over items (would these students differ on other items?) by Holm's correction over all "
         "differences of a score.",
