@@ -209,6 +209,8 @@ def _wanted(metrics: bool | Sequence[str], names: tuple[str, ...], has_labels: b
     for name in metrics:
         if name not in ALL_METRICS:
             raise ValueError(f"`metrics` must be of {', '.join(ALL_METRICS)}, got {name!r}.")
+        if name in ("ce", "teacher_ce") and not has_labels:
+            raise ValueError(f"`metrics` has {name!r}, which looks at the target: pass `labels`.")
     return tuple(metrics)
 
 

@@ -154,9 +154,9 @@ class TemperatureState:
         same = bool((taus[:, 0] == taus[:, 1]).all())
         student, teacher = taus.mean(0).tolist()
         logs = _named(student, teacher, same)
+        ordered = taus.sort(0).values  # quantile() has a limit of 2^24 values
         for suffix, share in QUANTILES.items():
-            # quantile() has a limit of 2^24 values
-            student, teacher = taus.sort(0).values[round(share * (len(taus) - 1))].tolist()
+            student, teacher = ordered[round(share * (len(ordered) - 1))].tolist()
             logs |= {f"{name}_{suffix}": value for name, value in _named(student, teacher, same).items()}
         return logs
 
