@@ -606,3 +606,10 @@ def test_names():
         check_objective(name)
         assert token_divergence(name) in DIVERGENCES
     assert token_divergence("jsd") == "jsd"
+
+
+@pytest.mark.parametrize(("name", "off_policy"), [("minillm", False), ("distillm2", True), ("tsld", True)])
+def test_nothing_is_measured_that_isnt_needed(name, off_policy):
+    method = OBJECTIVES[name]()
+    assert method.needed(on_policy=True) == method.measures != ()
+    assert bool(method.needed(on_policy=False)) == off_policy

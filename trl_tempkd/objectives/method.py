@@ -32,6 +32,10 @@ class Method(ABC):
     needs_student_text: ClassVar[bool] = False
     state: dict[str, Any]
 
+    def needed(self, on_policy: bool) -> tuple[str, ...]:
+        """Those of `measures` that text of this kind needs."""
+        return self.measures
+
     @abstractmethod
     def arguments(self, tokens: Tokens) -> dict[str, Any]:
         """

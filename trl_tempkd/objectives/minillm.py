@@ -32,6 +32,9 @@ class MiniLLM(Method):
         self.long_term = long_term
         self.state = {}
 
+    def needed(self, on_policy: bool) -> tuple[str, ...]:
+        return self.measures if on_policy else ()
+
     def arguments(self, tokens: Tokens) -> dict[str, Any]:
         if not tokens.on_policy:
             return {"divergence": "reverse_kl"}

@@ -91,9 +91,10 @@ class Objective:
             chunk_size=options.kd_chunk_size,
         )
         tokens = Tokens(targets, on_policy)
-        if self._method is not None and self._method.measures:
+        needed = () if self._method is None else self._method.needed(on_policy)
+        if needed:
             with torch.no_grad():
-                tokens = Tokens(targets, on_policy, compute(divergence="tvd", metrics=self._method.measures).metrics)
+                tokens = Tokens(targets, on_policy, compute(divergence="tvd", metrics=needed).metrics)
         arguments = self._arguments(tokens)
         taus = self.temperatures.arguments(tokens.kept, partial(_distance, compute))
         if "kd_weight" in arguments:
