@@ -35,6 +35,8 @@ FLOORS = [
     ["temperature"],
     ["divergences"],
     ["tiny"],
+    ["files"],
+    ["errors", "names"],
 ]
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}
 # Whoever makes or shows the built-in models stands at the top; loading them is at the bottom.

@@ -21,10 +21,11 @@ from standins import save_pair
 from trl_tempkd import cli
 from trl_tempkd.commands import cell as cell_command
 from trl_tempkd.commands import sweep as command
+from trl_tempkd.files import write_atomically
 from trl_tempkd.statistics import compare, holm
 from trl_tempkd.sweep import Cell, cells, launchers, read_recipe, workers
 from trl_tempkd.sweep.comparisons import comparisons, obstacles
-from trl_tempkd.sweep.grid import finished, grids_of, write_atomically
+from trl_tempkd.sweep.grid import finished, grids_of
 
 
 ROOT = Path(__file__).parent.parent

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from .errors import UsageError
 from .objectives.config import ObjectiveConfig
 
 
@@ -156,22 +157,22 @@ class KDConfig(ObjectiveConfig):
         super().__post_init__()
 
         if isinstance(self.teacher_model_init_kwargs, str):
-            raise ValueError(
+            raise UsageError(
                 "`teacher_model_init_kwargs` must be a dict, or on the command line its JSON, e.g. "
                 f"""'{{"dtype": "bfloat16"}}', got {self.teacher_model_init_kwargs!r}."""
             )
         if self.kd_chunk_size is not None and self.kd_chunk_size < 1:
-            raise ValueError(
+            raise UsageError(
                 f"`kd_chunk_size` must be at least 1, got {self.kd_chunk_size}. Leave it unset to let the loss choose."
             )
         if self.kd_diagnostics_steps is not None and self.kd_diagnostics_steps < 1:
-            raise ValueError(
+            raise UsageError(
                 f"`kd_diagnostics_steps` must be at least 1, got {self.kd_diagnostics_steps}. Leave it unset to "
                 "measure nothing."
             )
 
         if self.teacher_cache is not None and self.generates:
-            raise ValueError(
+            raise UsageError(
                 f"`teacher_cache` {self.teacher_cache} has nothing for completions generated in training. Set "
                 f"`lmbda` to 0 (got {self.lmbda}), `lmbda_schedule` to 'constant' and `seq_kd` to False, or leave "
                 "`teacher_cache` unset to run the teacher itself."
@@ -182,49 +183,49 @@ class KDConfig(ObjectiveConfig):
 
         # Options of SFT that act inside its loss, which the divergence replaces
         if self.loss_type != "nll":
-            raise ValueError(
+            raise UsageError(
                 f"`loss_type` must be left at 'nll', got {self.loss_type!r}: it selects SFT's loss, which the "
                 "divergence replaces. Set `divergence` and `kd_ratio` instead."
             )
         if self.label_smoothing_factor > 0:
-            raise ValueError(
+            raise UsageError(
                 f"`label_smoothing_factor` must be 0, got {self.label_smoothing_factor}: it acts on SFT's loss, which "
                 "the divergence replaces. A higher `teacher_kd_temperature` smooths the target."
             )
         if self.torch_compile:
-            raise ValueError(
+            raise UsageError(
                 "`torch_compile` must be False, got True: it compiles the model's forward, and the loss calls its "
                 "backbone. The loss compiles itself; for the layers, call `model.model.compile()` before training."
             )
         if self.use_liger_kernel:
-            raise ValueError(
+            raise UsageError(
                 "`use_liger_kernel` must be False, got True: the loss here is fused already. For fast layers use "
                 '`model_init_kwargs={"use_kernels": True}`.'
             )
 
     def _check_server(self) -> None:
         if not str(self.teacher_server_url).startswith(("http://", "https://")):
-            raise ValueError(
+            raise UsageError(
                 f"`teacher_server_url` must begin with http:// or https://, got {self.teacher_server_url!r}."
             )
         if self.teacher_cache is not None:
-            raise ValueError(
+            raise UsageError(
                 f"`teacher_server_url` is {self.teacher_server_url} and `teacher_cache` {self.teacher_cache}: the "
                 "target comes from one of them. Leave the other unset."
             )
         if self.generates:
-            raise ValueError(
+            raise UsageError(
                 f"`teacher_server_url` {self.teacher_server_url} is asked ahead of the step, before there are "
                 f"completions generated in training. Set `lmbda` to 0 (got {self.lmbda}), `lmbda_schedule` to "
                 "'constant' and `seq_kd` to False, or leave `teacher_server_url` unset to run the teacher itself."
             )
         if self.teacher_server_logprobs is not None and self.teacher_server_logprobs < 2:
-            raise ValueError(
+            raise UsageError(
                 f"`teacher_server_logprobs` must be at least 2, got {self.teacher_server_logprobs}. Leave it unset "
                 "for all."
             )
         if self.teacher_server_requests < 1:
-            raise ValueError(f"`teacher_server_requests` must be at least 1, got {self.teacher_server_requests}.")
+            raise UsageError(f"`teacher_server_requests` must be at least 1, got {self.teacher_server_requests}.")
         for name in ("teacher_server_timeout", "teacher_server_patience"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must be positive and finite, in seconds, got {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must be positive and finite, in seconds, got {getattr(self, name)}.")

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import UsageError
+
 
 # Powers with a negative exponent blow up where a probability is zero. e^60 is finite in fp32 even after a sum over a
 # vocabulary, and no ratio that training can meet comes near it.
@@ -40,7 +42,7 @@ def _log_mix(log_a: Tensor, log_b: Tensor, weight: float | Tensor) -> Tensor:
 def _check_share(name: str, value: float | Tensor) -> None:
     # A tensor, one value per token, is not read: that would stall a GPU
     if not isinstance(value, Tensor) and not 0 <= value <= 1:
-        raise ValueError(f"`{name}` must be between 0 and 1, got {value}.")
+        raise UsageError(f"`{name}` must be between 0 and 1, got {value}.")
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -273,7 +275,7 @@ def concrete_score(log_p: Tensor, log_q: Tensor, *, weights: str = "student") ->
     elif weights in ("student", "teacher"):
         w = (log_q if weights == "student" else log_p).detach().exp()
     else:
-        raise ValueError(f"`weights` must be one of student, teacher, uniform, got {weights!r}.")
+        raise UsageError(f"`weights` must be one of student, teacher, uniform, got {weights!r}.")
     difference = log_q - log_p
     mean = (w * difference).sum(-1, keepdim=True)
     return (w * (difference - mean).square()).sum(-1)
@@ -327,17 +329,17 @@ def check_divergence(divergence: str, divergence_kwargs: dict[str, Any] | None =
             field, the value and what exists.
     """
     if divergence not in DIVERGENCES:
-        raise ValueError(f"`divergence` must be one of {', '.join(DIVERGENCES)}, got {divergence!r}.")
+        raise UsageError(f"`divergence` must be one of {', '.join(DIVERGENCES)}, got {divergence!r}.")
     function, kwargs = DIVERGENCES[divergence], dict(divergence_kwargs or {})
     known = [n for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in kwargs:
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no parameters"
-            raise ValueError(f"`divergence_kwargs` has {name!r}, but {divergence} {takes}.")
+            raise UsageError(f"`divergence_kwargs` has {name!r}, but {divergence} {takes}.")
     sample = torch.tensor([[0.5, 0.5]]).log()
     target = {"target": torch.tensor([0])} if needs_target(divergence) else {}
     numbers = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
     try:
         function(sample, sample, **target, **numbers)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`divergence_kwargs` {kwargs} does not fit {divergence}: {error}") from None
+        raise UsageError(f"`divergence_kwargs` {kwargs} does not fit {divergence}: {error}") from None

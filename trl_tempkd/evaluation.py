@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .errors import UsageError
 from .heads import Head, backbone, gathered_head
 from .losses import chunked_kd_loss
 from .losses.chunked import CHUNK_ELEMENTS
@@ -107,7 +108,7 @@ def sample(
         `list[Completion]`: The completions in the order of the prompts.
     """
     if temperature < 0:
-        raise ValueError(f"`temperature` must be 0 (greedy) or positive, got {temperature}.")
+        raise UsageError(f"`temperature` must be 0 (greedy) or positive, got {temperature}.")
     stops = stop_tokens(model, tokenizer)
     # Whatever pads is masked
     pad = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
@@ -250,7 +251,7 @@ def _compare(
             bar.update(len(batch))
     count = int(sum(by_row["tokens"]))
     if not count:
-        raise ValueError("The data set has no label to compare at: every label is -100, or it has no rows.")
+        raise UsageError("The data set has no label to compare at: every label is -100, or it has no rows.")
     means = {name: math.fsum(by_row[name]) / count for name in PER_TOKEN}
     _, confidence, correct = bins
     top = {"top_1": confidence.sum().item() / count, "ece": (confidence - correct).abs().sum().item() / count}

@@ -19,6 +19,8 @@ from torch.distributed.tensor import DTensor, Partial
 from transformers import PretrainedConfig, PreTrainedModel
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from .errors import UsageError
+
 
 @dataclass(frozen=True)
 class Head:
@@ -105,7 +107,7 @@ def backbone(model: nn.Module) -> nn.Module:
     model = unwrap_adapter(model)
     body = getattr(model, "base_model", model)
     if body is model:
-        raise ValueError(
+        raise UsageError(
             f"{type(model).__name__} has no separate backbone (`base_model` is the model itself), so its logits can't "
             "be computed in chunks. Use a causal language model of transformers."
         )
@@ -117,13 +119,13 @@ def _check_adapter(model: PeftModel) -> None:
     for config in model.peft_config.values():
         kind = config.peft_type.value
         if isinstance(config, PromptLearningConfig):
-            raise ValueError(
+            raise UsageError(
                 f"Prompt-learning PEFT methods aren't supported, got {kind}: their virtual tokens live outside the "
                 "backbone, which the loss calls directly. Use a weight-based adapter such as LoRA."
             )
         # AdaLoRA, X-LoRA, Poly and Shadow do a part of their work there; activated LoRA even before
         if type(model.base_model).forward is not BaseTuner.forward or getattr(config, "alora_invocation_tokens", None):
-            raise ValueError(
+            raise UsageError(
                 f"This kind of PEFT adapter isn't supported, got {kind}: a part of it lives outside the backbone, "
                 "which the loss calls directly. Use one that acts in the layers alone, such as plain LoRA."
             )
@@ -151,7 +153,7 @@ def read_head(model: nn.Module, *, adapter: bool = True) -> Head:
         projection = getattr(projection, "original_module", projection)
     weight = getattr(projection, "weight", None)
     if weight is None or not weight.is_floating_point():
-        raise ValueError(
+        raise UsageError(
             f"{type(model).__name__} needs an unquantized linear head to be distilled, got "
             f"{type(projection).__name__}. If the head is quantized, leave it out, e.g. with "
             "`llm_int8_skip_modules=['lm_head']`."
@@ -212,7 +214,7 @@ def check_head(model: nn.Module) -> None:
     trained = any(p.requires_grad for p in model.parameters())
     packed = any(getattr(getattr(p, "quant_state", None), "packing_format_for_cpu", False) for p in model.parameters())
     if trained and packed:
-        raise ValueError(
+        raise UsageError(
             "A 4-bit model can't be trained on this CPU: bitsandbytes repacks its weights in evaluation mode, and no "
             "gradient flows through them from then on. Train it on a GPU, or load it without `load_in_4bit`."
         )
@@ -228,7 +230,7 @@ def check_head(model: nn.Module) -> None:
             if error <= torch.finfo(logits.dtype).eps ** 0.5 * size:
                 return
             problem = f"they differ from `scale * (hidden @ weight.T + bias)` by {error:.3g} of {size:.3g}"
-    raise ValueError(
+    raise UsageError(
         f"{type(model).__name__} (model type {model.config.model_type!r}) computes its logits in a way that isn't "
         f"known here: {problem}. It can't be distilled until `trl_tempkd/heads.py` knows how."
     )

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .errors import UsageError
+
 
 # As in MiniLLM's tools/process_data_dolly.py, to the letter
 ALPACA = (
@@ -58,15 +60,15 @@ def read_rows(
         compare at, or `None`) and `templated`: whether the chat template has put in the special tokens already.
     """
     if prompt_format not in PROMPT_FORMATS:
-        raise ValueError(f"`prompt_format` must be one of {', '.join(PROMPT_FORMATS)}, got {prompt_format!r}.")
+        raise UsageError(f"`prompt_format` must be one of {', '.join(PROMPT_FORMATS)}, got {prompt_format!r}.")
     rows = []
     for number, row in enumerate(dataset):
         item = _read_row({name: value for name, value in row.items() if value is not None}, tokenizer, prompt_format)
         if item["prompt"] == "":
-            raise ValueError(f"Row {number} has an empty prompt.")
+            raise UsageError(f"Row {number} has an empty prompt.")
         rows.append(item)
     if not rows:
-        raise ValueError("The data set has no rows.")
+        raise UsageError("The data set has no rows.")
     return rows
 
 
@@ -77,7 +79,7 @@ def _read_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, prompt_fo
         turns, answer = answer, None
     if turns is not None:
         if prompt_format == "alpaca":
-            raise ValueError("`prompt_format='alpaca'` is for plain text, but the rows are conversations.")
+            raise UsageError("`prompt_format='alpaca'` is for plain text, but the rows are conversations.")
         return _read_chat(turns, answer, row, tokenizer)
     if prompt is not None or "instruction" in row:
         if prompt is None or (prompt_format == "alpaca" and "instruction" in row):
@@ -88,7 +90,7 @@ def _read_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, prompt_fo
         return _item(prompt, row.get("references", answer), answer, templated=False)
     if "text" in row and prompt_format == "auto":
         return _item(None, None, row["text"], templated=False)
-    raise ValueError(
+    raise UsageError(
         "A row needs `prompt` and `completion`, `messages`, `instruction` and `output`, or `text`; it has "
         f"{', '.join(row) or 'nothing'}."
     )
@@ -101,7 +103,7 @@ def _read_chat(turns: list[dict], answer: Any, row: dict[str, Any], tokenizer: A
     elif isinstance(answer, str):
         answer = [{"role": "assistant", "content": answer}]
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("The rows are conversations, but the model's tokenizer has no chat template.")
+        raise UsageError("The rows are conversations, but the model's tokenizer has no chat template.")
     kwargs = {"tools": row.get("tools"), "tokenize": False, **(row.get("chat_template_kwargs") or {})}
     prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **kwargs)
     completion, said = None, None
@@ -109,7 +111,7 @@ def _read_chat(turns: list[dict], answer: Any, row: dict[str, Any], tokenizer: A
         said = answer[-1]["content"]
         whole = tokenizer.apply_chat_template([*turns, *answer], **kwargs)
         if not whole.startswith(prompt):
-            raise ValueError(
+            raise UsageError(
                 "The chat template writes a conversation in another way than the prompt before it, so that no "
                 "completion can be cut out of it."
             )

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from .errors import UsageError
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -74,13 +76,13 @@ def compare(
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if first.shape != second.shape or first.ndim != 2:
-        raise ValueError(f"Expected two tables of seeds by items of one shape, got {first.shape} and {second.shape}.")
+        raise UsageError(f"Expected two tables of seeds by items of one shape, got {first.shape} and {second.shape}.")
     n_seeds, n_items = first.shape
     if n_items < 2 or not n_seeds:
-        raise ValueError(f"A comparison needs a seed and two items at least, got {n_seeds} and {n_items}.")
+        raise UsageError(f"A comparison needs a seed and two items at least, got {n_seeds} and {n_items}.")
     difference = second - first
     if not np.isfinite(difference).all():
-        raise ValueError("Every seed and item needs a finite score, got NaN or infinity.")
+        raise UsageError("Every seed and item needs a finite score, got NaN or infinity.")
     if (difference == difference.flat[0]).all():  # nothing varies: BCa would divide by zero
         low = high = float(difference.flat[0])
     else:
@@ -146,7 +148,7 @@ def mean_interval(
     """
     scores = np.asarray(scores, dtype=float)
     if scores.ndim != 2 or not scores.size or not np.isfinite(scores).all():
-        raise ValueError(f"Expected a table of seeds by items of finite scores, got the shape {scores.shape}.")
+        raise UsageError(f"Expected a table of seeds by items of finite scores, got the shape {scores.shape}.")
     seeds, items = (_draws(n, resamples, seed + i) for i, n in enumerate(scores.shape))
     means = np.einsum("ri,ri->r", seeds @ scores, items)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -166,7 +168,7 @@ def sign_flip_test(differences: Any, resamples: int = 10_000, seed: int = 0) -> 
     """
     differences = np.asarray(differences, dtype=float)
     if len(differences) < 2:
-        raise ValueError(f"A sign-flip test needs two differences at least, got {len(differences)}.")
+        raise UsageError(f"A sign-flip test needs two differences at least, got {len(differences)}.")
     result = stats.permutation_test(
         (differences,),
         lambda sample, axis: np.mean(sample, axis=axis),

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from .errors import UsageError
+
 
 # Log-probabilities are floored here, so that a probability of zero is a number in every formula: exp(floor) is 0,
 # 0 * floor is 0, and two zeros have a log-ratio of 0. No finite pair of logits in use lies this far apart.
@@ -71,7 +73,7 @@ def rescale_factor(
         `ValueError`: `rescale` is unknown.
     """
     if rescale not in RESCALES:
-        raise ValueError(f"`rescale` must be one of {', '.join(RESCALES)}, got {rescale!r}.")
+        raise UsageError(f"`rescale` must be one of {', '.join(RESCALES)}, got {rescale!r}.")
     return (student_temperature * teacher_temperature) ** (RESCALES[rescale] / 2)
 
 
@@ -96,6 +98,6 @@ def scheduled_temperature(schedule: str, start: float, final: float | None, prog
         `ValueError`: `schedule` is unknown.
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
+        raise UsageError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
     share = SCHEDULES[schedule](min(max(progress, 0.0), 1.0))
     return start if final is None else start + share * (final - start)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import UsageError
 from .temperature import LOG_FLOOR
 
 
@@ -59,7 +60,7 @@ def target_entropy(z: Tensor, v: Tensor, tau_s: Tensor, tau_t: Tensor, *, share:
     Source: this library.
     """
     if not 0 < share < 1:
-        raise ValueError(f"`share` must be above 0 and below 1, got {share}.")
+        raise UsageError(f"`share` must be above 0 and below 1, got {share}.")
     target = share * math.log(v.shape[-1])
     centred = (v - v.amax(-1, keepdim=True)).clamp(min=LOG_FLOOR * HIGHEST)  # of weight 0 at every temperature
     low = torch.full_like(tau_t, math.log(LOWEST))
@@ -89,7 +90,7 @@ def max_logit(z: Tensor, v: Tensor, tau_s: Tensor, tau_t: Tensor, *, rho: float 
     Source: after class-independent sample temperatures (CIST), each side from its own centred maximum logit.
     """
     if not rho > 0:
-        raise ValueError(f"`rho` must be positive, got {rho}.")
+        raise UsageError(f"`rho` must be positive, got {rho}.")
 
     def of(logits: Tensor) -> Tensor:
         finite = torch.isfinite(logits)
@@ -118,7 +119,7 @@ def token_adaptive(
     that is kept follows the loss; here it stays.
     """
     if not 0 < keep <= 1:
-        raise ValueError(f"`keep` must be above 0 and at most 1, got {keep}.")
+        raise UsageError(f"`keep` must be above 0 and at most 1, got {keep}.")
     count = distance.shape[0]
     kept = max(1, int(count * keep))
     if not count:
@@ -142,9 +143,9 @@ def curriculum(
     """
     for name, value in (("minimum", minimum), ("span", span), ("learning_rate", learning_rate)):
         if not value > 0:
-            raise ValueError(f"`{name}` must be positive, got {value}.")
+            raise UsageError(f"`{name}` must be positive, got {value}.")
     if not math.isfinite(start):
-        raise ValueError(f"`start` must be finite, got {start}.")
+        raise UsageError(f"`start` must be finite, got {start}.")
     return minimum + span * sigmoid(theta)
 
 
@@ -204,19 +205,19 @@ def check_temperature_rule(rule: str | None, kwargs: dict[str, Any] | None = Non
     kwargs = dict(kwargs or {})
     if rule is None:
         if kwargs:
-            raise ValueError(f"`temperature_rule_kwargs` is {kwargs}, but there is no `temperature_rule`.")
+            raise UsageError(f"`temperature_rule_kwargs` is {kwargs}, but there is no `temperature_rule`.")
         return
     if rule not in TEMPERATURE_RULES:
-        raise ValueError(f"`temperature_rule` must be one of {', '.join(TEMPERATURE_RULES)}, got {rule!r}.")
+        raise UsageError(f"`temperature_rule` must be one of {', '.join(TEMPERATURE_RULES)}, got {rule!r}.")
     known = parameters(rule)
     for name in kwargs:
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no parameters"
-            raise ValueError(f"`temperature_rule_kwargs` has {name!r}, but {rule} {takes}.")
+            raise UsageError(f"`temperature_rule_kwargs` has {name!r}, but {rule} {takes}.")
     sample = torch.tensor([[1.0, 0.0, 0.5]])
     one = torch.ones(1)
     samples: dict[str, tuple[Any, ...]] = {"token_adaptive": (one, one, one), "curriculum": (0.0,)}
     try:
         TEMPERATURE_RULES[rule](*samples.get(rule, (sample, sample, one, one)), **kwargs)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`temperature_rule_kwargs` {kwargs} does not fit {rule}: {error}") from None
+        raise UsageError(f"`temperature_rule_kwargs` {kwargs} does not fit {rule}: {error}") from None

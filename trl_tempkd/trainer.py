@@ -16,6 +16,7 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
 from .citation import PAPER
 from .config import KDConfig
+from .errors import UsageError
 from .heads import backbone, check_head, gathered_head
 from .meter import Meter
 from .objectives import make_objective
@@ -97,7 +98,7 @@ class TemperatureKDTrainer(SFTTrainer):
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
         self._cache = open_cache(teacher_model, args)
         if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("`compute_loss_func` replaces the loss, which is the divergence here. Use `SFTTrainer`.")
+            raise UsageError("`compute_loss_func` replaces the loss, which is the divergence here. Use `SFTTrainer`.")
         super().__init__(model, args=args, **kwargs)
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
@@ -128,13 +129,13 @@ class TemperatureKDTrainer(SFTTrainer):
 
     def _refuse_unsupported(self) -> None:
         if self._is_vlm:
-            raise ValueError(
+            raise UsageError(
                 "Vision-language models aren't supported. To distil one on text alone, pass its tokenizer as "
                 "`processing_class` instead of its processor."
             )
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-            raise ValueError("Context and sequence parallelism aren't supported. Use ZeRO-3 or FSDP2 for memory.")
+            raise UsageError("Context and sequence parallelism aren't supported. Use ZeRO-3 or FSDP2 for memory.")
 
     def _prepare_dataset(self, dataset, processing_class, *args):
         if self._cache is None:

@@ -9,36 +9,27 @@ an error that names the closest known one, and so is each value of the wrong typ
 import argparse
 import copy
 import dataclasses
-import difflib
 import json
 import os
 import sys
-import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, get_type_hints
 
 from trl.scripts.utils import TrlParser
 
-
-class UsageError(Exception):
-    """What a person asked for cannot be done. The message is the one line that they read."""
+from ..errors import UsageError
+from ..names import did_you_mean
 
 
 @contextmanager
 def usage_errors_on_one_line(prog: str) -> Iterator[None]:
     """
-    Turn a mistake of the person at the keyboard into one line on stderr and exit status 2.
-
-    That is every [`UsageError`], and every `ValueError` and `ConnectionError` that this package raises itself: those
-    are messages for the user. One from inside another library is a bug until proven otherwise and keeps its traceback.
+    Turn a [`UsageError`] into one line on stderr and exit status 2. Everything else is a bug and keeps its traceback.
     """
     try:
         yield
-    except (UsageError, ValueError, ConnectionError) as error:
-        *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-        if not isinstance(error, UsageError) and not innermost.f_globals["__name__"].startswith("trl_tempkd."):
-            raise
+    except UsageError as error:
         sys.exit(_complain(prog, str(error)))
 
 
@@ -46,12 +37,6 @@ def _complain(prog: str, message: str) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # every process of a node makes the same complaint
         print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the known word closest to `word`, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from . import distill
-from .arguments import RecipeParser, UsageError
+from .arguments import RecipeParser
 
 
 if TYPE_CHECKING:

@@ -19,10 +19,11 @@ import torch
 import yaml
 from transformers import TrainerCallback
 
-from ..sweep.grid import Cell, finished, write_atomically
+from ..errors import UsageError
+from ..files import write_atomically
+from ..sweep.grid import Cell, finished
 from ..sweep.launchers import BUSY, DONE, FAILED, claim
 from . import distill
-from .arguments import UsageError
 from .scoring import baseline, baseline_key, once, score
 
 

@@ -4,7 +4,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import UsageError, did_you_mean
+from ..errors import UsageError
+from ..names import did_you_mean
 
 
 if TYPE_CHECKING:

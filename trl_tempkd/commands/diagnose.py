@@ -9,7 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from .arguments import RecipeParser, UsageError
+from ..errors import UsageError
+from ..files import write_atomically
+from .arguments import RecipeParser
 
 
 if TYPE_CHECKING:
@@ -126,20 +128,20 @@ class DiagnoseArguments:
             self.objective_kwargs = json.loads(self.objective_kwargs)
         kwargs = {} if self.objective_kwargs is None else self.objective_kwargs
         if not isinstance(kwargs, dict) or not set(kwargs) <= set(self.objectives):
-            raise ValueError(
+            raise UsageError(
                 f"`objective_kwargs` must have objectives for its keys ({', '.join(self.objectives)}), got {kwargs!r}."
             )
         for name in ("num_rows", "batch_size", "max_length"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not self.output.endswith(".csv"):
-            raise ValueError(f"`output` must end with .csv, got {self.output!r}.")
+            raise UsageError(f"`output` must end with .csv, got {self.output!r}.")
 
 
 def main(args: DiagnoseArguments, script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") -> None:
     from rich.console import Console
 
-    from ..diagnostics import Plan, collect, diagnose, measure_parameters, write_table, write_text
+    from ..diagnostics import Plan, collect, diagnose, measure_parameters, write_table
 
     assert not isinstance(args.objective_kwargs, str)
     plan = Plan(args.objectives, args.temperatures, args.modes, args.objective_kwargs)
@@ -153,7 +155,7 @@ def main(args: DiagnoseArguments, script_args: "ScriptArguments", dataset_args: 
     tokens = sum(len(batch.targets) for batch in batches)
     settings = {**dataclasses.asdict(script_args), **dataclasses.asdict(dataset_args), **dataclasses.asdict(args)}
     settings |= {"tokens": tokens, "trl_tempkd": __version__}
-    write_text(output.with_suffix(".json"), json.dumps(settings, indent=1) + "\n")
+    write_atomically(output.with_suffix(".json"), json.dumps(settings, indent=1) + "\n")
     write_table(output, rows)
     console = Console()
     for table in tables(rows, plan):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import RecipeParser, UsageError
+from ..errors import UsageError
+from .arguments import RecipeParser
 
 
 if TYPE_CHECKING:

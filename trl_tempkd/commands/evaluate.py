@@ -4,14 +4,15 @@
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import RecipeParser, UsageError
+from ..errors import UsageError
+from ..files import write_atomically
+from .arguments import RecipeParser
 
 
 if TYPE_CHECKING:
@@ -93,13 +94,13 @@ class EvaluateConfig:
         for name in ("max_new_tokens", "batch_size", "num_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+                raise UsageError(f"`{name}` must be at least 1, got {value}.")
         if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be positive (--seeds alone is greedy only), got {self.temperature}.")
+            raise UsageError(f"`temperature` must be positive (--seeds alone is greedy only), got {self.temperature}.")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"`top_p` must be above 0 and at most 1, got {self.top_p}.")
+            raise UsageError(f"`top_p` must be above 0 and at most 1, got {self.top_p}.")
         if len(set(self.seeds)) < len(self.seeds) or any(seed < 0 for seed in self.seeds):
-            raise ValueError(f"`seeds` must be different and not negative, got {self.seeds}.")
+            raise UsageError(f"`seeds` must be different and not negative, got {self.seeds}.")
 
 
 def main(args: EvaluateConfig) -> None:
@@ -281,10 +282,7 @@ def read_results(output: Path) -> dict[str, Any]:
 
 def write_results(output: Path, results: dict[str, Any]) -> None:
     """Write the results so that at no time half a file stands there."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, output)
+    write_atomically(output, json.dumps(results, indent=1, ensure_ascii=False))
 
 
 def table_of(results: dict[str, Any]) -> "Table":

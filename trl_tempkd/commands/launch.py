@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import RecipeParser, UsageError, usage_errors_on_one_line
+from ..errors import UsageError
+from .arguments import RecipeParser, usage_errors_on_one_line
 
 
 if TYPE_CHECKING:

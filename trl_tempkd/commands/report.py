@@ -4,7 +4,8 @@
 import argparse
 from pathlib import Path
 
-from .arguments import HelpFormatter, OneLineParser, UsageError
+from ..errors import UsageError
+from .arguments import HelpFormatter, OneLineParser
 
 
 DESCRIPTION = """\
@@ -33,11 +34,11 @@ def main(args: argparse.Namespace) -> int:
     from datetime import datetime
 
     from .. import __version__
+    from ..files import write_atomically
     from ..report import read
     from ..report.images import write_images
     from ..report.markdown import to_markdown
     from ..report.page import Section, render
-    from ..sweep.grid import write_atomically
 
     if len(args.results_dirs) > 1 and not args.output:
         raise UsageError("several folders: say with --output where their page goes")

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ..sweep.grid import write_atomically
+from ..files import write_atomically
 from ..sweep.launchers import claim
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import HelpFormatter, OneLineParser, UsageError
+from ..errors import UsageError
+from .arguments import HelpFormatter, OneLineParser
 
 
 if TYPE_CHECKING:
@@ -255,8 +256,8 @@ def report(results: list[dict[str, Any]], results_dir: Path) -> None:
     """Write and print the comparisons, and say where cells cannot be compared."""
     from rich.console import Console
 
+    from ..files import write_atomically
     from ..sweep.comparisons import comparisons, obstacles
-    from ..sweep.grid import write_atomically
 
     console = Console()
     if not console.is_terminal:  # a file has room for the table

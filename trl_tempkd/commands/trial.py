@@ -12,7 +12,9 @@ from typing import Any
 import optuna
 from transformers import TrainerCallback
 
-from ..sweep.grid import EVALUATION, write_atomically
+from ..errors import UsageError
+from ..files import write_atomically
+from ..sweep.grid import EVALUATION
 from ..sweep.launchers import DONE, FAILED
 from ..tuning.store import open_trial
 from . import distill
@@ -41,7 +43,7 @@ class Reporter(TrainerCallback):
             return  # `rouge_l` is measured afterwards
         self.value = metrics[self.name]
         if not math.isfinite(self.value):
-            raise ValueError(f"{self.name} is {self.value} after {state.global_step} steps: the training has diverged")
+            raise UsageError(f"{self.name} is {self.value} after {state.global_step} steps: the training has diverged")
         if state.global_step < state.max_steps:  # at the end there is nothing to stop
             self.trial.report(self.value, state.global_step)
             if self.trial.should_prune():
@@ -63,7 +65,7 @@ def measure(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     rows = load_rows(parse(settings["options"], folder), "dataset_test_split", settings["rows"])
     means = score(values, {**EVALUATION, **settings["sampling"]}, rows)["means"]
     if name not in means:
-        raise ValueError(f"the rows have no {name}: it takes prompts and references")
+        raise UsageError(f"the rows have no {name}: it takes prompts and references")
     return {"state": "complete", "score": means[name], "scores": means}
 
 

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import HelpFormatter, OneLineParser, UsageError
+from ..errors import UsageError
+from .arguments import HelpFormatter, OneLineParser
 from .sweep import positive, read_options, share
 
 
@@ -206,7 +207,7 @@ def run(store: "Store", shown: str, gpus: float | None) -> None:
 
 def begin(store: "Store", environment: dict[str, str]) -> Running | None:
     """Start the next trial, if one is left."""
-    from ..sweep.grid import write_atomically
+    from ..files import write_atomically
     from ..sweep.workers import start
     from ..tuning.results import options_of_factors
     from .cell import on_held_out

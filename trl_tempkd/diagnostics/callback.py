@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 from transformers import TrainerCallback
 
+from ..errors import UsageError
+from ..files import write_atomically
 from ..objectives import OBJECTIVES, token_divergence
 from ..trainer import TemperatureKDTrainer
 from .logits import COLUMNS, NONE, Plan, rows_of
@@ -16,14 +18,7 @@ from .models import Batch, collect, diagnose
 
 def write_table(path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """Write rows as a CSV file that is there in full or not at all."""
-    write_text(path, pd.DataFrame(rows, columns=list(columns)).to_csv(index=False))
-
-
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    write_atomically(path, pd.DataFrame(rows, columns=list(columns)).to_csv(index=False))
 
 
 class DiagnosticsCallback(TrainerCallback):
@@ -60,7 +55,7 @@ class DiagnosticsCallback(TrainerCallback):
         args = trainer.args
         steps = args.kd_diagnostics_steps if steps is None else steps
         if steps is None or steps < 1:
-            raise ValueError(f"`steps` must be at least 1, got {steps}. Set it, or `kd_diagnostics_steps`.")
+            raise UsageError(f"`steps` must be at least 1, got {steps}. Set it, or `kd_diagnostics_steps`.")
         divergence = token_divergence(args.divergence)
         names = list(dict.fromkeys([divergence, "forward_kl", "reverse_kl"]))
         own = (args.kd_temperature, args.kd_temperature_final, args.teacher_kd_temperature)

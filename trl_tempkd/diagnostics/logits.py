@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..divergences import check_divergence, head_mask
+from ..errors import UsageError
 from ..losses import kd_loss
 from ..temperature import log_softmax, rescale_factor, temperatures
 
@@ -49,11 +50,11 @@ class Plan:
             check_divergence(name, kwargs)
         for name, values in (("objectives", self.objectives), ("temperatures", self.temperatures)):
             if not values:
-                raise ValueError(f"`{name}` must have at least one value, got none.")
+                raise UsageError(f"`{name}` must have at least one value, got none.")
         if not all(0 < tau < float("inf") for tau in self.temperatures):
-            raise ValueError(f"`temperatures` must be positive and finite, got {list(self.temperatures)}.")
+            raise UsageError(f"`temperatures` must be positive and finite, got {list(self.temperatures)}.")
         if not self.modes or not set(self.modes) <= set(MODES):
-            raise ValueError(f"`modes` must be of {', '.join(MODES)}, got {list(self.modes)}.")
+            raise UsageError(f"`modes` must be of {', '.join(MODES)}, got {list(self.modes)}.")
 
     @property
     def compared(self) -> list[str]:

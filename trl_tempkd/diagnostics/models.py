@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..evaluation import evaluating
 from ..heads import Head, NoHead, gathered_head
 from ..teachers.live import last_hidden_state
@@ -66,7 +67,7 @@ def collect(
                 hidden = trainer.teacher.hidden_states(inputs).flatten(0, 1)[kept]
             batches.append(Batch(inputs, kept, targets[kept], hidden))
     if not batches:
-        raise ValueError(f"No token to measure at: none of the {len(data)} rows has a label that isn't -100.")
+        raise UsageError(f"No token to measure at: none of the {len(data)} rows has a label that isn't -100.")
     return batches
 
 
@@ -122,7 +123,7 @@ def parameter_gradient(
         `tuple[torch.Tensor, list[float]]`: One flat tensor; for each batch the norm of the gradient of its own mean.
     """
     if trainer.accelerator.num_processes > 1:
-        raise ValueError(f"Parameter gradients are measured in one process, got {trainer.accelerator.num_processes}.")
+        raise UsageError(f"Parameter gradients are measured in one process, got {trainer.accelerator.num_processes}.")
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     before = [p.grad for p in parameters]
     total, norms = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device), []

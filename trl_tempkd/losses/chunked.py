@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..divergences import check_divergence, needs_target
+from ..errors import UsageError
 from ..temperature import rescale_factor
 from . import block as blocks
 from .block import BlockSpec
@@ -208,9 +209,9 @@ def _wanted(metrics: bool | Sequence[str], names: tuple[str, ...], has_labels: b
         return tuple(name for name in names if name != "ce" or has_labels) if metrics else ()
     for name in metrics:
         if name not in ALL_METRICS:
-            raise ValueError(f"`metrics` must be of {', '.join(ALL_METRICS)}, got {name!r}.")
+            raise UsageError(f"`metrics` must be of {', '.join(ALL_METRICS)}, got {name!r}.")
         if name in ("ce", "teacher_ce") and not has_labels:
-            raise ValueError(f"`metrics` has {name!r}, which looks at the target: pass `labels`.")
+            raise UsageError(f"`metrics` has {name!r}, which looks at the target: pass `labels`.")
     return tuple(metrics)
 
 
@@ -293,11 +294,11 @@ def chunked_kd_loss(
     rescale_factor(rescale, 1.0, 1.0)
     check_rule(temperature_rule, temperature_rule_kwargs, temperature_rule_sides)
     if not 0 <= kd_ratio <= 1:
-        raise ValueError(f"`kd_ratio` must be between 0 and 1, got {kd_ratio}.")
+        raise UsageError(f"`kd_ratio` must be between 0 and 1, got {kd_ratio}.")
     if labels is None and (kd_ratio < 1 or ce_weight is not None or needs_target(divergence)):
-        raise ValueError(f"`labels` is required for `kd_ratio` {kd_ratio} with {divergence}: it looks at the target.")
+        raise UsageError(f"`labels` is required for `kd_ratio` {kd_ratio} with {divergence}: it looks at the target.")
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be positive, got {chunk_size}.")
+        raise UsageError(f"`chunk_size` must be positive, got {chunk_size}.")
     n_rows, device = student_hidden.shape[0], student_hidden.device
     known: tuple[Tensor, ...] = ()
     given = isinstance(teacher_hidden, Logits)
@@ -306,17 +307,17 @@ def chunked_kd_loss(
         truncated, teacher_hidden = teacher_hidden, None
         truncated.check(divergence, divergence_kwargs)
         if temperature_rule is not None:
-            raise ValueError(f"`temperature_rule` {temperature_rule} needs the teacher's whole rows: leave it unset.")
+            raise UsageError(f"`temperature_rule` {temperature_rule} needs the teacher's whole rows: leave it unset.")
         if len(truncated.ids) != n_rows or truncated.size > student_weight.shape[0]:
-            raise ValueError(
+            raise UsageError(
                 f"`teacher_hidden` has {len(truncated.ids)} rows of a vocabulary of {truncated.size}, the student "
                 f"{n_rows} rows and {student_weight.shape[0]} logits: as many rows are needed, and no fewer logits."
             )
         names, size = truncated.metrics, truncated.size
     elif teacher_weight is None and not given:
-        raise ValueError("`teacher_weight` is required: `teacher_hidden` needs the head that it is the input of.")
+        raise UsageError("`teacher_weight` is required: `teacher_hidden` needs the head that it is the input of.")
     elif student_hidden.dim() != 2 or teacher_hidden.dim() != 2 or teacher_hidden.shape[0] != n_rows:
-        raise ValueError(
+        raise UsageError(
             "`student_hidden` and `teacher_hidden` must have shapes (N, H_s) and (N, H_t) with the same N, got "
             f"{tuple(student_hidden.shape)} and {tuple(teacher_hidden.shape)}."
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..divergences import DIVERGENCES, check_divergence, needs_target
+from ..errors import UsageError
 from ..temperature import log_softmax, rescale_factor, soften
 from ..temperature_rules import RESCALED_BY_TAU, ROW_RULES, check_temperature_rule, row_temperatures
 
@@ -53,9 +54,9 @@ def kd_loss(
     check_temperatures(student_temperature, teacher_temperature)
     check_rule(temperature_rule, temperature_rule_kwargs, temperature_rule_sides)
     if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"`reduction` must be one of none, mean, sum, got {reduction!r}.")
+        raise UsageError(f"`reduction` must be one of none, mean, sum, got {reduction!r}.")
     if labels is None and needs_target(divergence):
-        raise ValueError(f"`labels` is required: {divergence} looks at the target token. Pass shape `(...,)` labels.")
+        raise UsageError(f"`labels` is required: {divergence} looks at the target token. Pass shape `(...,)` labels.")
     size = min(student_logits.shape[-1], teacher_logits.shape[-1])
     student_logits, teacher_logits = student_logits[..., :size], teacher_logits[..., :size]
     rows = student_logits.shape[:-1]
@@ -91,7 +92,7 @@ def check_temperatures(student_temperature: float | Tensor, teacher_temperature:
     """
     for name, value in (("student_temperature", student_temperature), ("teacher_temperature", teacher_temperature)):
         if not isinstance(value, Tensor) and not 0 < value < float("inf"):
-            raise ValueError(f"`{name}` must be positive and finite, got {value}.")
+            raise UsageError(f"`{name}` must be positive and finite, got {value}.")
 
 
 def check_rule(rule: str | None, kwargs: dict[str, Any] | None, sides: str) -> None:
@@ -101,9 +102,9 @@ def check_rule(rule: str | None, kwargs: dict[str, Any] | None, sides: str) -> N
     """
     check_temperature_rule(rule, kwargs)
     if rule is not None and rule not in ROW_RULES:
-        raise ValueError(
+        raise UsageError(
             f"`temperature_rule` must be one of {', '.join(ROW_RULES)}, got {rule!r}, which needs more than a token's "
             "logits: pass the temperatures that it gives as tensors."
         )
     if sides not in ("both", "student", "teacher"):
-        raise ValueError(f"`temperature_rule_sides` must be one of both, student, teacher, got {sides!r}.")
+        raise UsageError(f"`temperature_rule_sides` must be one of both, student, teacher, got {sides!r}.")

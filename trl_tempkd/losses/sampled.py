@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..temperature import LOG_FLOOR, log_softmax
 from .truncated import Truncated
 
@@ -75,7 +76,7 @@ class Sampled(Truncated):
     @staticmethod
     def check(divergence: str, kwargs: dict[str, Any] | None) -> None:
         if divergence != "forward_kl":
-            raise ValueError(
+            raise UsageError(
                 f"`divergence` {divergence} can't be had from tokens drawn from the teacher, only forward_kl: its "
                 "gradient q - p is linear in p, so that draws give it without bias, and that of any other isn't. "
                 "Use a cache of --mode topk for some of them, or of --mode hidden for all."

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..temperature import MAX_LOGIT, log_softmax, soften
 
 
@@ -109,7 +110,7 @@ class Truncated(ABC):
         index = None if isinstance(tau, Tensor) else grid_index(self.taus, tau)
         if index is None:
             said = "a tensor" if isinstance(tau, Tensor) else tau
-            raise ValueError(f"`teacher_temperature` must be one of {list(self.taus)}, got {said}: {self.why}.")
+            raise UsageError(f"`teacher_temperature` must be one of {list(self.taus)}, got {said}: {self.why}.")
         return index
 
 
@@ -162,7 +163,7 @@ class TopK(Truncated):
         alpha, beta = ((kwargs or {}).get(name, default) for name, default in (("alpha", 0.2), ("beta", 0.7)))
         exact = divergence in F_DIVERGENCES or (divergence == "alpha_beta" and math.isclose(alpha + beta, 1))
         if not exact and divergence not in ON_BINS:
-            raise ValueError(
+            raise UsageError(
                 f"`divergence` {divergence} needs the teacher's whole rows, and a top-k teacher has k tokens and the "
                 f"mass of the rest. Use one of {', '.join(F_DIVERGENCES)}, alpha_beta with alpha + beta = 1, or a "
                 "cache of --mode hidden, which serves every divergence."

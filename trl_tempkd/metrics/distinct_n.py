@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
+from trl_tempkd.errors import UsageError
+
 
 def distinct_n(predictions: Sequence[str], n: int) -> float:
     """
@@ -23,7 +25,7 @@ def distinct_n(predictions: Sequence[str], n: int) -> float:
         `float`: From 0 to 1, and 0 where no text is long enough.
     """
     if n < 1:
-        raise ValueError(f"`n` must be at least 1, got {n}.")
+        raise UsageError(f"`n` must be at least 1, got {n}.")
     words = [re.findall(r"\w+|[^\w\s]", text.lower()) for text in predictions]
     grams = [tuple(row[i : i + n]) for row in words for i in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

@@ -9,6 +9,8 @@ import evaluate
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
+from trl_tempkd.errors import UsageError
+
 
 def rouge_l(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[float]:
     """
@@ -25,7 +27,7 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str | Sequence[str]
         `list[float]`: For each prediction its score, from 0 to 100.
     """
     if len(predictions) != len(references):
-        raise ValueError(f"Every prediction needs its references, got {len(predictions)} and {len(references)}.")
+        raise UsageError(f"Every prediction needs its references, got {len(predictions)} and {len(references)}.")
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     pairs = zip(predictions, references, strict=True)
     targets = ((p, [r] if isinstance(r, str) else list(r)) for p, r in pairs)

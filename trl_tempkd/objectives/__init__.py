@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..divergences import DIVERGENCES, check_divergence
+from ..errors import UsageError
 from .distillm2 import DistiLLM2
 from .method import Method
 from .minillm import MiniLLM
@@ -42,18 +43,18 @@ def check_objective(name: str, kwargs: dict[str, Any] | None = None) -> None:
     """
     if name not in (*DIVERGENCES, *OBJECTIVES):
         names = dict.fromkeys([*DIVERGENCES, *OBJECTIVES])
-        raise ValueError(f"`divergence` must be one of {', '.join(names)}, got {name!r}.")
+        raise UsageError(f"`divergence` must be one of {', '.join(names)}, got {name!r}.")
     if name not in OBJECTIVES:
         check_divergence(name, kwargs)
         return
     known = list(inspect.signature(OBJECTIVES[name]).parameters)
     for key in kwargs or {}:
         if key not in known:
-            raise ValueError(f"`divergence_kwargs` has {key!r}, but {name} takes {', '.join(known)}.")
+            raise UsageError(f"`divergence_kwargs` has {key!r}, but {name} takes {', '.join(known)}.")
     try:
         OBJECTIVES[name](**(kwargs or {}))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`divergence_kwargs` {kwargs} does not fit {name}: {error}") from None
+        raise UsageError(f"`divergence_kwargs` {kwargs} does not fit {name}: {error}") from None
 
 
 def token_divergence(name: str) -> str:

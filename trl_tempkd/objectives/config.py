@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..divergences import DIVERGENCES
+from ..errors import UsageError
 from ..rollouts.config import RolloutConfig
 from ..temperature import RESCALES, SCHEDULES
 from ..temperature_rules import FROM_TAU, TEMPERATURE_RULES, check_temperature_rule
@@ -139,12 +140,12 @@ class ObjectiveConfig(RolloutConfig):
         examples = {"divergence_kwargs": '{"beta": 0.1}', "kd_temperature_rule_kwargs": '{"share": 0.4}'}
         for name, example in examples.items():
             if isinstance(getattr(self, name), str):
-                raise ValueError(
+                raise UsageError(
                     f"`{name}` must be a dict, or on the command line its JSON, e.g. '{example}', got "
                     f"{getattr(self, name)!r}."
                 )
         if not 0 <= self.kd_ratio <= 1:
-            raise ValueError(f"`kd_ratio` must be in [0, 1], got {self.kd_ratio}.")
+            raise UsageError(f"`kd_ratio` must be in [0, 1], got {self.kd_ratio}.")
         self._check_divergence()
         self._check_temperatures()
         self._check_rule()
@@ -154,7 +155,7 @@ class ObjectiveConfig(RolloutConfig):
         check_objective(self.divergence, self.divergence_kwargs)
         method = OBJECTIVES.get(self.divergence)
         if method is not None and method.needs_student_text and not self.lmbda and self.lmbda_schedule == "constant":
-            raise ValueError(
+            raise UsageError(
                 f"`divergence` {self.divergence} is about completions that the student writes itself, and `lmbda` is "
                 f"{self.lmbda}, so there are none. Set the share of the steps that have them, e.g. `lmbda` "
                 f"{1.0 if self.divergence == 'minillm' else 0.5}."
@@ -164,33 +165,33 @@ class ObjectiveConfig(RolloutConfig):
         for name in ("kd_temperature", "student_kd_temperature", "teacher_kd_temperature", "kd_temperature_final"):
             tau = getattr(self, name)
             if tau is not None and not (tau > 0 and math.isfinite(tau)):
-                raise ValueError(
+                raise UsageError(
                     f"`{name}` must be positive and finite, got {tau}. For a nearly greedy teacher use a small "
                     "temperature such as 0.1."
                 )
         if self.kd_temperature_rescale not in RESCALES:
-            raise ValueError(
+            raise UsageError(
                 f"`kd_temperature_rescale` must be one of {', '.join(RESCALES)}, got {self.kd_temperature_rescale!r}."
             )
         if self.kd_temperature_schedule not in SCHEDULES:
-            raise ValueError(
+            raise UsageError(
                 f"`kd_temperature_schedule` must be one of {', '.join(SCHEDULES)}, got "
                 f"{self.kd_temperature_schedule!r}."
             )
         if self.kd_temperature_schedule == "constant" and self.kd_temperature_final is not None:
-            raise ValueError(
+            raise UsageError(
                 f"`kd_temperature_final` is {self.kd_temperature_final}, but `kd_temperature_schedule` is 'constant', "
                 "so it would never be reached. Choose a schedule such as 'linear', or leave `kd_temperature_final` "
                 "unset."
             )
         if self.kd_temperature_schedule != "constant":
             if self.kd_temperature_final is None:
-                raise ValueError(
+                raise UsageError(
                     f"`kd_temperature_schedule` is {self.kd_temperature_schedule!r}, which needs "
                     "`kd_temperature_final`, got None. Set it, or use the 'constant' schedule."
                 )
             if self.student_kd_temperature is not None and self.teacher_kd_temperature is not None:
-                raise ValueError(
+                raise UsageError(
                     f"`kd_temperature_schedule` is {self.kd_temperature_schedule!r}, but `student_kd_temperature` "
                     f"({self.student_kd_temperature}) and `teacher_kd_temperature` ({self.teacher_kd_temperature}) "
                     "fix both sides, so it would have no effect. Leave one of them unset."
@@ -202,17 +203,17 @@ class ObjectiveConfig(RolloutConfig):
         try:
             check_temperature_rule(rule, self.kd_temperature_rule_kwargs)
         except ValueError as error:
-            raise ValueError(str(error).replace("`temperature_rule", "`kd_temperature_rule")) from None
+            raise UsageError(str(error).replace("`temperature_rule", "`kd_temperature_rule")) from None
         if rule is None:
             return
         if self.student_kd_temperature is not None and self.teacher_kd_temperature is not None:
-            raise ValueError(
+            raise UsageError(
                 f"`kd_temperature_rule` is {rule!r}, but `student_kd_temperature` ({self.student_kd_temperature}) and "
                 f"`teacher_kd_temperature` ({self.teacher_kd_temperature}) fix both sides, so it would have no "
                 "effect. Leave one of them unset."
             )
         if self.kd_temperature_schedule != "constant" and rule not in FROM_TAU:
-            raise ValueError(
+            raise UsageError(
                 f"`kd_temperature_schedule` is {self.kd_temperature_schedule!r}, but `kd_temperature_rule` {rule!r} "
                 f"finds its own temperatures, so it would have no effect. Leave one of them unset, or use "
                 f"{' or '.join(FROM_TAU)}, which start from tau."

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..errors import UsageError
 from .method import Method, Reduce
 from .tokens import Tokens
 
@@ -28,7 +29,7 @@ class DistiLLM2(Method):
 
     def __init__(self, alpha: float = 0.1, alpha_min: float = 0.01):
         if not 0 < alpha_min <= alpha < 1:
-            raise ValueError(f"`alpha_min` and `alpha` must be in (0, 1), in this order, got {alpha_min} and {alpha}.")
+            raise UsageError(f"`alpha_min` and `alpha` must be in (0, 1), in this order, got {alpha_min} and {alpha}.")
         self.alpha, self.alpha_min = alpha, alpha_min
         self.state: dict[str, Any] = {"teacher": None, "student": None}  # m of the text of each
         self._sums: dict[str, Any] = {"teacher": 0.0, "student": 0.0}

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..errors import UsageError
 from .method import Method
 from .tokens import Tokens
 
@@ -28,7 +29,7 @@ class MiniLLM(Method):
 
     def __init__(self, long_term: float = 1.0):
         if not long_term >= 0:
-            raise ValueError(f"`long_term` must not be negative, got {long_term}.")
+            raise UsageError(f"`long_term` must not be negative, got {long_term}.")
         self.long_term = long_term
         self.state = {}
 

@@ -2,7 +2,6 @@
 """The loss of a batch: divergence, temperature and weight of each token, and the states that they depend on."""
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from ..errors import UsageError
+from ..files import write_atomically
 from ..heads import Head, NoHead
 from ..losses import Logits, Truncated, chunked_kd_loss
 from .method import Method
@@ -163,11 +164,7 @@ class Objective:
         """Write what a resume needs into a checkpoint: the same on every process, so the main one writes."""
         if not self._states() or not self._accelerator.is_main_process:
             return
-        path = Path(folder, _FILE)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(self._states()), encoding="utf-8")
-        os.replace(unfinished, path)
+        write_atomically(Path(folder, _FILE), json.dumps(self._states()))
 
     def load(self, folder: str) -> None:
         """
@@ -185,7 +182,7 @@ class Objective:
         (found,) = broadcast_object_list([found])
         for name, state in self._states().items():
             if set((found or {}).get(name, {})) != set(state):
-                raise ValueError(
+                raise UsageError(
                     f"{path} has no state for the run's {name} ({', '.join(state)}): the checkpoint in {folder} is of "
                     "another objective. Resume with the options that it was made with, or start anew."
                 )

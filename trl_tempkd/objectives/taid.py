@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..errors import UsageError
 from ..temperature_rules import sigmoid
 from .method import Method, Reduce
 from .tokens import Tokens
@@ -26,9 +27,9 @@ class Taid(Method):
 
     def __init__(self, t: float = 0.4, t_end: float = 1.0, alpha: float = 5e-4, momentum: float = 0.99):
         if not 0 <= t <= t_end <= 1:
-            raise ValueError(f"`t` and `t_end` must be in [0, 1], the second no less, got {t} and {t_end}.")
+            raise UsageError(f"`t` and `t_end` must be in [0, 1], the second no less, got {t} and {t_end}.")
         if not (0 <= alpha <= 1 and 0 <= momentum < 1):
-            raise ValueError(f"`alpha` must be in [0, 1] and `momentum` in [0, 1), got {alpha} and {momentum}.")
+            raise UsageError(f"`alpha` must be in [0, 1] and `momentum` in [0, 1), got {alpha} and {momentum}.")
         self.start, self.end, self.alpha, self.momentum = t, t_end, alpha, momentum
         self.state = {"t": t, "momentum": 0.0, "loss": math.inf}
         self._used = t

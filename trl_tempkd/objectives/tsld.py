@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from ..errors import UsageError
 from .method import Method
 from .tokens import Tokens
 
@@ -21,7 +22,7 @@ class Tsld(Method):
 
     def __init__(self, scale: float = 10.0):
         if not scale > 0:
-            raise ValueError(f"`scale` must be positive, got {scale}.")
+            raise UsageError(f"`scale` must be positive, got {scale}.")
         self.scale = scale
         self.state = {}
 

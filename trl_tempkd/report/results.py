@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..sweep.comparisons import obstacles
 from ..sweep.selection import path_of
 from ..sweep.study import name_of
@@ -142,13 +143,13 @@ def read(folder: str | Path) -> Results:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}. Give the results_dir of a `trl-tempkd sweep`.")
+        raise UsageError(f"There is no folder {folder}. Give the results_dir of a `trl-tempkd sweep`.")
     cells = [_json(path, "settings", "scores", "hashes") for path in sorted(folder.glob("*.json"))]
     settings = {cell["name"]: cell["settings"] for cell in cells}
     for path in sorted(folder.glob("*/cell.json")):
         settings.setdefault(path.parent.name, _json(path, "name", "factors"))
     if not settings:
-        raise ValueError(f"{folder} has no cell of a sweep. Give the results_dir of a `trl-tempkd sweep`.")
+        raise UsageError(f"{folder} has no cell of a sweep. Give the results_dir of a `trl-tempkd sweep`.")
     return Results(
         folder,
         sorted(cells, key=lambda cell: _place(cell["settings"])),
@@ -171,10 +172,10 @@ def _json(path: Path, *keys: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. Delete it, and run the sweep again.") from error
+        raise UsageError(f"{path} is not valid JSON: {error}. Delete it, and run the sweep again.") from error
     missing = [key for key in keys if not isinstance(found, dict) or key not in found]
     if missing:
-        raise ValueError(f"{path} has no {', '.join(missing)}: no sweep has written it. Move it out of the folder.")
+        raise UsageError(f"{path} has no {', '.join(missing)}: no sweep has written it. Move it out of the folder.")
     return found
 
 

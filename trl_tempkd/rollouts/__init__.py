@@ -9,6 +9,7 @@ from accelerate import Accelerator, DistributedType
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UsageError
 from ..teachers import Teacher
 from .config import RolloutConfig
 from .rollouts import Collator, Rollouts
@@ -81,18 +82,18 @@ def make_rollouts(
 def _check_parallelism(accelerator: Accelerator, model: nn.Module) -> None:
     parallelism = accelerator.parallelism_config
     if getattr(model, "_tp_size", None) or (parallelism is not None and parallelism.tp_enabled):
-        raise ValueError(
+        raise UsageError(
             "`lmbda` and `seq_kd` aren't supported with tensor parallelism. Use ZeRO-3 or FSDP2 for memory."
         )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise ValueError("`lmbda` and `seq_kd` aren't supported with FSDP 1. Use `fsdp_version` 2, or ZeRO-3.")
+        raise UsageError("`lmbda` and `seq_kd` aren't supported with FSDP 1. Use `fsdp_version` 2, or ZeRO-3.")
 
 
 def _check_prompts(dataset: Iterable[dict[str, Any]], collator: Collator) -> None:
     """Refuse data whose first rows have no prompt."""
     rows = list(islice(dataset, 32))
     if rows and not any(row.prompt for row in rows_of(collator(rows))):
-        raise ValueError(
+        raise UsageError(
             "`lmbda` and `seq_kd` need prompts, but every token of the first rows is trained on, so nothing stands "
             "before the part to be generated. Use data with `prompt` and `completion`, or `messages` with "
             "`assistant_only_loss=True`, and leave `completion_only_loss` at its default."

@@ -8,6 +8,8 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 from trl import SFTConfig
 
+from ..errors import UsageError
+
 
 logger = logging.get_logger(__name__)
 
@@ -255,19 +257,19 @@ class RolloutConfig(SFTConfig):
     def _check_generation_kwargs(self) -> None:
         kwargs = {} if self.generation_kwargs is None else self.generation_kwargs
         if not isinstance(kwargs, dict):
-            raise ValueError(
+            raise UsageError(
                 "`generation_kwargs` must be a dict, or on the command line its JSON, e.g. "
                 f"'{{\"no_repeat_ngram_size\": 3}}', got {kwargs!r}."
             )
         fixed = sorted({*kwargs} & FIXED)
         if fixed:
-            raise ValueError(
+            raise UsageError(
                 f"`generation_kwargs` can't set {', '.join(fixed)}: the trainer does. The length is `max_new_tokens`, "
                 "and what ends a completion is in the generation config of the model."
             )
         unknown = [] if self.use_vllm else sorted({*kwargs} - {*GenerationConfig().to_dict()})
         if unknown:
-            raise ValueError(
+            raise UsageError(
                 f"`generation_kwargs` has {', '.join(unknown)}, which `transformers.GenerationConfig` doesn't know."
             )
 
@@ -288,10 +290,10 @@ class RolloutConfig(SFTConfig):
             ("vllm_mode", self.vllm_mode in VLLM_MODES, f"one of {', '.join(VLLM_MODES)}"),
         ):
             if not ok:
-                raise ValueError(f"`{name}` must be {wanted}, got {getattr(self, name)!r}.")
+                raise UsageError(f"`{name}` must be {wanted}, got {getattr(self, name)!r}.")
         size = self.generation_batch_size
         if size is not None and (size < 1 or size % self.world_size):
-            raise ValueError(
+            raise UsageError(
                 f"`generation_batch_size` counts the completions of all processes, so it must be a multiple of their "
                 f"number, {self.world_size}, got {size}."
             )
@@ -301,21 +303,21 @@ class RolloutConfig(SFTConfig):
                 "The temperature of the divergence is `kd_temperature`."
             )
         if self.replay_ratio is not None and self.replay_size == 0:
-            raise ValueError(
+            raise UsageError(
                 f"`replay_ratio` is {self.replay_ratio}, but `replay_size` is 0, so there is nothing to replay. Set "
                 "`replay_size`, e.g. to 1000."
             )
         if self.lmbda_schedule == "adaptive" and self.eval_strategy == "no":
-            raise ValueError(
+            raise UsageError(
                 "`lmbda_schedule` is 'adaptive', which follows the validation loss, but `eval_strategy` is 'no'. Set "
                 "`eval_strategy` to 'steps' and `eval_steps`."
             )
         if self.packing and self.packing_strategy != "bfd" and self.generates:
-            raise ValueError(
+            raise UsageError(
                 f"`packing_strategy` must be 'bfd' with `lmbda` or `seq_kd`, got {self.packing_strategy!r}, which "
                 "cuts rows into pieces that don't start with their prompt."
             )
         if self.use_vllm and not self.ds3_gather_for_generation:
-            raise ValueError(
+            raise UsageError(
                 "`ds3_gather_for_generation` must be True with `use_vllm`, got False: vLLM is sent whole weights."
             )

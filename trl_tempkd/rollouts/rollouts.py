@@ -2,7 +2,6 @@
 """One draw per optimizer step decides who completes the prompts of its batches, on every rank the same."""
 
 import json
-import os
 import random
 from collections import Counter, deque
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from ..files import whole_file
 from .config import RolloutConfig
 from .rows import IGNORED, ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
 from .samples import log_samples
@@ -205,12 +205,9 @@ class Rollouts:
         """Write what a resume needs into a checkpoint: every rank its own file."""
         if not self.args.generates:
             return
-        path = self._file(folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
         state = {"share": self.share, "losses": self.losses}
-        unfinished = path.with_suffix(".tmp")
-        save_file(join(list(self.replay)), unfinished, metadata={"state": json.dumps(state)})
-        os.replace(unfinished, path)
+        with whole_file(self._file(folder)) as name:
+            save_file(join(list(self.replay)), name, metadata={"state": json.dumps(state)})
 
     def load(self, folder: str) -> None:
         """Go on from a checkpoint."""

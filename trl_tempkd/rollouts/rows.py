@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..errors import UsageError
+
 
 IGNORED = -100  # the label of a token that isn't trained on
 ROW_TENSORS = ("input_ids", "trained", "lengths")
@@ -61,7 +63,7 @@ def rows_of(batch: dict[str, Any]) -> list[Row]:
         return list(_padded_rows(batch))
     if "position_ids" in batch:
         return list(_padding_free_rows(batch))
-    raise ValueError(
+    raise UsageError(
         "With `lmbda` or `seq_kd` the data collator must give `attention_mask`, or `position_ids` without padding, "
         f"beside `input_ids` and `labels`, got {', '.join(batch)}."
     )

@@ -1,7 +1,6 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Shows what was generated, as TRL's trainers do: printed, as parquet files, and to the trackers."""
 
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +9,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import print_prompt_completions_sample
 
+from ..files import whole_file
 from .config import RolloutConfig
 
 
@@ -44,9 +44,8 @@ def log_samples(
     print_prompt_completions_sample(prompts, completions, {}, None, step, args.num_completions_to_print)
     table = pd.DataFrame({"step": step, "prompt": prompts, "completion": completions})
     path = Path(str(args.output_dir)) / "completions" / f"completions_{step:05d}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    with whole_file(path) as name:
+        table.to_parquet(name)
     if args.log_unique_prompts:
         table = table.drop_duplicates(subset=["prompt"])
     if "wandb" in args.report_to:

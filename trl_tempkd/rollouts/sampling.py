@@ -24,6 +24,7 @@ from transformers import (
 from trl.distributed import DistributedBackend
 from trl.models.utils import _ForwardRedirection, add_hooks, remove_hooks
 
+from ..errors import UsageError
 from ..heads import unwrap_adapter
 from .config import RolloutConfig
 
@@ -53,7 +54,7 @@ def longest_prompt(model: nn.Module, max_new_tokens: int) -> int | None:
 def room_for_prompts(positions: int, max_new_tokens: int) -> int:
     """Number of tokens of a prompt that leave room for a completion among `positions`, or a `ValueError`."""
     if max_new_tokens >= positions:
-        raise ValueError(
+        raise UsageError(
             f"`max_new_tokens` must leave room for a prompt in the {positions} positions that the model has, got "
             f"{max_new_tokens}."
         )

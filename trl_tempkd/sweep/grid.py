@@ -1,15 +1,16 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """A grid of distillations: its recipe, its cells, and which of them are finished."""
 
-import difflib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from ..errors import UsageError
+from ..names import did_you_mean
 
 
 KEYS = (
@@ -76,18 +77,13 @@ class Cell:
         return json.loads(json.dumps(asdict(self)))
 
 
-def closest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def check_keys(found: Any, known: Iterable[str], where: str) -> None:
     """Stop at a key that nobody would read, naming the closest one that somebody would."""
     if not isinstance(found, dict):
-        raise ValueError(f"{where}: expected a mapping, got {found!r}.")
+        raise UsageError(f"{where}: expected a mapping, got {found!r}.")
     for key in found:
         if key not in known:
-            raise ValueError(f"Unknown key {key!r} in {where}{closest(str(key), known)}.")
+            raise UsageError(f"Unknown key {key!r} in {where}{did_you_mean(str(key), known)}.")
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -96,9 +92,9 @@ def read_yaml(path: str | Path) -> Any:
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"Cannot read {path}: {error.strerror}.") from error
+        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -117,7 +113,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     check_keys(recipe, KEYS, str(path))
     for key in ("base", "grid"):
         if not recipe.get(key):
-            raise ValueError(f"{path} has no `{key}`.")
+            raise UsageError(f"{path} has no `{key}`.")
     base = read_base(recipe, path)
     evaluation = recipe.get("evaluation") or {}
     check_keys(evaluation, EVALUATION, f"`evaluation` in {path}")
@@ -125,12 +121,12 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     workers = whole(recipe, "workers", 1, path)
     others = evaluation.get("datasets", {})
     if not isinstance(others, dict) or not all(isinstance(name, str) for name in others.values()):
-        raise ValueError(f"`datasets` in {path}: expected a mapping of names to data sets, got {others!r}.")
+        raise UsageError(f"`datasets` in {path}: expected a mapping of names to data sets, got {others!r}.")
     rates = recipe.get("tune_learning_rate") or []
     try:
         rates = [float(rate) for rate in rates]
     except (TypeError, ValueError):
-        raise ValueError(f"`tune_learning_rate` in {path}: expected a list of numbers, got {rates!r}.") from None
+        raise UsageError(f"`tune_learning_rate` in {path}: expected a list of numbers, got {rates!r}.") from None
     found = {
         "base": base,
         "grid": recipe["grid"],
@@ -159,7 +155,7 @@ def read_base(recipe: dict[str, Any], path: str | Path) -> dict[str, Any]:
     if isinstance(base, str):
         base = read_yaml(base)
     if not isinstance(base, dict):
-        raise ValueError(f"`base` in {path}: expected a mapping or the path of one, got {recipe['base']!r}.")
+        raise UsageError(f"`base` in {path}: expected a mapping or the path of one, got {recipe['base']!r}.")
     return {**base, **(recipe.get("overrides") or {})}
 
 
@@ -167,7 +163,7 @@ def whole(recipe: dict[str, Any], key: str, default: int, path: str | Path, leas
     """The whole number of a key."""
     value = recipe.get(key, default)
     if not isinstance(value, int) or value < least:
-        raise ValueError(f"`{key}` in {path}: expected a whole number from {least} on, got {value!r}.")
+        raise UsageError(f"`{key}` in {path}: expected a whole number from {least} on, got {value!r}.")
     return value
 
 
@@ -179,9 +175,9 @@ def check_factors(grid: Any, where: str) -> None:
     options |= {"model_name_or_path"}
     for name in grid if isinstance(grid, dict) else ():
         if name in TEMPERATURES:
-            raise ValueError(f"{name!r} in {where}: say `tau`, and `mode: [both, teacher]` for whom it softens.")
+            raise UsageError(f"{name!r} in {where}: say `tau`, and `mode: [both, teacher]` for whom it softens.")
         if name in RULES:
-            raise ValueError(f"{name!r} in {where}: say `rule: [null, name, {{name: {{parameter: value}}}}]`.")
+            raise UsageError(f"{name!r} in {where}: say `rule: [null, name, {{name: {{parameter: value}}}}]`.")
     check_keys(grid, {*options, "tau", "mode", "rule"}, where)
 
 
@@ -189,13 +185,13 @@ def _check_grid(grid: Any, where: str) -> None:
     check_factors(grid, where)
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise ValueError(f"{name!r} in {where}: expected a list of values, got {values!r}.")
+            raise UsageError(f"{name!r} in {where}: expected a list of values, got {values!r}.")
     for mode in grid.get("mode", []):
         if mode not in MODES:
-            raise ValueError(f"'mode' in {where}: expected {' or '.join(MODES)}, got {mode!r}.")
+            raise UsageError(f"'mode' in {where}: expected {' or '.join(MODES)}, got {mode!r}.")
     for tau in grid.get("tau", []):
         if isinstance(tau, bool) or not isinstance(tau, int | float) or tau <= 0:
-            raise ValueError(f"'tau' in {where}: expected positive numbers, got {tau!r}.")
+            raise UsageError(f"'tau' in {where}: expected positive numbers, got {tau!r}.")
 
 
 def _check_select(recipe: dict[str, Any], where: str) -> None:
@@ -204,11 +200,11 @@ def _check_select(recipe: dict[str, Any], where: str) -> None:
     seeds, score = select.get("seeds"), select.get("score")
     for grid in grids_of(recipe):
         if not isinstance(seeds, list) or not seeds or not set(seeds) < set(grid.get("seed", [])):
-            raise ValueError(f"`seeds` in {where}: expected some, not all, of `seed` of every grid, got {seeds!r}.")
+            raise UsageError(f"`seeds` in {where}: expected some, not all, of `seed` of every grid, got {seeds!r}.")
     if score not in SELECT_BY:
-        raise ValueError(f"`score` in {where}: expected one of {', '.join(SELECT_BY)}, got {score!r}.")
+        raise UsageError(f"`score` in {where}: expected one of {', '.join(SELECT_BY)}, got {score!r}.")
     if score.endswith("_greedy") and not recipe["evaluation"]["greedy"]:
-        raise ValueError(f"`score` in {where}: {score} needs `greedy: true` in `evaluation`.")
+        raise UsageError(f"`score` in {where}: {score} needs `greedy: true` in `evaluation`.")
 
 
 def cells(recipe: dict[str, Any]) -> list[Cell]:
@@ -223,9 +219,9 @@ def cells(recipe: dict[str, Any]) -> list[Cell]:
         names: set[str] = set()
         for cell in _product(recipe, grid, varied):
             if cell.name in names:
-                raise ValueError(f"Two cells have the name {cell.name}: a value stands twice in the grid.")
+                raise UsageError(f"Two cells have the name {cell.name}: a value stands twice in the grid.")
             if found.setdefault(cell.name, cell) != cell:
-                raise ValueError(f"Two cells of two grids have the name {cell.name} and other settings.")
+                raise UsageError(f"Two cells of two grids have the name {cell.name} and other settings.")
             names.add(cell.name)
     return list(found.values())
 
@@ -274,7 +270,7 @@ def _default(base: dict[str, Any], name: str) -> Any:
         return base[name]
     found = {field.name: field for field in fields(KDConfig)}.get(name)
     if found is None or found.default is MISSING:
-        raise ValueError(f"A grid varies {name} and another one doesn't: give it in every grid, or in the base.")
+        raise UsageError(f"A grid varies {name} and another one doesn't: give it in every grid, or in the base.")
     return found.default
 
 
@@ -314,17 +310,9 @@ def _named(what: str, value: Any, keys: tuple[str, str], options: dict[str, Any]
     if not isinstance(value, dict):
         return {keys[0]: value}
     if len(value) != 1:
-        raise ValueError(f"A {what} with parameters is {{name: {{parameter: value}}}}, got {value}.")
+        raise UsageError(f"A {what} with parameters is {{name: {{parameter: value}}}}, got {value}.")
     [(name, kwargs)] = value.items()
     return {keys[1]: kwargs, keys[0]: name}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def finished(results_dir: Path, cell: Cell) -> dict[str, Any] | None:
@@ -344,9 +332,9 @@ def finished(results_dir: Path, cell: Cell) -> dict[str, Any] | None:
             for key in sorted({*found[part], *wanted[part]}):
                 old, new = found[part].get(key), wanted[part].get(key)
                 if old != new:
-                    raise ValueError(
+                    raise UsageError(
                         f"{path} was reached with {key}: {old}, and the recipe now says {new}. Give another "
                         "--results_dir, or delete the file to run the cell again."
                     )
-        raise ValueError(f"{path} was reached with other settings. Give another --results_dir, or delete the file.")
+        raise UsageError(f"{path} was reached with other settings. Give another --results_dir, or delete the file.")
     return result

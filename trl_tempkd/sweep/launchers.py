@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .grid import Cell, write_atomically
+from ..errors import UsageError
+from ..files import write_atomically
+from .grid import Cell
 from .workers import ForkingProcess, OwnProcess
 
 
@@ -105,7 +107,7 @@ def share_of_machine(worker: int, workers: int, gpus_per_cell: float) -> dict[st
     else:
         gpus = [part for part in visible.split(",") if part]
     if workers * gpus_per_cell > len(gpus):
-        raise ValueError(
+        raise UsageError(
             f"{workers} workers with {gpus_per_cell:g} GPUs per cell need {workers * gpus_per_cell:g} GPUs, got "
             f"{len(gpus)}. Give fewer --workers, or let cells share a GPU, as with --gpus_per_cell 0.5."
         )
@@ -119,7 +121,7 @@ def run_ray(names: list[str], results_dir: Path, gpus_per_cell: float) -> Iterat
         try:
             ray.init(address="auto", log_to_driver=False)
         except ConnectionError as error:
-            raise ValueError(
+            raise UsageError(
                 "There is no Ray cluster to connect to: start one with `ray start --head`, or set RAY_ADDRESS."
             ) from error
     task = ray.remote(num_cpus=1, num_gpus=gpus_per_cell, max_retries=0)(run_cell)
@@ -143,7 +145,7 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ValueError("--launcher ray needs Ray: pip install 'trl-tempkd[ray]'.") from error
+        raise UsageError("--launcher ray needs Ray: pip install 'trl-tempkd[ray]'.") from error
     return ray
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .grid import Cell, write_atomically
+from ..files import write_atomically
+from .grid import Cell
 from .study import better
 
 

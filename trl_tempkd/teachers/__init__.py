@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..errors import UsageError
 from ..heads import Head, NoHead
 from ..losses import Logits, Truncated
 from .base import STUDENT_BASE, BaseTeacher
@@ -98,12 +99,12 @@ def open_cache(teacher: str | PreTrainedModel | None, options: TeacherOptions) -
     if options.teacher_cache is not None:
         return TeacherCache(options.teacher_cache, options, teacher)
     if teacher is None and options.teacher_server_url is None:
-        raise ValueError(
+        raise UsageError(
             "A teacher is required: pass `teacher_model`, or set `teacher_model_name_or_path`, `teacher_cache` or "
             "`teacher_server_url`."
         )
     if options.teacher_server_url is not None and not isinstance(teacher, str | None):
-        raise ValueError(
+        raise UsageError(
             f"`teacher_server_url` is {options.teacher_server_url!r}, and `teacher_model` a {type(teacher).__name__}: "
             "pass one of the two, or the name by which the server knows the teacher."
         )

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import nn
 from trl.models.utils import _ForwardRedirection
 
+from ..errors import UsageError
 from ..heads import Head, gathered_head
 from ..losses import METRICS
 from .live import last_hidden_state
@@ -107,7 +108,7 @@ def check_base(student: nn.Module) -> None:
         `ValueError`: If it is no PEFT model, or if its base has changed or would change in training.
     """
     if not isinstance(student, PeftModel):
-        raise ValueError(
+        raise UsageError(
             f"The teacher (`teacher_model` or `teacher_model_name_or_path`) is {STUDENT_BASE!r}, the student without "
             f"its adapter, but the student is a {type(student).__name__} and has none. Give it one by `peft_config` "
             "(`--use_peft` on the command line), or name another teacher."
@@ -115,7 +116,7 @@ def check_base(student: nn.Module) -> None:
     for config in student.peft_config.values():
         init = getattr(config, "init_lora_weights", True)
         if isinstance(init, str) and init not in _INITS_THAT_KEEP_THE_BASE:
-            raise ValueError(
+            raise UsageError(
                 f"The teacher can't be {STUDENT_BASE!r} with `init_lora_weights={init!r}`, which changes the base. "
                 "Use the default, or load the teacher by its own name."
             )
@@ -124,7 +125,7 @@ def check_base(student: nn.Module) -> None:
         trained = _trainable(student)
     _set_trainable(student, trainable)
     if trained:
-        raise ValueError(
+        raise UsageError(
             f"The teacher can't be {STUDENT_BASE!r}, since the base is trained too: {len(trained)} of its parameters, "
             f"the first being {sorted(trained)[0]}. Freeze them (`bias='none'` for LoRA), or load the teacher by its "
             "own name."

@@ -2,10 +2,8 @@
 """Builds a teacher cache: one pass of the teacher over prepared data, in shards, over the processes, resumable."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -30,10 +28,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .. import __version__
+from ..errors import UsageError
+from ..files import whole_file, write_atomically
 from .cached import HEAD
 from .columns import encode, features_of, is_sound, key_of, predicting, rows_of, token_columns, tokens_of, uniform_of
 from .layouts import TopKLayout, make_layout
-from .manifest import NAME, PREPARATION, Manifest, checksum_of, hashes_of, identity_of, plain, write_atomically
+from .manifest import NAME, PREPARATION, Manifest, checksum_of, hashes_of, identity_of, plain
 
 
 SHARD_BYTES = 2**28  # of what is stored of the teacher: what a process holds in memory, and what a killed one loses
@@ -155,7 +155,7 @@ class CacheBuilder:
             # the token columns, an offset for each of their positions, and what a row of its own takes
             self.bytes += states + sum(column.nbytes for column in row) + 8 * len(row[0]) + 4 * len(row) + 12
         if not lengths:
-            raise ValueError(f"The {split} data set has no rows to be cached.")
+            raise UsageError(f"The {split} data set has no rows to be cached.")
         files = [f"data-{i:05d}-of-{len(per_shard):05d}.arrow" for i in range(len(per_shard))]
         shards = [{"file": file, "rows": rows} for file, rows in zip(files, per_shard, strict=True)]
         self.lengths[split] = np.asarray(lengths, dtype=np.int64)
@@ -187,7 +187,7 @@ class CacheBuilder:
         if (self.folder / NAME).exists():
             Manifest.read(self.folder).check_same_build(self.manifest, self.folder)
         elif self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
-            raise ValueError(f"{self.folder} has something else in it than a teacher cache. Give another --output.")
+            raise UsageError(f"{self.folder} has something else in it than a teacher cache. Give another --output.")
         todo, there = [], 0
         for split, described in self.manifest.splits.items():
             start = 0
@@ -208,7 +208,7 @@ class CacheBuilder:
             f"GiB to be written, {free / GIB:.3g} GiB free."
         )
         if need > free:
-            raise ValueError(
+            raise UsageError(
                 f"The cache takes another {need / GIB:.3g} GiB in {self.folder}, where {free / GIB:.3g} GiB are free. "
                 "Give another --output, fewer rows or, if it is float32, --cache_dtype bfloat16."
             )
@@ -218,7 +218,7 @@ class CacheBuilder:
         for split in self.splits:
             (self.folder / split).mkdir(exist_ok=True)
         if self.head:
-            with _whole_file(self.folder / HEAD) as path:
+            with whole_file(self.folder / HEAD) as path:
                 save_file(self.head, path)
         return todo
 
@@ -271,7 +271,7 @@ class CacheBuilder:
         for row, own, start, length in zip(rows, tokens, starts, lengths, strict=True):
             part = slice(start, start + length)
             if ids[part] != list(row["input_ids"]) or kept_here[part] != predicting(own).tolist():
-                raise ValueError("The data collator moves tokens or labels: only TRL's own can be cached.")
+                raise UsageError("The data collator moves tokens or labels: only TRL's own can be cached.")
         with torch.no_grad(), self.accelerator.autocast():
             hidden = self.teacher.hidden_states(batch).flatten(0, 1)[kept]
             stored = self.layout.encode(hidden, self.teacher.head, partial(uniform_of, tokens)).cpu()
@@ -284,7 +284,7 @@ class CacheBuilder:
     def _write(self, shard: _Shard) -> None:
         schema = features_of(self.splits[shard.split], self.layout).arrow_schema
         rows = [shard.done[number] for number in range(shard.start, shard.stop)]
-        with _whole_file(self.folder / shard.split / shard.file) as path, pa.ipc.new_stream(path, schema) as stream:
+        with whole_file(self.folder / shard.split / shard.file) as path, pa.ipc.new_stream(path, schema) as stream:
             for start in range(0, len(rows), ROWS_TOGETHER):
                 stream.write(pa.RecordBatch.from_pylist(rows[start : start + ROWS_TOGETHER], schema))
         shard.done.clear()
@@ -335,13 +335,3 @@ class CacheBuilder:
                     f"{layout.count}: of the rest the student learns the sum alone. A larger --k, --mode sampled "
                     "or --mode hidden sees more."
                 )
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[str]:
-    """A name to write to. What is there in the end becomes the file, on the disk before it has its name."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    yield str(temporary)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

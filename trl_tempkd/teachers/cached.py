@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UsageError
 from ..heads import Head, NoHead
 from ..losses import Truncated
 from .columns import CHECKSUM, TOKENS, is_sound, key_of, rows_of
@@ -48,7 +49,7 @@ class TeacherCache:
 
     def __init__(self, folder: str, options: Any, teacher: Any = None):
         if teacher is not None and not isinstance(teacher, str):
-            raise ValueError(
+            raise UsageError(
                 f"`teacher_cache` is {folder!r}, and `teacher_model` a {type(teacher).__name__}: pass one of the two, "
                 "or the teacher's name, which is compared with that of the cache."
             )
@@ -56,19 +57,19 @@ class TeacherCache:
         self.options = options
         self.manifest = Manifest.read(self.folder)
         if self.manifest.mode not in MODES:
-            raise ValueError(
+            raise UsageError(
                 f"The cache in {folder} has `mode` {self.manifest.mode!r}, this version trains from "
                 f"{', '.join(MODES)}."
             )
         self.layout = layout_of(self.manifest)
         if not self.manifest.complete:
-            raise ValueError(f"The cache in {folder} isn't complete. {_REPAIR}")
+            raise UsageError(f"The cache in {folder} isn't complete. {_REPAIR}")
         check_objective(self.manifest, options, folder)
         for split, shard in self.manifest.shards():
             path = self.folder / split / shard["file"]
             size = path.stat().st_size if path.is_file() else 0
             if size != shard["bytes"]:
-                raise ValueError(f"{path} has {size} bytes of {shard['bytes']}. {_REPAIR}")
+                raise UsageError(f"{path} has {size} bytes of {shard['bytes']}. {_REPAIR}")
         if teacher is not None:
             trust, kwargs = options.trust_remote_code, options.teacher_model_init_kwargs
             self.manifest.check_teacher(teacher, options.teacher_model_revision, trust, kwargs, self.folder)
@@ -83,7 +84,7 @@ class TeacherCache:
         """
         size, known = student.config.get_text_config().vocab_size, (self.manifest.truncated or {}).get("vocabulary", 0)
         if size < known:
-            raise ValueError(
+            raise UsageError(
                 f"The student's vocabulary has size {size}, and the cache in {self.folder} has tokens of {known} "
                 "(`truncated.vocabulary`). Build the cache with this student."
             )
@@ -96,9 +97,9 @@ class TeacherCache:
             rows.data.validate(full=True)  # no offset points outside of the file
             keys = [key_of(tokens) for tokens in rows_of(rows)]
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{self.folder / split} can't be read: {error}. {_REPAIR}") from error
+            raise UsageError(f"{self.folder / split} can't be read: {error}. {_REPAIR}") from error
         if xxhash.xxh3_128_hexdigest(b"".join(keys)) != fingerprint:
-            raise ValueError(f"{self.folder / split} is damaged: its tokens aren't those of `fingerprint`. {_REPAIR}")
+            raise UsageError(f"{self.folder / split} is damaged: its tokens aren't those of `fingerprint`. {_REPAIR}")
         return rows, {key: i for i, key in enumerate(keys)}
 
     def prepared(
@@ -129,14 +130,14 @@ class TeacherCache:
         own = self.layout.column in columns
         if own:
             if differing:
-                raise ValueError(f"The {args[-1]} data set of the cache {self.folder} is prepared already.{differing}")
+                raise UsageError(f"The {args[-1]} data set of the cache {self.folder} is prepared already.{differing}")
             if self.options.shuffle_dataset:
                 dataset = dataset.shuffle(seed=self.options.seed)
         else:
             dataset = prepare(dataset, tokenizer, *args)
         if isinstance(dataset, IterableDataset):
             if not own:
-                raise ValueError(
+                raise UsageError(
                     f"`teacher_cache` finds the rows of a data set that it can look into. To stream the {args[-1]} "
                     "data set, stream the cache's own, e.g. "
                     f"`load_from_disk({str(self.folder)!r})[...].to_iterable_dataset()`."
@@ -146,7 +147,7 @@ class TeacherCache:
         rows, index = max(self._splits, key=lambda split: sum(key in split[1] for key in keys))
         missing = [i for i, key in enumerate(keys) if key not in index]
         if missing:
-            raise ValueError(
+            raise UsageError(
                 f"{len(missing)} of {len(keys)} rows of the {args[-1]} data set, the first being row {missing[0]}, "
                 f"aren't in the cache {self.folder}.{differing} Build the cache with the recipe and the data of the "
                 "run, and with `do_eval` for its evaluation."
@@ -198,7 +199,7 @@ class CachedCollator:
         return batch
 
     def _fail(self, problem: str) -> NoReturn:
-        raise ValueError(f"`teacher_cache` {self.folder}: {problem}")
+        raise UsageError(f"`teacher_cache` {self.folder}: {problem}")
 
 
 class CachedTeacher:
@@ -219,10 +220,10 @@ class CachedTeacher:
         self._head: Head | NoHead = _read_head(cache, accelerator) if cache.layout.has_head else NoHead()
 
     def wrapped(self) -> nn.Module:
-        raise ValueError("`teacher_cache` has no model to generate with.")
+        raise UsageError("`teacher_cache` has no model to generate with.")
 
     def active(self) -> AbstractContextManager[None]:
-        raise ValueError("`teacher_cache` has no model to generate with.")
+        raise UsageError("`teacher_cache` has no model to generate with.")
 
     def rows(self, inputs: dict[str, Any]) -> torch.Tensor | Truncated:
         """Takes out of the batch what is for the teacher alone. Meaningless where there is no label."""
@@ -232,7 +233,7 @@ class CachedTeacher:
     def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:
         rows = self.rows(inputs)
         if not isinstance(rows, torch.Tensor):
-            raise ValueError(
+            raise UsageError(
                 f"The cache in {self._folder} has no whole rows of the teacher, which are needed here. Build one with "
                 "--mode hidden, or leave `teacher_cache` unset to run the teacher itself."
             )
@@ -248,7 +249,7 @@ def _read_head(cache: TeacherCache, accelerator: Accelerator) -> Head:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} can't be read: {error}. {_REPAIR}") from error
+        raise UsageError(f"{path} can't be read: {error}. {_REPAIR}") from error
     if checksum_of(tensors) != cache.manifest.head_checksum:
-        raise ValueError(f"{path} is damaged. {_REPAIR}")
+        raise UsageError(f"{path} is damaged. {_REPAIR}")
     return Head(**{name: tensor.to(accelerator.device) for name, tensor in tensors.items()}, **cache.manifest.head)

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import httpx2
 import numpy as np
 
+from ..errors import UsageError
+
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a request is repeated; each wait is twice the one before
 MALFORMED = 3  # replies of a request that make no sense until it is given up
@@ -24,7 +26,7 @@ KEY = "VLLM_API_KEY"  # environment variable of the key, under the name by which
 _RETRIED = (408, 425, 429)  # and all of 5xx
 
 
-class TeacherServerError(ConnectionError):
+class TeacherServerError(UsageError, ConnectionError):
     """The teacher's server is gone, refuses a request, or answers nonsense."""
 
 

@@ -19,6 +19,7 @@ from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
+from ..errors import UsageError
 from ..heads import Head, backbone, check_head, gathered_head
 from ..losses import METRICS
 
@@ -138,7 +139,7 @@ def refuse_options(what: str, init_kwargs: Any, revision: str | None) -> None:
     """Refuse what says how to load a teacher that isn't loaded, since it would have no effect."""
     for name, value in {"teacher_model_init_kwargs": init_kwargs, "teacher_model_revision": revision}.items():
         if value:
-            raise ValueError(
+            raise UsageError(
                 f"`{name}` is {value!r}, but the teacher is {what}. Pass the teacher's name or path instead, or leave "
                 f"`{name}` unset."
             )
@@ -153,7 +154,7 @@ def check_separate(student: nn.Module, teacher: nn.Module) -> None:
     """
     shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
     if shared:
-        raise ValueError(
+        raise UsageError(
             f"The teacher shares {len(shared)} parameters with the student, so training would change the target. Load "
             "the teacher separately, or pass `copy.deepcopy(model)`. For the student without its PEFT adapter, pass "
             "`teacher_model='student_base'`."
@@ -216,7 +217,7 @@ def check_vocabulary(
             "teacher's tokenizer can't be loaded, so the difference is taken for padding."
         )
     if problem is not None:
-        raise ValueError(
+        raise UsageError(
             f"Student and teacher ({name or type(teacher).__name__}) need the same tokenizer, but {problem}. The "
             "divergence compares the two distributions token by token: use a teacher of the student's family, or a "
             "cross-tokenizer method, which this is not (TRL's GOLD is one)."

@@ -3,7 +3,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,9 @@ from typing import Any
 import torch
 import xxhash
 from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from ..errors import UsageError
+from ..files import write_atomically
 
 
 NAME = "manifest.json"
@@ -118,7 +120,7 @@ class Manifest:
         """
         path = folder / NAME
         if not path.is_file():
-            raise ValueError(
+            raise UsageError(
                 f"`teacher_cache` {folder} is no teacher cache: it has no {NAME}. `trl-tempkd cache` builds one."
             )
         try:
@@ -128,7 +130,7 @@ class Manifest:
             problem = f"has `format` {values['format']}, this version reads {FORMAT}"
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             problem = f"can't be read: {error!r}"
-        raise ValueError(f"{path} {problem}. Build the cache again, in another folder.")
+        raise UsageError(f"{path} {problem}. Build the cache again, in another folder.")
 
     def check_same_build(self, other: "Manifest", folder: Path) -> None:
         """
@@ -191,7 +193,7 @@ def _compare(mine: Any, theirs: Any, name: str, start: str, then: str, way_out: 
     if isinstance(mine, dict) and isinstance(theirs, dict):
         for key in sorted({*mine, *theirs}):
             _compare(mine.get(key), theirs.get(key), f"{name}.{key}", start, then, way_out)
-    raise ValueError(f"{start} `{name}` {mine!r}, but {then} {theirs!r}. {way_out}")
+    raise UsageError(f"{start} `{name}` {mine!r}, but {then} {theirs!r}. {way_out}")
 
 
 def plan(manifest: Manifest) -> dict[str, dict[str, Any]]:
@@ -244,13 +246,3 @@ def identity_of(name: str, revision: str | None, trust_remote_code: bool) -> dic
                 while part := file.read(2**24):
                     digest.update(part)
     return {"teacher_revision": None, "teacher_weights": digest.hexdigest()}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all, also if the power fails."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ..errors import UsageError
 from ..losses.truncated import ON_BINS, grid_index
 from .layouts import layout_of
 from .manifest import Manifest
@@ -40,12 +41,12 @@ def check_objective(manifest: Manifest, options: Any, folder: str) -> None:
             f"{ON_BINS[divergence]}."
         )
     if options.kd_diagnostics_steps is not None:
-        raise ValueError(
+        raise UsageError(
             f"`kd_diagnostics_steps` is {options.kd_diagnostics_steps}, and needs the teacher's whole rows, which the "
             f"cache in {folder} hasn't. Leave it unset, or use {_HIDDEN}."
         )
     if options.kd_temperature_rule is not None:
-        raise ValueError(
+        raise UsageError(
             f"`kd_temperature_rule` {options.kd_temperature_rule} gives temperatures off the grid, and looks at whole "
             f"rows, which the cache in {folder} hasn't. Leave it unset, or use {_HIDDEN}."
         )
@@ -54,7 +55,7 @@ def check_objective(manifest: Manifest, options: Any, folder: str) -> None:
     for name, tau in teacher_temperatures(options):
         if tau is None or grid_index(taus, tau) is None:
             said = f"lets the teacher's temperature pass through every value ({name})" if tau is None else name
-            raise ValueError(
+            raise UsageError(
                 f"The cache in {folder} knows the teacher at the temperatures {grid} alone, and the run's {said}: the "
                 "mass of the tokens that aren't stored can't be computed at another one. Use one of these (the "
                 "student's own `student_kd_temperature` is free, and so is a 'step' from one to another), build a "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UsageError
 from .client import Answer, CompletionsClient, is_mass
 
 
@@ -93,7 +94,7 @@ def _check_tokens(client: CompletionsClient, answer: Answer, tokenizer: PreTrain
             f"{tokenizer.decode([first])!r} to the student, {theirs[first]!r} to the server"
         )
     if problem is not None:
-        raise ValueError(
+        raise UsageError(
             f"The student and the teacher that {client.url} serves ({client.model}) need the same tokenizer, but "
             f"{problem}. Serve a teacher of the student's family."
         )
@@ -117,7 +118,7 @@ def _tempered(client: CompletionsClient, one: Answer, two: Answer) -> bool:
         return False
     if sum(halved) <= limit:
         return True
-    raise ValueError(
+    raise UsageError(
         f"The server {client.url} gives other log-probabilities for the same prompt at another temperature, but not "
         f"those of that temperature (off by {sum(halved) / sum(expected):.0%}), so it isn't known what they are. "
         "Start it without logits processors and default sampling parameters, with vLLM's --logprobs-mode raw_logprobs."

@@ -14,6 +14,7 @@ from accelerate.logging import get_logger
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UsageError
 from ..heads import NoHead
 from ..losses import METRICS, Logits, TopK
 from ..losses.truncated import ON_BINS
@@ -114,10 +115,10 @@ class ServedTeacher:
             raise
 
     def wrapped(self) -> nn.Module:
-        raise ValueError("`teacher_server_url` has no model to generate with.")
+        raise UsageError("`teacher_server_url` has no model to generate with.")
 
     def active(self) -> AbstractContextManager[None]:
-        raise ValueError("`teacher_server_url` has no model to generate with.")
+        raise UsageError("`teacher_server_url` has no model to generate with.")
 
     def head(self) -> AbstractContextManager[NoHead]:
         return nullcontext(NoHead())
@@ -156,7 +157,7 @@ class ServedTeacher:
         """The logits, of shape `(B, L, V_t)`."""
         rows = self.rows(inputs)
         if isinstance(rows, TopK):
-            raise ValueError(
+            raise UsageError(
                 f"The server {self.client.url} gives no whole rows of the teacher, which are needed here. {_ALL}"
             )
         return rows.values.view(*inputs["input_ids"].shape, -1)
@@ -252,10 +253,10 @@ def temperatures_of(served: Served, options: Any) -> tuple[float, ...]:
         return (1.0,)
     gives = f"`teacher_server_url` {options.teacher_server_url} gives {served.describe()}"
     if not served.normalised:
-        raise ValueError(f"{gives}. Without all of them their probabilities can't be known. {_ALL}")
+        raise UsageError(f"{gives}. Without all of them their probabilities can't be known. {_ALL}")
     TopK.check(options.divergence, options.divergence_kwargs)
     if options.kd_temperature_rule is not None:
-        raise ValueError(
+        raise UsageError(
             f"`kd_temperature_rule` is {options.kd_temperature_rule}, and looks at whole rows, but {gives}. Leave it "
             f"unset. {_ALL}"
         )
@@ -265,14 +266,14 @@ def temperatures_of(served: Served, options: Any) -> tuple[float, ...]:
             f"{ON_BINS[options.divergence]}."
         )
     if options.kd_diagnostics_steps is not None:
-        raise ValueError(
+        raise UsageError(
             f"`kd_diagnostics_steps` is {options.kd_diagnostics_steps}, and needs whole rows, but {gives}."
             f" Leave it unset. {_ALL}"
         )
     taus = {1.0}
     for said, tau in teacher_temperatures(options):
         if tau is None or (tau != 1 and not served.tempered):
-            raise ValueError(
+            raise UsageError(
                 f"{gives}, and {said}. What they become at another temperature depends on all that isn't among them. "
                 f"Train at `kd_temperature` 1. {_ALL}"
             )

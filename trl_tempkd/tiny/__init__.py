@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+from ..errors import UsageError
 from .data import load_tiny_dataset
 
 
@@ -32,7 +33,7 @@ def tiny_model_path(name: str) -> str:
     ```
     """
     if name not in TINY_MODELS:
-        raise ValueError(
+        raise UsageError(
             f"The built-in models are {', '.join(f'tiny:{known}' for known in TINY_MODELS)}; got tiny:{name}."
         )
     return str(Path(__file__).parent / "models" / name)

@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..files import write_atomically
 from . import load_tiny_dataset, resolve
 
 
@@ -367,14 +368,6 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.savefig(scratch, dpi=150, format="png")
     scratch.replace(path)
     plt.close(figure)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is either there in full or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
 
 
 if __name__ == "__main__":

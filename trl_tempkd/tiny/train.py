@@ -16,7 +16,6 @@ to the folder `models`.
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from ..files import write_atomically
 from .architecture import best_layers, blend, keep_layers, new_model
 from .card import model_card
 from .data import load_tiny_dataset
@@ -225,21 +225,6 @@ def last_checkpoint(folder: Path) -> str | None:
             continue
         return str(path.parent)
     return None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """
-    Write a text file that is either there in full or not at all.
-
-    Args:
-        path (`pathlib.Path`):
-            The file.
-        text (`str`):
-            Its content.
-    """
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_text(text)
-    scratch.replace(path)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import UsageError
 from ..sweep.grid import EVALUATION, check_keys, read_base, read_yaml, whole
 from .space import Space, read_space
 
@@ -103,18 +104,18 @@ def read_tuning(path: str | Path) -> Tuning:
     check_keys(recipe, KEYS, str(path))
     for key in ("base", "space"):
         if not recipe.get(key):
-            raise ValueError(f"{path} has no `{key}`.")
+            raise UsageError(f"{path} has no `{key}`.")
     base = read_base(recipe, path)
     score = recipe.get("score", "eval_kl_tau1")
     if score == "eval_loss":
-        raise ValueError(
+        raise UsageError(
             f"`score` in {path}: eval_loss is the objective itself, with the trial's own divergence and tau, so it "
             "cannot be compared between trials. Take eval_kl_tau1, or rouge_l."
         )
     if score not in SCORES:
-        raise ValueError(f"`score` in {path}: expected {' or '.join(SCORES)}, got {score!r}.")
+        raise UsageError(f"`score` in {path}: expected {' or '.join(SCORES)}, got {score!r}.")
     if recipe.get("sampling") and score != "rouge_l":
-        raise ValueError(f"`sampling` in {path} is for the score rouge_l; {score} needs no completions. Leave it out.")
+        raise UsageError(f"`sampling` in {path} is for the score rouge_l; {score} needs no completions. Leave it out.")
     check_keys(recipe.get("sampling") or {}, SAMPLING, f"`sampling` in {path}")
     return Tuning(
         base=base,
@@ -138,22 +139,22 @@ def _pruning(pruning: Any, score: str, base: dict[str, Any], path: str | Path) -
         return {}
     method = pruning.get("method", "median") if isinstance(pruning, dict) else pruning
     if method not in PRUNING:
-        raise ValueError(f"{where}: expected {{method: median or hyperband, eval_steps: N}}, got {pruning!r}.")
+        raise UsageError(f"{where}: expected {{method: median or hyperband, eval_steps: N}}, got {pruning!r}.")
     if score != "eval_kl_tau1":
-        raise ValueError(
+        raise UsageError(
             f"{where} needs a score that is measured in training: eval_kl_tau1, not {score}. Leave it out."
         )
     check_keys(pruning, {"method", *PRUNING[method]}, where)
     found = {"method": method, **PRUNING[method], **pruning}
     steps = base.get("max_steps", -1)
     if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"{where} compares trials at their steps: say `max_steps` in `base` or `overrides`.")
+        raise UsageError(f"{where} compares trials at their steps: say `max_steps` in `base` or `overrides`.")
     for key in PRUNING[method]:
         least = {"warmup_steps": 0, "startup_trials": 1, "reduction_factor": 2}.get(key, 1)
         if not isinstance(found[key], int) or found[key] < least:
-            raise ValueError(f"`{key}` of {where}: expected a whole number from {least} on, got {found[key]!r}.")
+            raise UsageError(f"`{key}` of {where}: expected a whole number from {least} on, got {found[key]!r}.")
     if found["eval_steps"] >= steps:
-        raise ValueError(
+        raise UsageError(
             f"`eval_steps` of {where}: expected fewer than the {steps} steps of a trial, got {found['eval_steps']}."
         )
     return found

@@ -11,7 +11,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ..sweep.grid import options_of, write_atomically
+from ..files import write_atomically
+from ..sweep.grid import options_of
 from .recipe import Tuning
 from .store import Store, interrupted
 

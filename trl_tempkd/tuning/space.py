@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Any, get_args, get_type_hints
 
 from ..divergences import DIVERGENCES
+from ..errors import UsageError
+from ..names import did_you_mean
 from ..objectives import OBJECTIVES, check_objective
-from ..sweep.grid import MODES, check_factors, check_keys, closest, factors_of
+from ..sweep.grid import MODES, check_factors, check_keys, factors_of
 from ..temperature_rules import FROM_TAU, check_temperature_rule
 
 
@@ -134,7 +136,7 @@ def read_space(space: Any, where: str) -> Space:
         `ValueError`: If a name is unknown, or what stands there is neither a list nor a range.
     """
     if isinstance(space, dict) and "seed" in space:
-        raise ValueError(
+        raise UsageError(
             f"'seed' in {where}: choosing among seeds finds the luckiest, which is no setting. Say `seed` in `base`."
         )
     check_factors(space, where)
@@ -145,15 +147,15 @@ def read_space(space: Any, where: str) -> Space:
     }
     for mode in found.get("mode", ()):
         if mode not in MODES:
-            raise ValueError(f"'mode' in {where}: expected {' or '.join(MODES)}, got {mode!r}.")
+            raise UsageError(f"'mode' in {where}: expected {' or '.join(MODES)}, got {mode!r}.")
     for rule in found.get("rule", ()):
         try:
             check_temperature_rule(_name_of(rule), next(iter(rule.values())) if isinstance(rule, dict) else None)
         except ValueError as error:
-            raise ValueError(f"'rule' in {where}: {error}") from None
+            raise UsageError(f"'rule' in {where}: {error}") from None
     for tau in found.get("tau", ()):
         if isinstance(tau, bool) or not isinstance(tau, int | float) or tau <= 0:
-            raise ValueError(f"'tau' in {where}: expected positive numbers, got {tau!r}.")
+            raise UsageError(f"'tau' in {where}: expected positive numbers, got {tau!r}.")
     return Space(_divergences(space["divergence"], where) if "divergence" in space else {}, found)
 
 
@@ -166,18 +168,18 @@ def _divergences(found: Any, where: str) -> dict[str, dict[str, Choice | Range]]
     """`[forward_kl, {jsd: {beta: {low: 0.1, high: 0.9}}}]` -> the parameters of each by its name."""
     names = {*DIVERGENCES, *OBJECTIVES}
     if not isinstance(found, list) or not found:
-        raise ValueError(f"'divergence' in {where}: expected a list of divergences, got {found!r}.")
+        raise UsageError(f"'divergence' in {where}: expected a list of divergences, got {found!r}.")
     read: dict[str, dict[str, Choice | Range]] = {}
     for entry in found:
         if isinstance(entry, dict) and len(entry) != 1:
-            raise ValueError(f"'divergence' in {where}: expected {{name: {{parameter: values}}}}, got {entry}.")
+            raise UsageError(f"'divergence' in {where}: expected {{name: {{parameter: values}}}}, got {entry}.")
         [(name, parameters)] = entry.items() if isinstance(entry, dict) else [(entry, {})]
         if name not in names:
-            raise ValueError(f"Unknown divergence {name!r} in {where}{closest(str(name), names)}.")
+            raise UsageError(f"Unknown divergence {name!r} in {where}{did_you_mean(str(name), names)}.")
         if name in read:
-            raise ValueError(f"'divergence' in {where}: {name} stands there twice; give its parameter a list.")
+            raise UsageError(f"'divergence' in {where}: {name} stands there twice; give its parameter a list.")
         if not isinstance(parameters, dict):
-            raise ValueError(f"{name!r} in {where}: expected a mapping of its parameters, got {parameters!r}.")
+            raise UsageError(f"{name!r} in {where}: expected a mapping of its parameters, got {parameters!r}.")
         read[name] = {
             key: _read(values, f"'{name}.{key}' in {where}", False)
             if isinstance(values, list | dict)
@@ -206,16 +208,16 @@ def _read(values: Any, where: str, whole: bool) -> Choice | Range:
         low, high = (_number(values.get(key)) for key in ("low", "high"))
         log = values.get("log", False)
         if low is None or high is None or not low < high or not isinstance(log, bool):
-            raise ValueError(
+            raise UsageError(
                 f"{where}: expected {{low: number, high: larger number, log: true or false}}, got {values}."
             )
         if log and low <= 0:
-            raise ValueError(f"{where}: with `log: true` the range starts above 0, got {low:g}.")
+            raise UsageError(f"{where}: with `log: true` the range starts above 0, got {low:g}.")
         if whole and (low % 1 or high % 1):
-            raise ValueError(f"{where}: expected whole numbers, got {values}.")
+            raise UsageError(f"{where}: expected whole numbers, got {values}.")
         return Range(int(low) if whole else low, int(high) if whole else high, log, whole)
     if not isinstance(values, list) or not values:
-        raise ValueError(f"{where}: expected a list of values or a range {{low: , high: }}, got {values!r}.")
+        raise UsageError(f"{where}: expected a list of values or a range {{low: , high: }}, got {values!r}.")
     return Choice(tuple(values))
 
 

@@ -13,6 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
+from ..errors import UsageError
 from ..sweep.launchers import claim
 from .recipe import Tuning
 from .space import Choice, Range
@@ -198,7 +199,7 @@ def check_same(before: dict[str, Any], now: dict[str, Any], folder: Path, where:
             continue
         if isinstance(old, dict) and isinstance(new, dict) and not {"low", "high"} & {*old, *new}:
             check_same(old, new, folder, f"{where}{key}.")
-        raise ValueError(
+        raise UsageError(
             f"{folder / JOURNAL} was made with {where}{key}: {old}, and the recipe now says {new}. Give another "
             "--results_dir, or delete the folder."
         )
