@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .chat import text_prompt
 from .errors import UsageError
 from .heads import Head, backbone, gathered_head
 from .losses import chunked_kd_loss
@@ -120,7 +121,7 @@ def sample(
         pad_token_id=pad,
         use_cache=True,  # trainers turn it off in the model's config
     )
-    ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    ids = [text_prompt(prompt, tokenizer) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
     completions = [Completion("", 0, False)] * len(ids)
     with (
         torch.no_grad(),
@@ -343,7 +344,7 @@ def evaluate_model(
     prompts = []
     if wanted:
         room = longest_prompt(model, max_new_tokens)
-        ids = [tokenizer(r["prompt"], add_special_tokens=not r["templated"])["input_ids"] for r in rows]
+        ids = [text_prompt(r["prompt"], tokenizer, special=not r["templated"]) for r in rows]
         prompts = [row[max(0, len(row) - room) :] if room else row for row in ids]  # as training does: at the start
         results["prompts_cut"] = sum(len(a) < len(b) for a, b in zip(prompts, ids, strict=True))
     for seed in wanted:

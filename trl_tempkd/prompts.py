@@ -2,10 +2,12 @@
 """Rows of a data set, in any of TRL's formats or as instructions -> prompts, references, and texts to compare at."""
 
 from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .chat import chat_prompt, template_arguments
 from .errors import UsageError
 
 
@@ -57,7 +59,8 @@ def read_rows(
 
     Returns:
         `list[dict[str, Any]]`: For each row `prompt` (text or `None`), `references` (texts), `completion` (text to
-        compare at, or `None`) and `templated`: whether the chat template has put in the special tokens already.
+        compare at, or `None`) and `templated`: whether the chat template has put in the special tokens already. Where
+        the completion doesn't follow the prompt to the letter, `context` is what stands before it.
     """
     if prompt_format not in PROMPT_FORMATS:
         raise UsageError(f"`prompt_format` must be one of {', '.join(PROMPT_FORMATS)}, got {prompt_format!r}.")
@@ -104,19 +107,14 @@ def _read_chat(turns: list[dict], answer: Any, row: dict[str, Any], tokenizer: A
         answer = [{"role": "assistant", "content": answer}]
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("The rows are conversations, but the model's tokenizer has no chat template.")
-    kwargs = {"tools": row.get("tools"), "tokenize": False, **(row.get("chat_template_kwargs") or {})}
-    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **kwargs)
-    completion, said = None, None
-    if answer:
-        said = answer[-1]["content"]
-        whole = tokenizer.apply_chat_template([*turns, *answer], **kwargs)
-        if not whole.startswith(prompt):
-            raise UsageError(
-                "The chat template writes a conversation in another way than the prompt before it, so that no "
-                "completion can be cut out of it."
-            )
-        completion = whole.removeprefix(prompt)
-    return _item(prompt, row.get("references", said), completion, templated=True)
+    prompt = chat_prompt(turns, row, tokenizer, tokenize=False)
+    if not answer:
+        return _item(prompt, row.get("references"), None, templated=True)
+    whole = tokenizer.apply_chat_template([*turns, *answer], **template_arguments(row), tokenize=False)
+    # A prompt may open thoughts that the text doesn't have: it is compared as TRL trains on it, from where they differ
+    shared = "".join(a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
+    item = _item(prompt, row.get("references", answer[-1]["content"]), whole.removeprefix(shared), templated=True)
+    return item if shared == prompt else {**item, "context": shared}
 
 
 def _is_chat(value: Any) -> bool:
@@ -139,7 +137,7 @@ def tokenize(
     Args:
         dataset (`Iterable[dict[str, Any]]`):
             Rows with the texts `prompt` and `completion`. With `templated` they are out of a chat template, which has
-            put in the special tokens, the end among them.
+            put in the special tokens, the end among them. With `context`, it stands in the place of `prompt`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
         max_length (`int`, *optional*):
@@ -154,9 +152,8 @@ def tokenize(
         if special:
             end = tokenizer.eos_token or ""
             text = text.removesuffix(end) + end
-        prompt, ids = (
-            tokenizer(part, add_special_tokens=special)["input_ids"] for part in (row["prompt"], row["prompt"] + text)
-        )
+        before = row.get("context", row["prompt"])
+        prompt, ids = (tokenizer(part, add_special_tokens=special)["input_ids"] for part in (before, before + text))
         # Tokens may merge across the boundary: the completion starts where the two differ
         start = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
         rows.append({"input_ids": ids[:max_length], "labels": ([-100] * start + ids[start:])[:max_length]})
