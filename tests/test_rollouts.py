@@ -441,7 +441,8 @@ def test_normalisation_counts_what_was_generated(make_trainer, make_model, sourc
     ]
     assert any(g.abs().max() > 1e-3 for g in found[0].values())
     for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-7)
+        # Other batches, other sums in fp32; a factor that is missing would be 2 or 8
+        torch.testing.assert_close(other, found[0], rtol=1e-3, atol=1e-4)
 
 
 def test_teacher_completes(make_trainer, batches):
