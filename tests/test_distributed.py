@@ -98,6 +98,8 @@ SCENARIOS = {
     "on_policy": {"fields": GREEDY},
     "on_policy_lora": {**LORA, "fields": {**LORA["fields"], **GREEDY}},
     "on_policy_unlabelled": {**UNLABELLED, "fields": {**UNLABELLED["fields"], **GREEDY}},
+    # Evaluation generates too
+    "only_asked": {"train_dataset": "questions", "eval_dataset": "questions", "fields": GREEDY},
     "of_teacher": {"fields": {**GREEDY, **ACCUMULATED, "lmbda": 0.0, "seq_kd": True}},
     # The ranks end their completions after different numbers of tokens, and gather the layers for each of them
     "stopping": {
@@ -144,6 +146,7 @@ class Launcher:
         pairs = [sentence.split(" ", 3) for sentence in SENTENCES]
         rows = [{"prompt": " ".join(p[:3]), "completion": " " + p[3]} for p in pairs]
         self.save("prompts", rows * 3)
+        self.save("questions", [{"prompt": row["prompt"]} for row in rows * 3])
         self.save("ten_rows", (rows * 2)[:10])
         self.save("ten_rows_and_two", (rows * 2)[:10] + rows[:2])
         self.save("seven_rows", rows[:7])

@@ -37,6 +37,7 @@ def test_trl_version():
             ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
         ),
         (SFTTrainer._set_signature_columns_if_needed, ["self"]),
+        (trl.pack_dataset, ["dataset", "seq_length", "strategy", "map_kwargs"]),
         (_BaseTrainer.create_model_card, ["self", "model_name", "dataset_name", "tags"]),
         (_ForwardRedirection.__call__, ["self", "wrapper_module", "original_module", "method", "args", "kwargs"]),
         (maybe_gather_lm_head_ctx, ["params"]),
@@ -88,6 +89,18 @@ def test_options_of_generation_are_those_of_trl(monkeypatch):
     # Of GKD the names, but not its defaults: it mixes half of the student's completions in
     assert {"lmbda", "seq_kd", "max_new_tokens"} <= set(GKDConfig.__dataclass_fields__)
     assert fields(KDConfig, ("seq_kd", "max_new")) == fields(GKDConfig, ("seq_kd", "max_new"))
+
+
+def test_the_data_that_are_prepared_are_told_by_name():
+    # Preparation leaves the columns of the rows there, from which their prompts are made
+    source = inspect.getsource(SFTTrainer.__init__)
+    assert 'args, args.packing, formatting_func, "train"' in source
+    source = inspect.getsource(SFTTrainer._prepare_dataset)
+    assert [line.strip() for line in source.splitlines() if "remove_columns=" in line and "messages" not in line] == [
+        'remove_columns="conversations" if "conversations" in column_names else None,',
+        "remove_columns=mask_columns,",
+    ]
+    assert 'if "prompt" in example:' in source and 'dataset.select_columns(["input_ids", "labels"])' in source
 
 
 def test_the_optimizer_step_begins_with_its_batches():

@@ -20,7 +20,7 @@ from .errors import UsageError
 from .heads import backbone, check_head, gathered_head
 from .meter import Meter
 from .objectives import make_objective
-from .rollouts import make_rollouts
+from .rollouts import PROMPTS, CarryingCollator, check_answers, make_rollouts, prepared
 from .teachers import ServedTeacher, make_teacher, open_cache
 
 
@@ -78,6 +78,7 @@ class TemperatureKDTrainer(SFTTrainer):
     args: KDConfig
     model: PreTrainedModel
     data_collator: Any
+    _signature_columns: list[str]
 
     _tag_names: ClassVar[list[str]] = ["trl", "temperature-kd"]
     _name = "temperature knowledge distillation"
@@ -99,6 +100,7 @@ class TemperatureKDTrainer(SFTTrainer):
         self._cache = open_cache(teacher_model, args)
         if kwargs.get("compute_loss_func") is not None:
             raise UsageError("`compute_loss_func` replaces the loss, which is the divergence here. Use `SFTTrainer`.")
+        check_answers(args, {"train": kwargs.get("train_dataset"), "eval": kwargs.get("eval_dataset")})
         super().__init__(model, args=args, **kwargs)
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
@@ -114,6 +116,8 @@ class TemperatureKDTrainer(SFTTrainer):
 
         if self._cache is not None:
             self.data_collator = self._cache.collator(self.data_collator)
+        elif args.generates:
+            self.data_collator = CarryingCollator(self.data_collator)
         student = partial(getattr, self, "model_wrapped")  # as it is at the time
         self.teacher = make_teacher(self._cache or teacher_model, student, self._tokenizer, self.accelerator, args)
         self.teacher_model = self.teacher.model  # as TRL's trainers call it
@@ -138,14 +142,15 @@ class TemperatureKDTrainer(SFTTrainer):
             raise UsageError("Context and sequence parallelism aren't supported. Use ZeRO-3 or FSDP2 for memory.")
 
     def _prepare_dataset(self, dataset, processing_class, *args):
-        if self._cache is None:
-            return super()._prepare_dataset(dataset, processing_class, *args)
-        return self._cache.prepared(super()._prepare_dataset, dataset, processing_class, *args)
+        prepare = partial(prepared, super()._prepare_dataset, self.chat_template)
+        if self._cache is not None:
+            prepare = partial(self._cache.prepared, prepare)
+        return prepare(dataset, processing_class, *args)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        if self._cache is not None:
-            self._signature_columns = self._cache.columns
+        own = [PROMPTS] if self._cache is None else self._cache.columns
+        self._signature_columns = [*{*self._signature_columns, *own}]
 
     def _is_logged(self) -> bool:
         # The metrics cost a second pair of softmaxes, so they are computed only where they are shown
@@ -240,6 +245,9 @@ class TemperatureKDTrainer(SFTTrainer):
         if aux_loss is not None:
             columns.append(aux_loss.detach() * kept)
         return out.loss, aux_loss, torch.stack([c.float().view_as(targets).sum(1) for c in columns], dim=1)
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        return super().prediction_step(model, self.rollouts.evaluated(inputs), *args, **kwargs)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         self.objective.reset("eval")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..evaluation import evaluating
 from ..heads import Head, NoHead, gathered_head
+from ..rollouts import PROMPTS
 from ..teachers.live import last_hidden_state
 from ..temperature import rescale_factor
 from ..trainer import TemperatureKDTrainer
@@ -59,6 +60,7 @@ def collect(
         inputs = {
             name: value.to(trainer.accelerator.device) if isinstance(value, Tensor) else value
             for name, value in trainer.data_collator(data[start : start + batch_size]).items()
+            if name != PROMPTS
         }
         targets = nn.functional.pad(inputs.pop("labels"), (0, 1), value=-100)[:, 1:].flatten()
         kept = targets != -100

@@ -12,13 +12,23 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UsageError
 from ..teachers import Teacher
 from .config import RolloutConfig
+from .preparation import TRAIN, check_answers, prepared
 from .rollouts import Collator, Rollouts
-from .rows import rows_of
+from .rows import PROMPTS, CarryingCollator, rows_of
 from .sampling import ModelSampler, Sampler, longest_prompt, room_for_prompts, stop_tokens
 from .vllm import VLLMSampler
 
 
-__all__ = ["RolloutConfig", "Rollouts", "make_rollouts"]
+__all__ = [
+    "PROMPTS",
+    "TRAIN",
+    "CarryingCollator",
+    "RolloutConfig",
+    "Rollouts",
+    "check_answers",
+    "make_rollouts",
+    "prepared",
+]
 
 
 def make_rollouts(
@@ -94,7 +104,7 @@ def _check_prompts(dataset: Iterable[dict[str, Any]], collator: Collator) -> Non
     rows = list(islice(dataset, 32))
     if rows and not any(row.prompt for row in rows_of(collator(rows))):
         raise UsageError(
-            "`lmbda` and `seq_kd` need prompts, but every token of the first rows is trained on, so nothing stands "
-            "before the part to be generated. Use data with `prompt` and `completion`, or `messages` with "
-            "`assistant_only_loss=True`, and leave `completion_only_loss` at its default."
+            "`lmbda` and `seq_kd` need prompts, but the first rows are plain text, or tokens that are all trained on: "
+            "nothing stands before the part to be generated. Use data with `prompt` or `messages`, or with a "
+            "`completion_mask` beside `input_ids`."
         )

@@ -254,6 +254,11 @@ class RolloutConfig(SFTConfig):
         """Whether completions are generated in this run at all."""
         return self.lmbda > 0 or self.lmbda_schedule == "adaptive" or self.seq_kd
 
+    @property
+    def generates_always(self) -> bool:
+        """Whether completions are generated in every step, so that none of the data set is trained on."""
+        return self.lmbda == 1 or self.seq_kd
+
     def _check_generation_kwargs(self) -> None:
         kwargs = {} if self.generation_kwargs is None else self.generation_kwargs
         if not isinstance(kwargs, dict):

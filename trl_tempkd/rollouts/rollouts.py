@@ -5,6 +5,7 @@ import json
 import random
 from collections import Counter, deque
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..files import whole_file
 from .config import RolloutConfig
-from .rows import IGNORED, ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
+from .rows import IGNORED, PROMPTS, ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
 from .samples import log_samples
 from .sampling import Sampler, most_over_ranks
 
@@ -110,12 +111,33 @@ class Rollouts:
                 self.counts["replay"] += sum(row.targets for row in rows)
             else:
                 rows = self._complete(rows, source, rng.getrandbits(32))
-            groups = split_evenly(rows, len(batches))
-            batches = [self.collator([row._asdict() for row in group]) for group in groups]
-            return [send_to_device(batch, self.accelerator.device) for batch in batches]
+            return [self._collated(group) for group in split_evenly(rows, len(batches))]
         for batch in batches:
+            batch.pop(PROMPTS, None)
             self.counts["dataset"] += (batch["labels"][..., 1:] != IGNORED).sum()
         return batches
+
+    def evaluated(self, batch: Batch) -> Batch:
+        """
+        A batch of an evaluation, in which rows that only ask get a completion: the student's, or the teacher's if it
+        alone writes in training. What is drawn depends on the seed and the prompts alone, so each evaluation draws the
+        same. Every rank must call.
+        """
+        if PROMPTS not in batch:
+            return batch
+        rows = rows_of(batch)
+        asked = [i for i, row in enumerate(rows) if row.prompt and not row.targets]
+        prompts = [self._shortened(rows[i].prompt) for i in asked]
+        sampler = self.samplers["student"] or self.samplers["teacher"]
+        assert sampler is not None
+        completions = sampler(prompts, self._rng(*chain.from_iterable(prompts)).getrandbits(32))
+        for i, prompt, completion in zip(asked, prompts, completions, strict=True):
+            rows[i] = completed(prompt, completion)
+        return self._collated(rows)
+
+    def _collated(self, rows: list[Row]) -> Batch:
+        batch = self.collator([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+        return send_to_device(batch, self.accelerator.device)
 
     def _rng(self, *of: int) -> random.Random:
         return random.Random(" ".join(map(str, (self.args.seed, *of))))
@@ -141,8 +163,8 @@ class Rollouts:
         given = [i for i, prompt in enumerate(prompts) if prompt]
         if len(given) < len(rows):
             logger.warning_once(
-                "Some rows have nothing before their first label, so there is no prompt to complete: they keep the "
-                "data set's text."
+                "Some rows have no prompt to complete: nothing in them stands before what is trained on. They keep "
+                "the data set's text."
             )
         completions = sampler([prompts[i] for i in given], seed)
         self.latest = [(prompts[i], completion) for i, completion in zip(given, completions, strict=True)]
@@ -158,6 +180,11 @@ class Rollouts:
         return stay + new
 
     def _shortened(self, prompt: list[int]) -> list[int]:
+        if self.args.max_length is not None and len(prompt) > self.args.max_length:
+            logger.warning_once(
+                f"Some prompts are longer than `max_length`, which is {self.args.max_length}. It cuts the rows of the "
+                "data set, and no prompt that is completed. Leave those rows out if they take too much memory."
+            )
         if self.max_prompt is None or len(prompt) <= self.max_prompt:
             return prompt
         logger.warning_once(
@@ -228,4 +255,6 @@ class Rollouts:
             )
         # Ranks without a file, because there were fewer of them, must draw as the others do
         (state,) = broadcast_object_list([state])
-        self.share, self.losses = state["share"], state["losses"]
+        self.losses = state["losses"]
+        if self.args.lmbda_schedule == "adaptive":  # a constant share is that of this run
+            self.share = state["share"]

@@ -1,8 +1,9 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""Batches as the data collator makes them <-> the rows that they hold, and what is the prompt in a row."""
+"""Batches as the data collator makes them <-> the rows that they hold, and the prompt that a row carries."""
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from ..errors import UsageError
 
 
 IGNORED = -100  # the label of a token that isn't trained on
+PROMPTS = "rollout_prompts"  # column of a data set, see `prepared`, and what a batch has of it
 ROW_TENSORS = ("input_ids", "trained", "lengths")
 
 
@@ -23,20 +25,20 @@ class Row(NamedTuple):
             Its tokens.
         labels (`list[int]` of length `L`):
             The same tokens, or -100 where they aren't trained on.
+        prompt_ids (`list[int]`, *optional*):
+            The prompt that it carries. It need not be the beginning of `input_ids`.
     """
 
     input_ids: list[int]
     labels: list[int]
+    prompt_ids: list[int] | None = None
 
     @property
     def prompt(self) -> list[int]:
-        """What stands before the last run of labels: the context of the last turn. Empty if there is none."""
-        trained = [label != IGNORED for label in self.labels]
-        if True not in trained:
-            return []
-        end = len(trained) - trained[::-1].index(True)
-        before = [i for i in range(end) if not trained[i]]
-        return self.input_ids[: before[-1] + 1] if before else []
+        """What is completed in its place, empty if there is none. A row that carries nothing has only its labels."""
+        if self.prompt_ids is not None:
+            return self.prompt_ids
+        return prompt_before(self.input_ids, [label != IGNORED for label in self.labels])
 
     @property
     def targets(self) -> int:
@@ -49,24 +51,77 @@ def completed(prompt: list[int], completion: list[int]) -> Row:
     return Row(prompt + completion, [IGNORED] * len(prompt) + completion)
 
 
+def prompt_before(ids: list[int], trained: list[bool]) -> list[int]:
+    """What stands before the last run of trained tokens: the context of the last turn. Empty if there is none."""
+    if True not in trained:
+        return []
+    end = len(trained) - trained[::-1].index(True)
+    before = [i for i in range(end) if not trained[i]]
+    return ids[: before[-1] + 1] if before else []
+
+
+@dataclass(frozen=True)
+class Carried:
+    """
+    What the texts of a batch carry, in their order. No container, so that it is passed on as it is.
+
+    Attributes:
+        prompts (`list[list[int]]`):
+            The prompt of each, empty if there is none.
+    """
+
+    prompts: list[list[int]]
+
+
+class CarryingCollator:
+    """
+    What another collator makes of some rows, and what they carry.
+
+    Args:
+        collator (`Callable`):
+            The other collator. It keeps the order of the rows.
+    """
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], Any]):
+        self.collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> Any:
+        batch = self.collator([{name: row[name] for name in row if name != PROMPTS} for row in examples])
+        if PROMPTS in examples[0]:
+            prompts = chain.from_iterable(row[PROMPTS] for row in examples)
+            batch[PROMPTS] = Carried([[int(token) for token in each] for each in prompts if each is not None])
+        return batch
+
+
 def rows_of(batch: dict[str, Any]) -> list[Row]:
     """
-    The sequences of a batch, in its order, without their padding.
+    The sequences of a batch, in its order, without their padding, with what they carry.
 
     Padding is what the attention mask leaves out. In a padding-free batch, which has none, a sequence starts where the
-    positions start anew, and one without a label is padding, or has nothing to be learnt from.
+    positions start anew, and one that has neither a label nor a prompt is padding, or has nothing to be learnt from.
 
     Raises:
-        `ValueError`: If the batch has neither `attention_mask` nor `position_ids`.
+        `ValueError`: If the batch has neither `attention_mask` nor `position_ids`, or fewer sequences than prompts.
     """
+    carried = batch[PROMPTS].prompts if PROMPTS in batch else None
     if "attention_mask" in batch:
-        return list(_padded_rows(batch))
-    if "position_ids" in batch:
-        return list(_padding_free_rows(batch))
-    raise UsageError(
-        "With `lmbda` or `seq_kd` the data collator must give `attention_mask`, or `position_ids` without padding, "
-        f"beside `input_ids` and `labels`, got {', '.join(batch)}."
-    )
+        rows = list(_padded_rows(batch))
+    elif "position_ids" in batch:
+        rows = list(_padding_free_rows(batch))
+    else:
+        raise UsageError(
+            "With `lmbda` or `seq_kd` the data collator must give `attention_mask`, or `position_ids` without "
+            f"padding, beside `input_ids` and `labels`, got {', '.join(batch)}."
+        )
+    if carried is not None:
+        if len(rows) < len(carried):
+            raise UsageError(
+                f"With `lmbda` or `seq_kd` the data collator must keep every row, in their order, but it made "
+                f"{len(rows)} of {len(carried)}."
+            )
+        # What comes behind them is padding
+        rows = [row._replace(prompt_ids=prompt) for row, prompt in zip(rows, carried, strict=False)]
+    return rows if "attention_mask" in batch else [row for row in rows if row.targets or row.prompt]
 
 
 def _padded_rows(batch: dict[str, Any]) -> Iterator[Row]:
@@ -82,8 +137,7 @@ def _padding_free_rows(batch: dict[str, Any]) -> Iterator[Row]:
             # The collator drops the first label, which nothing predicts. It tells text without a prompt from one with.
             if row.labels[1:2] not in ([], [IGNORED]):
                 row.labels[0] = row.input_ids[0]
-            if row.targets:
-                yield row
+            yield row
 
 
 def split_evenly(rows: list[Row], parts: int) -> list[list[Row]]:
