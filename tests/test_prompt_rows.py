@@ -457,6 +457,18 @@ def test_evaluation_measures_what_the_student_says(make_trainer, tokenizer, fiel
     assert not trainer.rollouts.counts and not trainer.rollouts.latest  # which are about the training
 
 
+def test_an_evaluation_knows_whose_text_it_measures(make_trainer):
+    told = []
+    rows, answered = (Dataset.from_list(rows_of_kind(kind)) for kind in ("asked in text", "text"))
+    sets = {"answered": answered, "asked": rows}
+    trainer = make_trainer(train_dataset=rows, eval_dataset=sets, lmbda=1.0, max_new_tokens=5, divergence="minillm")
+    method = trainer.objective._method
+    arguments = method.arguments
+    method.arguments = lambda tokens: told.append(tokens.on_policy) or arguments(tokens)
+    trainer.evaluate()
+    assert told == [False, True]
+
+
 def test_every_evaluation_draws_the_same(make_trainer):
     rows = Dataset.from_list(rows_of_kind("asked in text"))
     first, second = (

@@ -236,7 +236,7 @@ class TemperatureKDTrainer(SFTTrainer):
                 num_items_in_batch,
                 logged=self._is_logged(),
                 training=self.model.training,
-                on_policy=self.model.training and self.rollouts.on_policy,
+                on_policy=self.rollouts.on_policy,
             )
         if out.metrics is None:
             return out.loss, aux_loss, None

@@ -63,6 +63,7 @@ def prepared(
     carries = args.generates and (name == TRAIN or only_asked or carried)
     if not carries or (packing and args.max_length is None):  # the latter is refused by TRL
         return prepare(dataset, tokenizer, args, packing, formatting_func, name)
+    packing = packing and name == TRAIN  # an evaluation puts new rows in the place of these
 
     whole = copy(args)
     whole.max_length = None

@@ -85,7 +85,7 @@ class Rollouts:
         self.replay: deque[Row] = deque(maxlen=self.replay_size)
         self.latest: list[tuple[list[int], list[int]]] = []  # prompts and completions that were generated last
         self.counts: Counter[str] = Counter()
-        self.on_policy = False  # whether the student has written the completions of the present step
+        self.on_policy = False  # whether the student has written the completions of the present batches
 
     def __call__(self, batches: list[Batch], step: int, progress: float) -> list[Batch]:
         """
@@ -123,6 +123,7 @@ class Rollouts:
         alone writes in training. What is drawn depends on the seed and the prompts alone, so each evaluation draws the
         same. Every rank must call.
         """
+        self.on_policy = PROMPTS in batch and self.samplers["student"] is not None
         if PROMPTS not in batch:
             return batch
         rows = rows_of(batch)
