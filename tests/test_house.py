@@ -35,7 +35,8 @@ FLOORS = [
     ["temperature"],
     ["divergences"],
     ["tiny"],
-    ["files"],
+    ["files", "paths", "option_checks"],
+    ["trl_names"],
     ["errors", "names"],
 ]
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}
