@@ -117,8 +117,9 @@ def typed(what: str, value: Any, hint: Any) -> Any:
         return os.fspath(value)
     if any(isinstance(value, kind) for kind in plain & {str, dict}):
         return value
-    shown = plain - {str} if dict in plain else plain  # as text, a dict is JSON on the command line
-    wanted = " or ".join(_EXPECTED[kind] for kind in _EXPECTED if kind in shown)
+    wanted = " or ".join(_EXPECTED[kind] for kind in _EXPECTED if kind in plain)
+    if {str, dict} <= plain:
+        wanted = "a dict, on the command line its JSON"
     if NoneType in plain:
         wanted += ", or None"
     raise UsageTypeError(f"{what} must be {wanted}, got {value!r} ({type(value).__name__}).")

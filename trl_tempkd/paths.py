@@ -25,45 +25,45 @@ def check_path(name: str, what: str) -> None:
         raise UsageError(f"no such {what}: {name}{_sibling(path)}")
 
 
-def check_model_name(name: str, revision: str | None, what: str) -> None:
+def check_model_name(name: str, revision: str | None, option: str) -> None:
     """
     Stop at the name of a model that is neither here nor, as far as can be known, on the Hub.
 
     A name that may be of the Hub is given up at once where the Hub is out of reach and the cache has nothing of it:
     the Hub's own client would ask again and again for half a minute.
 
-    Raises:
-        [`UsageError`]: The message says what stands beside the path that was meant.
+    Args:
+        name (`str`):
+            A folder, or a name on the Hub.
+        revision (`str`, *optional*):
+            Its revision there.
+        option (`str`):
+            What the name was given for, for the message.
     """
-    check_path(name, what)
+    check_path(name, f"model ({option})")
     path = Path(name).expanduser()
-    if not path.exists():
-        check_hub_name(name, revision, what)
-    elif not path.is_dir():
-        raise UsageError(f"{what} {name}: it is a file, and a model is a folder")
+    if path.is_file():
+        raise UsageError(f"cannot load the model {name!r} ({option}): it is a file, and a model is a folder")
+    problem = None if path.exists() else _hub_name_problem(name, revision)
+    if problem is not None:
+        raise UsageError(f"cannot load the model {name!r} ({option}): {problem}{_sibling(path)}")
 
 
-def check_hub_name(name: str, revision: str | None, what: str) -> None:
-    """As [`check_model_name`], for a name that is no path."""
+def _hub_name_problem(name: str, revision: str | None) -> str | None:
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     files = ("config.json", "adapter_config.json")
     try:
         if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files):
-            return
+            return None
     except HFValidationError as error:
-        raise UsageError(f"no such {what}: {name}, which no name on the Hub can be: {error}") from error
+        return f"it is no folder here, and no name on the Hub can be so: {error}"
     if constants.HF_HUB_OFFLINE:
-        reason = "the Hub is switched off (HF_HUB_OFFLINE)"
-    elif (problem := hub_problem()) is not None:
-        reason = f"the Hub can't be reached: {problem}"
+        reason: str | None = "the Hub is switched off (HF_HUB_OFFLINE)"
     else:
-        return
-    raise UsageError(
-        f"no such {what}: {name} is no folder here, and there is nothing of it in the cache; {reason}"
-        f"{_sibling(Path(name))}"
-    )
+        reason = hub_problem()
+    return reason and f"it is no folder here, and there is nothing of it in the cache; {reason}"
 
 
 def hub_problem() -> str | None:
@@ -74,7 +74,7 @@ def hub_problem() -> str | None:
         get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
     except Exception as error:  # of httpx or of httpx2, as the version of huggingface_hub has it
         if type(error).__name__ == "ConnectError":  # no such host, no route, refused: not what a slow network does
-            return f"{constants.ENDPOINT}: {error}"
+            return f"the Hub can't be reached ({constants.ENDPOINT}: {error})"
     return None
 
 
