@@ -25,9 +25,12 @@ FLOORS = [
     ["evaluation"],
     ["metrics", "prompts"],
     ["trainer"],
+    ["argument_checks"],
+    ["data_checks"],
+    ["counted_tokens"],
     ["config", "citation"],
     ["objectives"],
-    ["rollouts", "meter"],
+    ["rollouts", "meter", "logged_steps"],
     ["teachers"],
     ["losses"],
     ["heads"],
@@ -35,7 +38,8 @@ FLOORS = [
     ["temperature"],
     ["divergences"],
     ["tiny"],
-    ["files", "chat"],
+    ["files", "chat", "paths", "option_checks", "row_formats"],
+    ["trl_names"],
     ["errors", "names"],
 ]
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}

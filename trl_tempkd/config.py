@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from .errors import UsageError
 from .objectives.config import ObjectiveConfig
+from .option_checks import strict
 
 
+@strict
 @dataclass
 class KDConfig(ObjectiveConfig):
     r"""

@@ -12,12 +12,14 @@ write the function, add its line to `DIVERGENCES`.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import UsageError
+from .option_checks import check_parameters
 
 
 # Powers with a negative exponent blow up where a probability is zero. e^60 is finite in fp32 even after a sum over a
@@ -339,7 +341,4 @@ def check_divergence(divergence: str, divergence_kwargs: dict[str, Any] | None =
     sample = torch.tensor([[0.5, 0.5]]).log()
     target = {"target": torch.tensor([0])} if needs_target(divergence) else {}
     numbers = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
-    try:
-        function(sample, sample, **target, **numbers)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"`divergence_kwargs` {kwargs} does not fit {divergence}: {error}") from None
+    check_parameters("divergence_kwargs", divergence, partial(function, sample, sample, **target), numbers)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .chat import chat_prompt, template_arguments
 from .errors import UsageError
+from .row_formats import conversion, problem_of_turns
 
 
 # As in MiniLLM's tools/process_data_dolly.py, to the letter
@@ -66,6 +67,7 @@ def read_rows(
         raise UsageError(f"`prompt_format` must be one of {', '.join(PROMPT_FORMATS)}, got {prompt_format!r}.")
     rows = []
     for number, row in enumerate(dataset):
+        check_row(number, row)
         item = _read_row({name: value for name, value in row.items() if value is not None}, tokenizer, prompt_format)
         if item["prompt"] == "":
             raise UsageError(f"Row {number} has an empty prompt.")
@@ -73,6 +75,27 @@ def read_rows(
     if not rows:
         raise UsageError("The data set has no rows.")
     return rows
+
+
+def check_rows(dataset: Iterable[dict[str, Any]]) -> None:
+    """Stop at the first row that [`read_rows`] has no use for, which can be seen without a tokenizer."""
+    for number, row in enumerate(dataset):
+        check_row(number, row)
+
+
+def check_row(number: int, row: dict[str, Any]) -> None:
+    """As [`check_rows`], of one row."""
+    found = {name: value for name, value in row.items() if value is not None}
+    if not {"prompt", "messages", "instruction", "text"} & set(found) and not _is_chat(found.get("chosen")):
+        raise UsageError(
+            f"Row {number}: a row needs `prompt` and `completion`, `messages`, `instruction` and `output`, or `text`; "
+            f"it has {', '.join(found) or 'nothing'}.{conversion(found)}"
+        )
+    for name in ("prompt", "messages", "chosen", "completion"):
+        if (name == "messages" and name in found) or _is_chat(found.get(name)):
+            problem = problem_of_turns(name, found[name])
+            if problem is not None:
+                raise UsageError(f"Row {number} {problem}")
 
 
 def _read_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, prompt_format: str) -> dict[str, Any]:
@@ -93,10 +116,7 @@ def _read_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, prompt_fo
         return _item(prompt, row.get("references", answer), answer, templated=False)
     if "text" in row and prompt_format == "auto":
         return _item(None, None, row["text"], templated=False)
-    raise UsageError(
-        "A row needs `prompt` and `completion`, `messages`, `instruction` and `output`, or `text`; it has "
-        f"{', '.join(row) or 'nothing'}."
-    )
+    raise UsageError("`prompt_format='alpaca'` is for prompts, but the rows are text.")
 
 
 def _read_chat(turns: list[dict], answer: Any, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

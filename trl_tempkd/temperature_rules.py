@@ -13,12 +13,14 @@ constants.
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import UsageError
+from .option_checks import check_parameters
 from .temperature import LOG_FLOOR
 
 
@@ -217,7 +219,5 @@ def check_temperature_rule(rule: str | None, kwargs: dict[str, Any] | None = Non
     sample = torch.tensor([[1.0, 0.0, 0.5]])
     one = torch.ones(1)
     samples: dict[str, tuple[Any, ...]] = {"token_adaptive": (one, one, one), "curriculum": (0.0,)}
-    try:
-        TEMPERATURE_RULES[rule](*samples.get(rule, (sample, sample, one, one)), **kwargs)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"`temperature_rule_kwargs` {kwargs} does not fit {rule}: {error}") from None
+    function = partial(TEMPERATURE_RULES[rule], *samples.get(rule, (sample, sample, one, one)))
+    check_parameters("temperature_rule_kwargs", rule, function, kwargs)

@@ -14,10 +14,13 @@ from trl import SFTTrainer
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
+from .argument_checks import check_arguments, check_run
 from .citation import PAPER
 from .config import KDConfig
+from .data_checks import prepared as checked
 from .errors import UsageError
 from .heads import backbone, check_head, gathered_head
+from .logged_steps import LastStep, is_logged
 from .meter import Meter
 from .objectives import make_objective
 from .rollouts import PROMPTS, CarryingCollator, check_answers, make_rollouts, prepared
@@ -91,15 +94,13 @@ class TemperatureKDTrainer(SFTTrainer):
         args: KDConfig | None = None,
         **kwargs: Any,
     ):
+        model, teacher_model = check_arguments(model, teacher_model, args, kwargs)
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = KDConfig(f"{model_name.split('/')[-1]}-KD")
-        if not isinstance(args, KDConfig):
-            raise TypeError(f"`args` must be a `KDConfig`, got `{type(args).__name__}`.")
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
         self._cache = open_cache(teacher_model, args)
-        if kwargs.get("compute_loss_func") is not None:
-            raise UsageError("`compute_loss_func` replaces the loss, which is the divergence here. Use `SFTTrainer`.")
+        check_run(model, teacher_model, args, kwargs)
         check_answers(args, {"train": kwargs.get("train_dataset"), "eval": kwargs.get("eval_dataset")})
         super().__init__(model, args=args, **kwargs)
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one
@@ -129,6 +130,7 @@ class TemperatureKDTrainer(SFTTrainer):
         measures = ["loss", *(_NAMES.get(name, name) for name in self.teacher.metrics)]
         measures += ["aux_loss"] * self.aux_loss_enabled
         self._meter = Meter(self.accelerator, measures)
+        self.add_callback(LastStep())
         self._name = f"{self._name} ({args.describe()})"  # "trained with {_name}, a method introduced in {_paper}"
 
     def _refuse_unsupported(self) -> None:
@@ -145,7 +147,7 @@ class TemperatureKDTrainer(SFTTrainer):
         prepare = partial(prepared, super()._prepare_dataset, self.chat_template)
         if self._cache is not None:
             prepare = partial(self._cache.prepared, prepare)
-        return prepare(dataset, processing_class, *args)
+        return checked(prepare, dataset, processing_class, *args)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -154,12 +156,7 @@ class TemperatureKDTrainer(SFTTrainer):
 
     def _is_logged(self) -> bool:
         # The metrics cost a second pair of softmaxes, so they are computed only where they are shown
-        if not self.model.training or self.args.logging_strategy == "epoch":
-            return True
-        step = self.state.global_step + 1
-        return self.args.logging_strategy == "steps" and (
-            step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
-        )
+        return not self.model.training or is_logged(self.args, self.state)
 
     def _progress(self) -> float:
         return self.state.global_step / max(self.state.max_steps, 1)

@@ -14,22 +14,26 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, get_type_hints
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from trl.scripts.utils import TrlParser
 
-from ..errors import UsageError
-from ..names import did_you_mean
+from ..errors import UsageError as UsageError  # for those who import it from here
+from ..errors import is_for_the_user
+from ..trl_names import hint_for
 
 
 @contextmanager
 def usage_errors_on_one_line(prog: str) -> Iterator[None]:
     """
-    Turn a [`UsageError`] into one line on stderr and exit status 2. Everything else is a bug and keeps its traceback.
+    Turn a user's mistake into one line on stderr and exit status 2. Everything else is a bug and keeps its traceback.
     """
     try:
         yield
-    except UsageError as error:
+    except (ValueError, ImportError, OSError) as error:
+        if not is_for_the_user(error):
+            raise
         sys.exit(_complain(prog, str(error)))
 
 
@@ -110,6 +114,7 @@ class RecipeParser(TrlParser):
 
     def __init__(self, dataclass_types, prog: str | None = None, description: str = "", epilog: str = ""):
         self._groups: dict[str, argparse._ArgumentGroup] = {}
+        self._hints: dict[str, Any] = {}
         self._recipe = "the recipe"
         super().__init__(
             dataclass_types,
@@ -133,7 +138,7 @@ class RecipeParser(TrlParser):
         for field in dataclasses.fields(dtype):
             if not field.init:
                 continue
-            field.type = hints[field.name]
+            field.type = self._hints[field.name] = hints[field.name]
             # The base that comes first in the hierarchy owns the field: SFTConfig only changes defaults of its bases.
             owners = [b.__name__ for b in reversed(dtype.__mro__) if field.name in vars(b).get("__annotations__", {})]
             group = next((self._groups[owner] for owner in owners if owner in self._groups), self)
@@ -165,7 +170,7 @@ class RecipeParser(TrlParser):
                 if takes_value or value:
                     for_launch += [f"--{key}", *([str(value)] if takes_value else [])]
             else:
-                hint = did_you_mean(key, [*actions, *(flag.lstrip("-") for flag in launcher)])
+                hint = hint_for(key, [*actions, *(flag.lstrip("-") for flag in launcher)])
                 self.error(f"unknown key {key!r} in {self._recipe}{hint}")
         super().set_defaults_with_config(**{key: value for key, value in config.items() if key in actions})
         return for_launch
@@ -177,6 +182,13 @@ class RecipeParser(TrlParser):
         if value is False and action.choices and "no" in action.choices:
             return "no"  # YAML reads a bare `no` as false, as in `eval_strategy: no`
         expected = _type_name(action)
+        kinds = set(get_args(self._hints.get(key))) or {self._hints.get(key)}
+        if value is None and action.default is not None and NoneType not in kinds and Any not in kinds:
+            self.error(f"{key} in {self._recipe}: expected {expected.replace('string_to_', '')}, got nothing")
+        if kinds <= {str, NoneType}:
+            if isinstance(value, bool | list | dict):
+                self.error(f"{key} in {self._recipe}: expected text, got {value!r}")
+            value = value if value is None else str(value)  # YAML reads a name of digits as a number
         if expected in ("int", "float", "string_to_bool") and value is not None:
             try:
                 if isinstance(value, list | dict):
@@ -184,7 +196,7 @@ class RecipeParser(TrlParser):
                 self._get_value(action, str(value))
             except (ValueError, argparse.ArgumentError):
                 self.error(f"{key} in {self._recipe}: expected {expected.replace('string_to_', '')}, got {value!r}")
-        if action.choices and value is not None and value not in action.choices:
+        if action.choices and value is not None and value not in list(action.choices):
             self.error(
                 f"{key} in {self._recipe}: expected one of {', '.join(map(str, action.choices))}, got {value!r}"
             )
@@ -199,7 +211,7 @@ class RecipeParser(TrlParser):
             if flag in launcher:
                 before = launcher[flag] if flag == arg else None
             elif arg.startswith("--"):
-                self.error(f"unknown flag {flag}{did_you_mean(flag, [*self._option_string_actions, *launcher])}")
+                self.error(f"unknown flag {flag}{hint_for(flag, [*self._option_string_actions, *launcher])}")
             elif before is None or before.nargs == 0:
                 self.error(f"unexpected argument {arg!r}")
             else:
@@ -240,12 +252,16 @@ class RecipeParser(TrlParser):
                 args, return_remaining_strings=True, separate_remaining_strings=True
             )
         except OSError as error:  # the recipe, or a file that one of its values names
+            if error.filename is None and not is_for_the_user(error):
+                raise
             self.error(f"cannot read {error.filename or self._recipe}: {error.strerror or error}")
         except yaml.YAMLError as error:
             self.error(f"{self._recipe} is not valid YAML: {error}")
         except json.JSONDecodeError as error:  # of an option that is a dict
             self.error(f"{error.doc!r} is not valid JSON: {error}")
-        except ValueError as error:  # range checks of the dataclasses: `ValueError(f"... got {x}.")`
+        except (ValueError, ImportError) as error:  # the dataclasses' checks
+            if not is_for_the_user(error):
+                raise
             self.error(str(error))
         for part in values:
             for name in getattr(part, "_VALID_DICT_FIELDS", []):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..paths import check_writable
 from . import distill
 from .arguments import RecipeParser
 
@@ -163,6 +164,7 @@ def check(
     if training_args.teacher_server_url is not None:
         raise UsageError("a server gives no hidden states to cache: leave --teacher_server_url unset")
     training_args.teacher_cache = None  # the recipe may name this very one, for training
+    check_writable(args.output, "--output")
     distill.check(script_args, training_args, model_args, dataset_args)
 
 

@@ -1,17 +1,21 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Names on a command line -> data sets and models: from the Hub, from disk, or built in."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..names import did_you_mean
+from ..paths import BUILDERS, check_model_name, check_path, hub_problem
 
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, ScriptArguments
 
-BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+class UnreadableError(UsageError):
+    """Data that `datasets` can't read, in its words."""
 
 
 def load_data(script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") -> Any:
@@ -24,32 +28,81 @@ def load_data(script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfi
     Returns:
         `datasets.DatasetDict`: One data set per split. Files have the one split `train`.
     """
+    check_data(script_args, dataset_args)
+    if script_args.dataset_name == "tiny":
+        from ..tiny import load_tiny_dataset
+
+        return load_tiny_dataset()
+    path = Path(script_args.dataset_name or "")
+    if path.is_file() and path.suffix not in BUILDERS:
+        raise UsageError(f"cannot read {path}: expected a file of type {', '.join(BUILDERS)}")
+    with data_faults(script_args, dataset_args):
+        return _load(script_args, dataset_args)
+
+
+def _load(script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") -> Any:
     import datasets
+    import pyarrow as pa
     from trl import get_dataset
 
-    check_data(script_args, dataset_args)
-    name = script_args.dataset_name
+    name, streaming = script_args.dataset_name, script_args.dataset_streaming
+    path = Path(name or "")
     try:
         if name is None:
             return get_dataset(dataset_args)
-        if name == "tiny":
-            from ..tiny import load_tiny_dataset
-
-            return load_tiny_dataset()
-        path = Path(name)
         if path.is_file():
-            if path.suffix not in BUILDERS:
-                raise UsageError(f"cannot read {name}: expected a file of type {', '.join(BUILDERS)}")
-            streaming = script_args.dataset_streaming
             return datasets.load_dataset(BUILDERS[path.suffix], data_files=name, streaming=streaming)
         if (path / "dataset_dict.json").is_file():
             return datasets.load_from_disk(name)
         if (path / "state.json").is_file():
             return {"train": datasets.load_from_disk(name)}
-        return datasets.load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
-    # What `datasets` raises for a name that does not exist, a Hub out of reach, and a file that it cannot parse.
-    except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(f"cannot load the data set {name or dataset_args.datasets}: {error}") from error
+        if not path.exists():
+            _check_hub(name)
+        return datasets.load_dataset(name, name=script_args.dataset_config, streaming=streaming)
+    # Of names that don't exist, a Hub out of reach, files that can't be parsed, and files without a row
+    except (OSError, ValueError, StopIteration, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        said = str(error if isinstance(error, OSError) else _first_cause(error))
+        said = "it has no rows" if not said or "corresponds to no data" in said else said
+        raise UnreadableError(f"cannot load the data set {name or dataset_args.datasets}: {said}") from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _first_cause(error.__cause__)
+
+
+def _check_hub(name: str) -> None:
+    """Give up at once on a data set that is neither here nor in the cache, where the Hub is out of reach."""
+    import datasets
+
+    if not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).exists():
+        problem = None if datasets.config.HF_HUB_OFFLINE else hub_problem()
+        if problem is not None:
+            raise FileNotFoundError(f"it is no file or folder here, and {problem}")
+
+
+@contextmanager
+def data_faults(script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") -> Iterator[None]:
+    """
+    Name the file and the line that keep data from being read: when they are loaded, or while they are streamed.
+
+    Whatever else goes wrong goes through.
+    """
+    import datasets
+    import pyarrow as pa
+
+    from .data_files import fault_of, files_of
+
+    try:
+        yield
+    except (ValueError, StopIteration, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, UsageError) and not isinstance(error, UnreadableError):
+            raise
+        columns = isinstance(_first_cause(error), datasets.table.CastError)
+        files = files_of(script_args.dataset_name, dataset_args.datasets or ())
+        fault = next(filter(None, (fault_of(file, columns) for file in files)), None)
+        if fault is None:
+            raise
+        raise UsageError(f"cannot load the data: {fault}") from error
 
 
 def check_data(script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") -> None:
@@ -95,18 +148,8 @@ def check_model(name: str, revision: str | None, trust_remote_code: bool, option
     """Read a model's configuration, so that a wrong name is one line now rather than a traceback from eight ranks."""
     from transformers import AutoConfig
 
+    check_model_name(name, revision, f"--{option}")
     try:
         AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot load the model {name!r} (--{option}): {str(error).splitlines()[0]}") from error
-
-
-def check_path(name: str, what: str) -> None:
-    """Stop at a name that can only be a path, of something that is not there."""
-    path = Path(name).expanduser()
-    if path.exists():
-        return
-    # A Hub name is `name` or `owner/name`, so a path is what starts like one, goes deeper or ends in a file type.
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in BUILDERS:
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UsageError(f"no such {what}: {name}{did_you_mean(path.name, siblings)}")

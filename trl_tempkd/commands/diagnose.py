@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..errors import UsageError
 from ..files import write_atomically
+from ..paths import check_file_writable
 from .arguments import RecipeParser
 
 
@@ -144,6 +145,7 @@ def main(args: DiagnoseArguments, script_args: "ScriptArguments", dataset_args: 
     from ..diagnostics import Plan, collect, diagnose, measure_parameters, write_table
 
     assert not isinstance(args.objective_kwargs, str)
+    check_file_writable(args.output, "--output")
     plan = Plan(args.objectives, args.temperatures, args.modes, args.objective_kwargs)
     output = Path(args.output)
     with TemporaryDirectory() as folder:
@@ -173,14 +175,15 @@ def make_trainer(
 
     from ..config import KDConfig
     from ..trainer import TemperatureKDTrainer
-    from .data import check_data, check_model, load_data, resolve_model, select_split
+    from .data import check_data, check_model, data_faults, load_data, resolve_model, select_split
 
     check_data(script_args, dataset_args)
     student = resolve_model(args.model_name_or_path, "model_name_or_path")
     teacher = resolve_model(args.teacher_model_name_or_path, "teacher_model_name_or_path")
     split = script_args.dataset_train_split
     dataset = select_split(load_data(script_args, dataset_args), split, "dataset_train_split")
-    rows = [row for row, _ in zip(dataset, range(args.num_rows), strict=False)]
+    with data_faults(script_args, dataset_args):
+        rows = [row for row, _ in zip(dataset, range(args.num_rows), strict=False)]
     if not rows:
         raise UsageError(f"the split {split!r} has no rows (--dataset_train_split)")
     check_model(student, args.model_revision, args.trust_remote_code, "model_name_or_path")

@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .arguments import RecipeParser
@@ -67,6 +67,7 @@ def main(
         callbacks (`Sequence[TrainerCallback]`, *optional*, defaults to `()`):
             Callbacks for the trainer.
     """
+    from .data import data_faults
     from .launch import check_started
 
     check_started(training_args)
@@ -80,7 +81,8 @@ def main(
     if training_args.resume_from_checkpoint and checkpoint is None:
         say(f"No checkpoint in {training_args.output_dir} yet: starting from the beginning.")
 
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    with data_faults(script_args, dataset_args):  # of a stream they show here
+        result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
@@ -112,15 +114,11 @@ def make_trainer(
 
     from ..teachers import STUDENT_BASE
     from ..trainer import TemperatureKDTrainer
-    from .data import check_model, load_data, select_split
+    from .data import check_model, data_faults
 
     # What can be wrong with the names is found before any weights are loaded.
     student, teacher = check(script_args, training_args, model_args, dataset_args)
-    dataset = load_data(script_args, dataset_args)
-    train_dataset = select_split(dataset, script_args.dataset_train_split, "dataset_train_split")
-    eval_dataset = None
-    if training_args.do_eval:  # true with any eval_strategy but "no"
-        eval_dataset = select_split(dataset, script_args.dataset_test_split, "dataset_test_split")
+    train_dataset, eval_dataset = load_splits(script_args, training_args, dataset_args)
     trust = training_args.trust_remote_code
     check_model(student, model_args.model_revision, trust, "model_name_or_path")
     elsewhere = training_args.teacher_cache is not None or training_args.teacher_server_url is not None
@@ -135,15 +133,33 @@ def make_trainer(
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
-    return TemperatureKDTrainer(
-        model=student,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-        callbacks=list(callbacks),
-    )
+    with data_faults(script_args, dataset_args):
+        return TemperatureKDTrainer(
+            model=student,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+            callbacks=list(callbacks),
+        )
+
+
+def load_splits(
+    script_args: "ScriptArguments", training_args: "KDConfig", dataset_args: "DatasetMixtureConfig"
+) -> tuple[Any, Any]:
+    """The data to train on and, where the run evaluates, to evaluate on. Stops at rows that can't be trained on."""
+    from ..data_checks import check_rows, first_rows
+    from .data import data_faults, load_data, select_split
+
+    dataset = load_data(script_args, dataset_args)
+    options = ["dataset_train_split"] + ["dataset_test_split"] * bool(training_args.do_eval)  # with any eval_strategy
+    splits = [select_split(dataset, getattr(script_args, option), option) for option in options]
+    for option, split in zip(options, splits, strict=True):
+        name = f"the split {getattr(script_args, option)!r} (--{option})"
+        with data_faults(script_args, dataset_args):
+            check_rows(first_rows(split, name), name, training_args)
+    return splits[0], splits[1] if training_args.do_eval else None
 
 
 def check(
@@ -160,7 +176,9 @@ def check(
         `tuple[str, str]`: The student and the teacher, as `from_pretrained` takes them. With `--teacher_cache`
             or `--teacher_server_url` the teacher need not be named.
     """
-    from .data import check_data, check_path, resolve_model
+    from ..argument_checks import check_installed
+    from ..paths import check_path, check_writable
+    from .data import check_data, resolve_model
 
     check_data(script_args, dataset_args)
     student = resolve_model(model_args.model_name_or_path, "model_name_or_path")
@@ -173,6 +191,8 @@ def check(
         teacher = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
     find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
     check_adapter(model_args, teacher)
+    check_installed(training_args)
+    check_writable(str(training_args.output_dir), "--output_dir")
     return student, teacher
 
 

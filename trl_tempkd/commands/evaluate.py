@@ -111,7 +111,8 @@ def main(args: EvaluateConfig) -> None:
         args ([`EvaluateConfig`]):
             Options.
     """
-    from .data import check_path, resolve_model
+    from ..paths import check_file_writable, check_model_name, check_path
+    from .data import resolve_model
 
     # What can be wrong with the names is found before anything is loaded
     student = resolve_model(args.model_name_or_path, "model_name_or_path")
@@ -121,6 +122,7 @@ def main(args: EvaluateConfig) -> None:
         raise UsageError("no data set: give --dataset_name")
     check_path(args.dataset_name, "data set")
     output = Path(args.output)
+    check_file_writable(output, "--output")
     earlier = read_results(output) if output.exists() and not args.overwrite else None
 
     import torch
@@ -128,11 +130,15 @@ def main(args: EvaluateConfig) -> None:
     from transformers import AutoTokenizer
 
     from ..evaluation import evaluate_model
-    from ..prompts import read_rows
+    from ..prompts import check_rows, read_rows
     from ..teachers.live import check_vocabulary
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dataset = load_rows(args)
+    check_rows(dataset)
+    check_model_name(student, args.model_revision, "--model_name_or_path")
+    if teacher is not None:
+        check_model_name(teacher, args.teacher_model_revision, "--teacher_model_name_or_path")
     model = load_model(student, args.model_revision, args, "model_name_or_path").to(device)
     tokenizer = load_tokenizer(AutoTokenizer, student, model, args)
     teacher_model = None
@@ -171,12 +177,13 @@ def load_rows(args: EvaluateConfig) -> Any:
 
     from trl import DatasetMixtureConfig, ScriptArguments
 
-    from .data import load_data, select_split
+    from .data import data_faults, load_data, select_split
 
     script_args = ScriptArguments(dataset_name=args.dataset_name, dataset_config=args.dataset_config)
     dataset = load_data(script_args, DatasetMixtureConfig())
     split = args.dataset_test_split or ("test" if len(dataset) > 1 else next(iter(dataset)))
-    return list(islice(select_split(dataset, split, "dataset_test_split"), args.num_rows))
+    with data_faults(script_args, DatasetMixtureConfig()):
+        return list(islice(select_split(dataset, split, "dataset_test_split"), args.num_rows))
 
 
 def load_model(name: str, revision: str | None, args: EvaluateConfig, option: str) -> "PreTrainedModel":
@@ -272,11 +279,13 @@ def check_settings(earlier: dict[str, Any], settings: dict[str, Any], output: Pa
 
 def read_results(output: Path) -> dict[str, Any]:
     """The results that a file holds, or an error if it isn't one of ours."""
+    refusal = UsageError(f"{output} is there and holds no results: give another --output, or --overwrite")
     try:
         results = json.loads(output.read_text(encoding="utf-8"))
-        assert isinstance(results["settings"], dict)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UsageError(f"{output} is there and holds no results: give another --output, or --overwrite") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise refusal from error
+    if not isinstance(results, dict) or not isinstance(results.get("settings"), dict):
+        raise refusal
     return results
 
 

@@ -40,8 +40,8 @@ def launch(module: str, for_launch: list[str], for_script: list[str]) -> int:
 
     args = launch_command_parser().parse_args([*resolve_config(for_launch), "--module", module, *for_script])
     # A process that fails has printed why. The launcher's own traceback would only bury that.
+    check_processes(args)
     try:
-        check_processes(args)
         launch_command(args)
     except subprocess.CalledProcessError as error:
         return error.returncode
@@ -76,13 +76,17 @@ def check_processes(args: argparse.Namespace) -> None:
     it would start a single process whatever `--num_processes` says.
     """
     import torch
+    import yaml
     from accelerate.commands.config.config_args import ClusterConfig, default_config_file, load_config_from_file
     from accelerate.utils import DistributedType
 
     gpus = torch.accelerator.device_count()
     config = None
     if args.config_file is not None or (os.path.isfile(default_config_file) and not args.cpu):
-        config = load_config_from_file(args.config_file)
+        try:
+            config = load_config_from_file(args.config_file)
+        except (ValueError, OSError, yaml.YAMLError) as error:  # no such file, or one that isn't accelerate's
+            raise UsageError(f"accelerate launch: {error}") from error
         if not isinstance(config, ClusterConfig):  # SageMaker, whose machines are elsewhere
             return
     many = args.multi_gpu or args.use_deepspeed or args.use_fsdp or args.use_megatron_lm or args.tpu

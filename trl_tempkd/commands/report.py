@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UsageError
+from ..paths import check_file_writable, check_writable
 from .arguments import HelpFormatter, OneLineParser
 
 
@@ -42,6 +43,12 @@ def main(args: argparse.Namespace) -> int:
 
     if len(args.results_dirs) > 1 and not args.output:
         raise UsageError("several folders: say with --output where their page goes")
+    output = Path(args.output or Path(args.results_dirs[0], "report.html"))
+    check_file_writable(output, "--output")
+    if args.markdown:
+        check_file_writable(args.markdown, "--markdown")
+    if args.png:
+        check_writable(args.png, "--png")
     sections = [Section(read(folder), f"s{i}") for i, folder in enumerate(args.results_dirs, start=1)]
     for section in sections:
         results = section.results
@@ -49,7 +56,6 @@ def main(args: argparse.Namespace) -> int:
             f"{results.folder}: {len(results.cells)} finished cells; comparing them may take a minute or two",
             flush=True,
         )
-    output = Path(args.output or Path(args.results_dirs[0], "report.html"))
     date = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     write_atomically(output, render(sections, __version__, date))
     print(f"{output} ({output.stat().st_size / 1e6:.1f} MB)")

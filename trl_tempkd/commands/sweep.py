@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..paths import check_writable
 from .arguments import HelpFormatter, OneLineParser
 
 
@@ -77,6 +78,8 @@ def main(args: argparse.Namespace) -> int:
         import_ray()
     args.workers = args.workers or recipe["workers"]
     results_dir = Path(args.results_dir or recipe["results_dir"]).resolve()
+    check_writable(results_dir, "--results_dir")
+    check_cell_data(found[0])
     try:
         results, failed = run_stage(stage, results_dir, args, recipe["keep_models"])
         if select:
@@ -140,6 +143,17 @@ def check(found: "list[Cell]") -> None:
         values = read_options(cell.options, f"trl-tempkd sweep: {cell.name}", cell.name)
         if cell is found[0]:
             distill.check(*values)
+
+
+def check_cell_data(cell: "Cell") -> None:
+    """Stop at data that no cell could be trained or scored on, before any is started."""
+    from . import distill
+    from .cell import load_rows
+
+    values = read_options(cell.options, "trl-tempkd sweep", cell.name)
+    script_args, training_args, _, dataset_args = values
+    distill.load_splits(script_args, training_args, dataset_args)
+    load_rows(values, "dataset_test_split", cell.evaluation["rows"])
 
 
 def read_options(options: dict[str, Any], prog: str, name: str) -> list[Any]:

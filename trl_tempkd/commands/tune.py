@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..paths import check_writable
 from .arguments import HelpFormatter, OneLineParser
 from .sweep import positive, read_options, share
 
@@ -92,6 +93,7 @@ def main(args: argparse.Namespace) -> int:
         dry_run(tuning)
         return 0
     shown = args.results_dir or tuning.results_dir
+    check_writable(shown, "--results_dir")
     store = Store(Path(shown).resolve(), tuning)
     prepare_data(store)
     try:
@@ -158,13 +160,16 @@ def prepare_data(store: "Store") -> None:
     """Hold rows out of the training split, once for the study."""
     import datasets
 
+    from . import distill
     from .cell import hold_out
 
     datasets.disable_progress_bars()
     data, written = store.folder / "data", store.folder / "data.part"
     with store.lock():
         if not data.is_dir():
-            hold_out(read_options(store.tuning.base, "trl-tempkd tune", "base"), store.tuning.rows, written)
+            values = read_options(store.tuning.base, "trl-tempkd tune", "base")
+            distill.load_splits(values[0], values[1], values[3])
+            hold_out(values, store.tuning.rows, written)
             written.rename(data)
 
 

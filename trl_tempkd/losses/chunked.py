@@ -210,6 +210,8 @@ def _wanted(metrics: bool | Sequence[str], names: tuple[str, ...], has_labels: b
     for name in metrics:
         if name not in ALL_METRICS:
             raise UsageError(f"`metrics` must be of {', '.join(ALL_METRICS)}, got {name!r}.")
+        if name not in (*names, *blocks.TAU_METRICS):
+            raise UsageError(f"`metrics` has {name!r}, and of this teacher there are {', '.join(names)} alone.")
         if name in ("ce", "teacher_ce") and not has_labels:
             raise UsageError(f"`metrics` has {name!r}, which looks at the target: pass `labels`.")
     return tuple(metrics)
@@ -361,7 +363,9 @@ def chunked_kd_loss(
         truncated=truncated is not None,
         with_grad=torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in (student_hidden, student_weight, student_bias)),
-        metrics=_wanted(metrics, names, labels is not None),
+        metrics=_wanted(
+            metrics, names if truncated or metrics is True else (*names, "teacher_ce"), labels is not None
+        ),
         rows=tuple(row_inputs),
         rule=temperature_rule,
         rule_kwargs=tuple(sorted((temperature_rule_kwargs or {}).items())),

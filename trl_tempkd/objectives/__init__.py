@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from ..divergences import DIVERGENCES, check_divergence
 from ..errors import UsageError
+from ..option_checks import check_parameters
 from .distillm2 import DistiLLM2
 from .method import Method
 from .minillm import MiniLLM
@@ -51,10 +52,7 @@ def check_objective(name: str, kwargs: dict[str, Any] | None = None) -> None:
     for key in kwargs or {}:
         if key not in known:
             raise UsageError(f"`divergence_kwargs` has {key!r}, but {name} takes {', '.join(known)}.")
-    try:
-        OBJECTIVES[name](**(kwargs or {}))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"`divergence_kwargs` {kwargs} does not fit {name}: {error}") from None
+    check_parameters("divergence_kwargs", name, OBJECTIVES[name], kwargs or {})
 
 
 def token_divergence(name: str) -> str:

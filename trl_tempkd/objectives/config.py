@@ -202,8 +202,8 @@ class ObjectiveConfig(RolloutConfig):
         assert not isinstance(self.kd_temperature_rule_kwargs, str)
         try:
             check_temperature_rule(rule, self.kd_temperature_rule_kwargs)
-        except ValueError as error:
-            raise UsageError(str(error).replace("`temperature_rule", "`kd_temperature_rule")) from None
+        except UsageError as error:
+            raise UsageError(str(error).replace("`temperature_rule", "`kd_temperature_rule")) from error
         if rule is None:
             return
         if self.student_kd_temperature is not None and self.teacher_kd_temperature is not None:

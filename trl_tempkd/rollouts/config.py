@@ -9,6 +9,7 @@ from transformers.utils import logging
 from trl import SFTConfig
 
 from ..errors import UsageError
+from ..option_checks import check_types
 
 
 logger = logging.get_logger(__name__)
@@ -279,6 +280,7 @@ class RolloutConfig(SFTConfig):
             )
 
     def __post_init__(self):
+        check_types(self, SFTConfig)  # first: what follows compares
         super().__post_init__()
         self._check_generation_kwargs()
         for name, ok, wanted in (

@@ -11,8 +11,18 @@ from transformers import PreTrainedTokenizerBase
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.import_utils import is_vllm_available
 
+from ..errors import UsageImportError
 from .config import RolloutConfig
 from .sampling import most_over_ranks
+
+
+def require_vllm() -> None:
+    """Stop where vLLM is asked for and isn't installed."""
+    if not is_vllm_available():
+        raise UsageImportError(
+            "`use_vllm` is True, but vLLM isn't installed. Install a version that TRL supports with `pip install "
+            "'trl[vllm]'`, or leave `use_vllm` unset to generate with transformers."
+        )
 
 
 class VLLMSampler:
@@ -32,7 +42,7 @@ class VLLMSampler:
             Number of tokens that the teacher knows. A completion ends before one that it doesn't.
 
     Raises:
-        `ImportError`: If vLLM isn't installed.
+        [`UsageImportError`]: If vLLM isn't installed.
     """
 
     def __init__(
@@ -43,11 +53,7 @@ class VLLMSampler:
         args: RolloutConfig,
         vocabulary: int,
     ):
-        if not is_vllm_available():
-            raise ImportError(
-                "`use_vllm` is True, but vLLM isn't installed. Install a version that TRL supports with `pip install "
-                "'trl[vllm]'`, or leave `use_vllm` unset to generate with transformers."
-            )
+        require_vllm()
         self.accelerator = accelerator
         self.vocabulary = vocabulary
         self.pad: int = tokenizer.pad_token_id

@@ -31,7 +31,18 @@ from .. import __version__
 from ..errors import UsageError
 from ..files import whole_file, write_atomically
 from .cached import HEAD
-from .columns import encode, features_of, is_sound, key_of, predicting, rows_of, token_columns, tokens_of, uniform_of
+from .columns import (
+    CHECKSUM,
+    encode,
+    features_of,
+    is_sound,
+    key_of,
+    predicting,
+    rows_of,
+    token_columns,
+    tokens_of,
+    uniform_of,
+)
 from .layouts import TopKLayout, make_layout
 from .manifest import NAME, PREPARATION, Manifest, checksum_of, hashes_of, identity_of, plain
 
@@ -228,10 +239,11 @@ class CacheBuilder:
         try:
             shard = Dataset.from_file(str(path))
             shard.data.validate(full=True)  # no offset points outside of the file
-            seed = self.manifest.seed
-            return len(shard) == rows and all(is_sound(row, self.layout, seed) for row in shard)
         except (pa.ArrowException, OSError, ValueError, KeyError):
             return False
+        if len(shard) != rows or not {"input_ids", "labels", self.layout.column, CHECKSUM} <= set(shard.column_names):
+            return False
+        return all(is_sound(row, self.layout, self.manifest.seed) for row in shard)
 
     def _run(self, shards: list[_Shard]) -> None:
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index

@@ -95,9 +95,11 @@ class TeacherCache:
             rows = load_from_disk(str(self.folder / split), keep_in_memory=False)
             assert isinstance(rows, Dataset)
             rows.data.validate(full=True)  # no offset points outside of the file
-            keys = [key_of(tokens) for tokens in rows_of(rows)]
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise UsageError(f"{self.folder / split} can't be read: {error}. {_REPAIR}") from error
+        if not {"input_ids", "labels"} <= set(rows.column_names):
+            raise UsageError(f"{self.folder / split} is damaged: it has no tokens. {_REPAIR}")
+        keys = [key_of(tokens) for tokens in rows_of(rows)]
         if xxhash.xxh3_128_hexdigest(b"".join(keys)) != fingerprint:
             raise UsageError(f"{self.folder / split} is damaged: its tokens aren't those of `fingerprint`. {_REPAIR}")
         return rows, {key: i for i, key in enumerate(keys)}

@@ -125,11 +125,17 @@ class Manifest:
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] == FORMAT:
-                return cls(**values)
-            problem = f"has `format` {values['format']}, this version reads {FORMAT}"
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            problem = f"can't be read: {error!r}"
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} can't be read: {error!r}. Build the cache again, in another folder.") from error
+        found = values if isinstance(values, dict) else {}
+        known = {of.name for of in dataclasses.fields(cls)}
+        needed = {of.name for of in dataclasses.fields(cls) if of.default is of.default_factory is dataclasses.MISSING}
+        if found.get("format") != FORMAT:
+            problem = f"has `format` {found.get('format')}, this version reads {FORMAT}"
+        elif wrong := sorted(needed - set(found) | set(found) - known):
+            problem = f"can't be read: {', '.join(wrong)} missing, or unknown"
+        else:
+            return cls(**found)
         raise UsageError(f"{path} {problem}. Build the cache again, in another folder.")
 
     def check_same_build(self, other: "Manifest", folder: Path) -> None:

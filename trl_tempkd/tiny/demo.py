@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..errors import UsageError
 from ..files import write_atomically
 from . import load_tiny_dataset, resolve
 
@@ -155,7 +156,7 @@ def check(args: argparse.Namespace) -> None:
     for option, name in (("student", args.student), ("teacher", args.teacher)):
         try:
             path = Path(resolve(name))
-        except ValueError as error:
+        except UsageError as error:
             raise DemoError(f"--{option}: {error}") from error
         if not (path / "config.json").is_file():
             raise DemoError(f"--{option}: there is no model in {path}")

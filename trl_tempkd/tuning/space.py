@@ -151,8 +151,8 @@ def read_space(space: Any, where: str) -> Space:
     for rule in found.get("rule", ()):
         try:
             check_temperature_rule(_name_of(rule), next(iter(rule.values())) if isinstance(rule, dict) else None)
-        except ValueError as error:
-            raise UsageError(f"'rule' in {where}: {error}") from None
+        except UsageError as error:
+            raise UsageError(f"'rule' in {where}: {error}") from error
     for tau in found.get("tau", ()):
         if isinstance(tau, bool) or not isinstance(tau, int | float) or tau <= 0:
             raise UsageError(f"'tau' in {where}: expected positive numbers, got {tau!r}.")

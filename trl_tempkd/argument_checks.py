@@ -1,0 +1,154 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""What the trainer is given, looked at before it loads a model: its arguments, and what its options need."""
+
+import dataclasses
+import importlib.util
+import inspect
+import os
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from peft import PeftConfig
+from torch import nn
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, TrainingArguments
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from trl import SFTTrainer
+
+from .config import KDConfig
+from .data_checks import check_datasets
+from .errors import UsageError, UsageImportError, UsageTypeError
+from .names import did_you_mean
+from .paths import check_model_name, check_writable
+from .rollouts.vllm import require_vllm
+from .teachers.base import STUDENT_BASE
+
+
+# Where what is given in the place of a model belongs
+_PLACES: dict[tuple[type, ...], str] = {
+    (TrainingArguments,): "args",
+    (Dataset, DatasetDict, IterableDataset, IterableDatasetDict): "train_dataset",
+    (PreTrainedTokenizerBase, ProcessorMixin): "processing_class",
+    (TrainerCallback,): "callbacks",
+    (PeftConfig,): "peft_config",
+}
+_ARGUMENTS = (*list(inspect.signature(SFTTrainer.__init__).parameters)[1:], "teacher_model")
+_RENAMED = {"tokenizer": "processing_class", "teacher": "teacher_model", "config": "args", "dataset": "train_dataset"}
+
+# A part of an optimizer's name -> the package that has it, the first that fits
+_OPTIMIZERS = {
+    "galore": "galore-torch",
+    "apollo": "apollo-torch",
+    "lomo": "lomo-optim",
+    "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree",
+    "stable_adamw": "torch-optimi",
+    "torch_4bit": "torchao",
+    "torch_8bit": "torchao",
+    **dict.fromkeys(("8bit", "paged", "lion", "ademamix", "bnb"), "bitsandbytes"),
+}
+_MODULES = {"torch-optimi": "optimi"}  # those that are imported by another name
+_UNKNOWABLE = ("azure_ml", "flyte")  # trackers that transformers has no plain answer for
+
+
+def check_arguments(model: Any, teacher_model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """
+    Stop at arguments of the trainer that are something else than they should be.
+
+    Returns:
+        `tuple`: Student and teacher, a path being text.
+
+    Raises:
+        [`UsageTypeError`]: Names the argument, what it got, and where that belongs.
+    """
+    if args is not None and not isinstance(args, KDConfig):
+        more = " It takes all options of `SFTConfig`." if isinstance(args, TrainingArguments) else ""
+        raise UsageTypeError(f"`args` must be a `KDConfig`, got `{type(args).__name__}`.{more}")
+    if kwargs.get("compute_loss_func") is not None:
+        raise UsageError("`compute_loss_func` replaces the loss, which is the divergence here. Use `SFTTrainer`.")
+    for name in kwargs:
+        if name not in _ARGUMENTS:
+            hint = f"; it is called `{_RENAMED[name]}` here" if name in _RENAMED else did_you_mean(name, _ARGUMENTS)
+            if name in {field.name for field in dataclasses.fields(KDConfig)}:
+                hint = f"; it is an option of the run: `args=KDConfig(..., {name}=...)`"
+            raise UsageTypeError(f"TemperatureKDTrainer has no argument `{name}`{hint}")
+    return _model("model", model), None if teacher_model is None else _model("teacher_model", teacher_model)
+
+
+def _model(name: str, value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, str | nn.Module):
+        return value
+    place = next((place for kinds, place in _PLACES.items() if isinstance(value, kinds)), None)
+    if place is None:
+        raise UsageTypeError(f"`{name}` must be a model, or its name or folder, got {type(value).__name__}.")
+    raise UsageTypeError(
+        f"`{name}` is a {type(value).__name__}, which belongs into `{place}`. By position the arguments are `model`, "
+        f"`teacher_model` and `args`; pass it by name: `TemperatureKDTrainer(model, {place}=..., ...)`."
+    )
+
+
+def check_run(model: Any, teacher_model: Any, args: KDConfig, kwargs: dict[str, Any]) -> None:
+    """
+    Stop at what can't work, before a model is loaded. Arguments as of the trainer.
+
+    Raises:
+        [`UsageError`]: If there is no model of a name, a package is missing, the `output_dir` can't be written, or the
+            data can't be trained on.
+    """
+    if isinstance(model, str):
+        check_model_name(model, _revision(args.model_init_kwargs), "`model`")
+    elsewhere = args.teacher_cache is not None or args.teacher_server_url is not None
+    if isinstance(teacher_model, str) and teacher_model != STUDENT_BASE and not elsewhere:
+        revision = args.teacher_model_revision or _revision(args.teacher_model_init_kwargs)
+        check_model_name(teacher_model, revision, "`teacher_model`")
+    template = args.chat_template_path
+    if template is not None and template.endswith((".jinja", ".j2")):
+        if not os.path.isfile(template):
+            raise UsageError(f"no such chat template: {template} (`chat_template_path`)")
+    elif template is not None:
+        check_model_name(template, None, "`chat_template_path`")
+    check_installed(args, vllm=isinstance(model, str))
+    if args.should_save:
+        check_writable(str(args.output_dir), "`output_dir`")
+    check_datasets(model, args, **kwargs)
+
+
+def _revision(init_kwargs: Any) -> str | None:
+    return init_kwargs.get("revision") if isinstance(init_kwargs, dict) else None
+
+
+def check_installed(args: KDConfig, vllm: bool = True) -> None:
+    """
+    Stop at options that need a package which isn't there.
+
+    Args:
+        args ([`KDConfig`]):
+            Options of the run.
+        vllm (`bool`, *optional*, defaults to `True`):
+            Whether to look for vLLM, which the sampler looks for too once the models are there.
+
+    Raises:
+        [`UsageImportError`]: Says how to install it.
+    """
+    if vllm and args.use_vllm and (args.lmbda > 0 or args.lmbda_schedule == "adaptive"):
+        require_vllm()
+    available = {*get_available_reporting_integrations(), *_UNKNOWABLE}
+    for tracker in args.report_to or []:
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            raise UsageError(
+                f"`report_to` must be of {', '.join(INTEGRATION_TO_CALLBACK)}, or none, got {tracker!r}"
+                f"{did_you_mean(tracker, INTEGRATION_TO_CALLBACK)}"
+            )
+        if tracker not in available:
+            raise UsageImportError(
+                f"`report_to` has {tracker!r}, which isn't installed: `pip install {tracker.replace('_', '-')}`, or "
+                "leave it out."
+            )
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    package = next((package for part, package in _OPTIMIZERS.items() if part in optimizer), None)
+    if package and importlib.util.find_spec(_MODULES.get(package, package.replace("-", "_"))) is None:
+        raise UsageImportError(
+            f"`optim` is {optimizer!r}, which {package} has, and it isn't installed: `pip install {package}`, or use "
+            "the default."
+        )

@@ -1,0 +1,288 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""
+Data sets that can't be trained on, found before a model is loaded where that is possible.
+
+The first rows are looked at always, the others where something has gone wrong: then the row is named.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from accelerate.logging import get_logger
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from transformers import AutoProcessor, PreTrainedTokenizerBase
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from trl.trainer.utils import get_config_model_id
+
+from .counted_tokens import counted_tokens, described, has_target
+from .errors import UsageError, UsageTypeError
+from .rollouts.config import RolloutConfig
+from .row_formats import Expected, Row, is_chat, problem_of
+
+
+logger = get_logger(__name__)
+
+FIRST_ROWS = 32  # looked at before anything is loaded
+MOST_ROWS = 10_000  # looked at then, in the search for one with something left to train on; of a stream a tenth
+
+
+def check_datasets(
+    model: Any,
+    args: RolloutConfig,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    processing_class: Any = None,
+    formatting_func: Callable | None = None,
+    **_: Any,
+) -> None:
+    """
+    Stop at data that can't be trained on. Arguments as of the trainer, before it loads anything.
+
+    Raises:
+        [`UsageError`]: Names the data set, the row, the problem, and the way out.
+    """
+    if train_dataset is None:
+        raise UsageError("`train_dataset` is None: the trainer needs data to train on.")
+    named = {"`train_dataset`": train_dataset}
+    if isinstance(eval_dataset, Mapping):
+        named |= {f"`eval_dataset[{name!r}]`": dataset for name, dataset in eval_dataset.items()}
+    elif eval_dataset is not None:
+        named["`eval_dataset`"] = eval_dataset
+    tokenizer = None
+    for name, dataset in named.items():
+        rows = first_rows(dataset, name)
+        if formatting_func is not None or _is_prepared_elsewhere(args, dataset, rows[0]):
+            continue
+        check_rows(rows, name, args, processing_class)
+        tokenizer = _load_tokenizer(model, args, processing_class) if tokenizer is None else tokenizer
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            return
+        with_template = _with_template(rows[0], name, tokenizer, args)
+        packing = args.packing if dataset is train_dataset or args.eval_packing is None else args.eval_packing
+        if with_template is not None and args.max_length is not None and not packing:
+            _check_lengths(dataset, name, with_template, args)
+
+
+def first_rows(dataset: Any, name: str) -> list[Row]:
+    """
+    The first rows of a data set.
+
+    Raises:
+        [`UsageError`]: If it has none, or is no data set.
+    """
+    if isinstance(dataset, DatasetDict | IterableDatasetDict):
+        raise UsageTypeError(f"{name} has several splits, {', '.join(dataset)}: pass one of them.")
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise UsageTypeError(
+            f"{name} must be a `datasets.Dataset` or `IterableDataset`, got {type(dataset).__name__}. "
+            "`Dataset.from_list(rows)` makes one of a list of dicts."
+        )
+    rows = list(islice(dataset, FIRST_ROWS if isinstance(dataset, Dataset) else 1))
+    if not rows:
+        raise UsageError(f"{name} has no rows. Give a split that has some.")
+    return rows
+
+
+def check_rows(rows: Iterable[Row], name: str, args: RolloutConfig, processing_class: Any = None) -> None:
+    """Stop at the first row that can't be trained on."""
+    expected = _expected(args, processing_class)
+    for number, row in enumerate(rows):
+        _checked(name, expected, row, number)
+
+
+def prepared(prepare: Callable[..., Any], dataset: Any, tokenizer: Any, args: RolloutConfig, *others: Any) -> Any:
+    """
+    A data set as the trainer prepares it, whose failures name the row.
+
+    Args:
+        prepare (`Callable`):
+            The trainer's preparation.
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Any data set that it takes.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the run.
+        args ([`RolloutConfig`]):
+            Options of the run.
+        others (`tuple`):
+            What else the preparation takes: whether to pack, a formatting function, the name of the data set.
+
+    Raises:
+        [`UsageError`]: If there is no row, a row is not what it should be, or nothing is left to train on. A bad row
+            of a stream is found when its turn comes.
+    """
+    packing, formatting_func, split = others
+    name = f"the {split} data"
+    if isinstance(dataset, Dataset) and "labels" in dataset.column_names and not len(dataset):
+        return prepare(dataset, tokenizer, args, *others)  # ready, and nothing to measure
+    first_rows(dataset, name)
+    own = formatting_func is not None
+    expected = _expected(args, tokenizer)._replace(completion=not args.generates)
+    if isinstance(dataset, IterableDataset):
+        streamed = dataset if own else dataset.filter(partial(_checked, name, expected), with_indices=True)
+        return prepare(streamed, tokenizer, args, *others)
+    try:
+        result = prepare(dataset, tokenizer, args, *others)
+    except UsageError:
+        raise
+    except Exception as error:
+        problem = None if own else _find_problem(dataset, expected, tokenizer)
+        if problem is None:
+            raise
+        raise UsageError(f"{name}, {problem}") from error
+    _check_left(dataset, result, name, packing, args)
+    return result
+
+
+def _checked(name: str, expected: Expected, row: Row, number: int) -> bool:
+    problem = problem_of(row, expected)
+    if problem is not None:
+        raise UsageError(f"{name}, row {number}: {problem}")
+    return True
+
+
+def _expected(args: RolloutConfig, processing_class: Any) -> Expected:
+    template = getattr(processing_class, "chat_template", None)
+    return Expected(args.dataset_text_field, assistant=args.assistant_only_loss, template=str(template or ""))
+
+
+def _is_prepared_elsewhere(args: RolloutConfig, dataset: Any, row: Row) -> bool:
+    """Whether rows are made ready by the collator, as those with images are, or by a transform of the user's."""
+    transformed = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+    return (
+        transformed
+        or bool((args.dataset_kwargs or {}).get("skip_prepare_dataset"))
+        or bool({"image", "images"} & set(row))
+    )
+
+
+def _load_tokenizer(model: Any, args: RolloutConfig, processing_class: Any) -> Any:
+    """The tokenizer that the trainer will use, or `None` where it can't be had before the model."""
+    if processing_class is not None:
+        return processing_class
+    name, revision = model, (args.model_init_kwargs or {}).get("revision")
+    if not isinstance(model, str):
+        name, revision = get_config_model_id(model.config) if hasattr(model, "config") else None, None
+    if not name:
+        return None
+    try:
+        return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError, ImportError):  # the trainer says so, if it doesn't find one elsewhere either
+        return None
+
+
+def _with_template(row: Row, name: str, tokenizer: PreTrainedTokenizerBase, args: RolloutConfig) -> Any:
+    """
+    The tokenizer with the template that the trainer will use.
+
+    Raises:
+        [`UsageError`]: If there is none that writes conversations, or none that marks what the assistant says.
+    """
+    chat = is_chat(row)
+    if args.assistant_only_loss and not chat and "input_ids" not in row:
+        raise UsageError(
+            f"{name} has no conversations, and `assistant_only_loss` is about their turns. Leave it at False: of "
+            "`prompt` and `completion`, the completion alone is trained on."
+        )
+    if not chat:
+        return tokenizer
+    path = args.chat_template_path
+    if path is not None and not path.endswith((".jinja", ".j2")):
+        return None  # the template of another model, which comes with its tokens
+    tokenizer = copy.copy(tokenizer)
+    if path is not None:
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+    if not tokenizer.chat_template:
+        raise UsageError(
+            f"{name} has conversations, and the tokenizer has no chat template. Set `chat_template_path` to a Jinja "
+            "file or to a model that has one, or use `prompt` and `completion` as plain text."
+        )
+    if args.assistant_only_loss and not has_generation_markers(tokenizer.chat_template):
+        try:
+            tokenizer.chat_template = get_training_chat_template(tokenizer)
+        except ValueError as error:
+            raise UsageError(
+                "`assistant_only_loss` needs a chat template with `{% generation %}` around what the assistant says, "
+                "and the tokenizer's has none. Use rows of `prompt` and `completion`, whose completion alone is "
+                "trained on, or set `chat_template_path` to a template that has these marks."
+            ) from error
+    return tokenizer
+
+
+def _check_lengths(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, args: RolloutConfig) -> None:
+    """Stop at data of which `max_length` leaves nothing to train on."""
+    most = MOST_ROWS if isinstance(dataset, Dataset) else MOST_ROWS // 10
+    expected = _expected(args, tokenizer)
+    first: list[bool] | None = None
+    number = -1
+    for number, row in enumerate(islice(dataset, most)):
+        if "prompt" in row and "completion" not in row:
+            return  # what is to be trained on isn't there yet
+        _checked(name, expected, row, number)
+        try:
+            counted = counted_tokens(row, tokenizer, args)
+        except Exception as error:  # of the template or the tokenizer, neither of which is ours
+            raise UsageError(f"{name}, row {number}: the tokenizer can't write it: {error}") from error
+        if has_target(counted, args):
+            return
+        first = counted if first is None else first
+    said = (
+        f"has nothing left to train on in any of its {'first ' * (number + 1 == most)}{number + 1} rows, which are "
+        f"cut at `max_length` {args.max_length}. {described(first or [])} Raise `max_length`, or leave out what is "
+        "longer."
+    )
+    if number + 1 < most:
+        raise UsageError(f"{name} {said}")
+    logger.warning(f"{name} {said}")
+
+
+def _check_left(dataset: Dataset, result: Any, name: str, packing: bool, args: RolloutConfig) -> None:
+    """After the preparation: stop where no token is trained on, and say how many rows have none."""
+    if "labels" not in (result.column_names or ()):
+        return
+    labels = result.select_columns("labels")
+    if not any(label != -100 for row in labels for label in row["labels"][1:]):
+        raise UsageError(
+            f"{name} has nothing to train on: of {len(dataset)} rows none has a token that counts once they are cut "
+            f"at `max_length` {args.max_length}. Raise `max_length`, or look at what is masked "
+            "(`completion_only_loss`, `assistant_only_loss`, `labels` of -100)."
+        )
+    if "labels" in dataset.column_names and (row := _unequal(dataset)) is not None:
+        raise UsageError(f"{name}, row {row}: has not as many `labels` as `input_ids`.")
+    dropped = len(dataset) - len(result)
+    if dropped > 0 and not packing:
+        logger.warning(
+            f"{dropped} of {len(dataset)} rows of {name} ({dropped / len(dataset):.1%}) have no token left to train "
+            f"on after `max_length` {args.max_length}, and are left out."
+        )
+
+
+def _unequal(dataset: Dataset) -> int | None:
+    """The first row whose labels aren't as many as its tokens, looked for without reading them."""
+    start = 0
+    for batch in dataset.select_columns(["input_ids", "labels"]).with_format("arrow").iter(1000):
+        lengths = [pc.list_value_length(column).to_numpy() for column in batch.columns]
+        (unequal,) = (lengths[0] != lengths[1]).nonzero()
+        if len(unequal):
+            return start + int(unequal[0])
+        start += len(batch)
+    return None
+
+
+def _find_problem(dataset: Any, expected: Expected, tokenizer: Any) -> str | None:
+    """The first row that keeps the data from being prepared, and why."""
+    for number, row in enumerate(dataset):
+        problem = problem_of(row, expected)
+        turns = row.get("messages") or row.get("prompt")
+        if problem is None and isinstance(turns, list):
+            try:
+                tokenizer.apply_chat_template(turns, tokenize=False)
+            except Exception as error:  # the template's, about this row
+                problem = f"the chat template can't write it: {error}"
+        if problem is not None:
+            return f"row {number}: {problem}"
+    return None
