@@ -25,6 +25,7 @@ FLOORS = [
     ["evaluation"],
     ["metrics", "prompts"],
     ["trainer"],
+    ["checkpoints", "accumulation"],
     ["config", "citation"],
     ["objectives"],
     ["rollouts", "meter"],
