@@ -352,6 +352,20 @@ def test_the_model_alone_is_not_enough_to_go_on(make_trainer, caplog):
     assert "the optimizer and the schedule of the learning rate start anew" in caplog.text
 
 
+@pytest.mark.parametrize(("file", "under"), [("global_step4/x.pt", "DeepSpeed"), ("pytorch_model_fsdp.bin", "FSDP")])
+def test_a_checkpoint_of_another_backend(make_trainer, tmp_path, file, under):
+    """Transformers would take the model and a new optimizer."""
+    make_trainer(**SAVING).train()
+    checkpoint = tmp_path / "out/checkpoint-4"
+    (checkpoint / file).parent.mkdir(exist_ok=True)
+    shutil.copy(checkpoint / "optimizer.pt", checkpoint / file)
+    (checkpoint / "optimizer.pt").rename(checkpoint / "optimizer.bin")
+    (checkpoint / "latest").write_text("global_step4")
+    (checkpoint / RECORD).unlink()
+    with pytest.raises(UsageError, match=f"written under {under}, and what a run under one process or DDP goes on"):
+        make_trainer(**{**SAVING, "max_steps": 6}).train(resume_from_checkpoint=True)
+
+
 # The command
 
 

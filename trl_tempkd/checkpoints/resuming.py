@@ -20,12 +20,12 @@ from .whole import (
     WRITING,
     clear,
     find_checkpoint,
-    has_training_state,
     problem_of,
     publish,
     record_of,
     rotate,
     said,
+    written_under,
 )
 
 
@@ -84,22 +84,29 @@ class ResumingTrainer(SFTTrainer):
                     f"`resume_from_checkpoint` is True, and there is no checkpoint in {self.args.output_dir}."
                 )
             return None, []
-        warnings = (
-            [f"Resuming from {checkpoint}. Newer ones aren't whole: {said(passed_over)}."] if passed_over else []
-        )
-        record = record_of(Path(checkpoint))
+        fallback = f"Resuming from {checkpoint}. Newer ones aren't whole: {said(passed_over)}."
+        return checkpoint, [*([fallback] if passed_over else []), *self._compared(Path(checkpoint))]
+
+    def _compared(self, checkpoint: Path) -> list[str]:
+        """What is to be said of a checkpoint beside this run."""
+        mine = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else "one process or DDP"
+        under = written_under(checkpoint)
+        if under != mine and not (under is None and mine == "one process or DDP"):
+            raise UsageError(
+                f"{checkpoint} was written {f'under {under}' if under else 'with `save_only_model`'}, and what a run "
+                f"under {mine} goes on from isn't in it. Resume as it was made, or start anew with it as the student."
+            )
+        record = record_of(checkpoint)
         if record is None:
-            warnings.append(f"{checkpoint} doesn't say what run it is of, so it can't be compared with this one.")
-            return checkpoint, warnings
+            return [f"{checkpoint} doesn't say what run it is of, so it can't be compared with this one."]
         target, run = (differences(record.get(part, {}), self._description[part]) for part in ("target", "run"))
         if target and not self.args.resume_with_changes:
             raise UsageError(
                 f"{checkpoint} is of another run: {'; '.join(target)}. Resume it with what it was made with, give "
                 "another `output_dir` to start anew, or set `resume_with_changes` to go on nevertheless."
             )
-        if target or run:
-            warnings.append(f"{checkpoint} was made with other options: {'; '.join([*target, *run])}.")
-        return checkpoint, warnings
+        changes = [*target, *run]
+        return [f"{checkpoint} was made with other options: {'; '.join(changes)}."] if changes else []
 
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume: str | None, trial: Any
@@ -117,14 +124,10 @@ class ResumingTrainer(SFTTrainer):
                 f"{max_steps}. Resume an earlier checkpoint, raise `{option}`, or set `resume_with_changes` to take "
                 "what is there."
             )
-        whole = has_training_state(Path(resume))
-        model_alone = f"{resume} has nothing but the model (it was written with `save_only_model`)"
-        if not whole and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise UsageError(
-                f"{model_alone}, which isn't enough under DeepSpeed and FSDP. Start from it as a student."
-            )
         if step >= max_steps:  # transformers would begin the epoch and train one more step
             return num_train_epochs, 0
+        whole = written_under(Path(resume)) is not None
+        model_alone = f"{resume} has nothing but the model (it was written with `save_only_model`)"
         if not whole and not self.args.resume_with_changes:
             raise UsageError(
                 f"{model_alone}, and the run has {max_steps - step} steps left. Start anew with it as the student, or "
@@ -215,7 +218,7 @@ class ResumingTrainer(SFTTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and has_training_state(Path(checkpoint)):
+        if checkpoint is not None and written_under(Path(checkpoint)) is not None:
             self.rollouts.load(checkpoint)
             self.objective.load(checkpoint)
 

@@ -67,9 +67,13 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def has_training_state(folder: Path) -> bool:
-    """Whether there is more than the model in a checkpoint, so that training can go on from it."""
-    return _any(folder, ["optimizer*", "scheduler.pt", "rng_state*.pth", "global_step*"])
+def written_under(folder: Path) -> str | None:
+    """What can go on from a checkpoint: `"DeepSpeed"`, `"FSDP"`, `"one process or DDP"`; `None` of a model alone."""
+    if _any(folder, ["global_step*"]):
+        return "DeepSpeed"
+    if _any(folder, ["pytorch_model_fsdp*"]):
+        return "FSDP"
+    return "one process or DDP" if _any(folder, ["optimizer*", "scheduler.pt", "rng_state*.pth"]) else None
 
 
 def problem_of(folder: str | Path) -> str | None:
@@ -106,10 +110,11 @@ def _missing(folder: Path) -> list[str]:
             continue  # it is said that it can't be read
         if lacking := sorted(shard for shard in shards if not (folder / shard).is_file()):
             return lacking
-    if not has_training_state(folder):
+    under = written_under(folder)
+    if under is None:
         return []  # written with `save_only_model`
     wanted = {"rng_state.pth": ["rng_state*.pth"]}
-    if _any(folder, ["global_step*"]):  # DeepSpeed's, which has the optimizer
+    if under == "DeepSpeed":
         wanted["latest"] = ["latest"]
     else:
         wanted["optimizer.pt"] = ["optimizer.pt", "optimizer.bin", "optimizer_*"]
