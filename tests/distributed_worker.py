@@ -127,9 +127,14 @@ def make_trainer(backend: str, scenario: dict[str, Any], watch: Watch) -> Temper
 def run(backend: str, scenario: dict[str, Any]) -> dict[str, Any]:
     watch = Watch(scenario.get("kill_at"))
     trainer = make_trainer(backend, scenario, watch)
+    if trainer.accelerator.is_main_process:
+        for checkpoint, pattern in scenario.get("cut", {}).items():
+            path = sorted(Path(trainer.args.output_dir, checkpoint).glob(pattern))[-1]
+            os.truncate(path, path.stat().st_size * 2 // 3)
+    trainer.accelerator.wait_for_everyone()
     checkpoint = find_checkpoint("auto", trainer.args.output_dir) if scenario.get("resume") else None
     with watch.counting(trainer):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint="auto" if scenario.get("resume") else None)
     wrapper = type(trainer.model_wrapped).__name__
     expected = WRAPPERS.get(backend, "DeepSpeedEngine")
     assert expected is None or wrapper.startswith(expected), wrapper
@@ -142,6 +147,7 @@ def run(backend: str, scenario: dict[str, Any]) -> dict[str, Any]:
     result = {
         "wrapper": wrapper,
         "checkpoint": checkpoint and Path(checkpoint).name,
+        "trained_steps": trainer.trained_steps,
         "losses": watch.losses,
         "sharded": watch.sharded,
         "teacher_is_untouched": all(torch.equal(p, teacher_now[name]) for name, p in teacher_before.items()),

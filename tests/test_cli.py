@@ -12,9 +12,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.launch import _validate_launch_command
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from datasets import Dataset, DatasetDict
+from safetensors.torch import save_file
 from standins import save_pair
 
 import trl_tempkd
@@ -373,19 +375,25 @@ def test_missing_models_are_named(tmp_path):
     assert Path(data.resolve_model("tiny:student", "model_name_or_path")).parts[-2:] == ("models", "student")
 
 
+def small_checkpoint(folder, step=1):
+    folder.mkdir(exist_ok=True)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    save_file({"weight": torch.ones(1)}, folder / "model.safetensors")
+
+
 @pytest.mark.parametrize("resume", ["true", "True", "auto", True])
-def test_resuming_takes_the_newest_complete_checkpoint(tmp_path, resume):
+def test_resuming_takes_the_newest_whole_checkpoint(tmp_path, resume):
     assert distill.find_checkpoint(resume, str(tmp_path)) is None
     for step in (5, 100, 20):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if step != 100:  # stopped while it was written
-            (tmp_path / f"checkpoint-{step}/trainer_state.json").touch()
+        small_checkpoint(tmp_path / f"checkpoint-{step}", step)
+    (tmp_path / "checkpoint-100/trainer_state.json").unlink()  # stopped while it was written, by an earlier version
     assert distill.find_checkpoint(resume, str(tmp_path)) == str(tmp_path / "checkpoint-20")
 
 
 def test_resuming_from_a_named_checkpoint(tmp_path):
     assert distill.find_checkpoint(None, str(tmp_path)) is None
     assert distill.find_checkpoint("false", str(tmp_path)) is None
+    small_checkpoint(tmp_path)
     assert distill.find_checkpoint(str(tmp_path), "elsewhere") == str(tmp_path)
     with pytest.raises(UsageError, match="no such checkpoint"):
         distill.find_checkpoint(str(tmp_path / "nope"), str(tmp_path))
@@ -418,8 +426,9 @@ def test_distill_trains_through_accelerate(small_run, tmp_path):
     The whole way: command line, `accelerate launch`, training, saving, evaluation. Then the script of the examples
     goes on from the same checkpoint.
     """
-    args = [*small_run, "--do_eval", "--resume_from_checkpoint", "auto"]
-    first = run("distill", *args, "--kd_temperature", "4", "--divergence", "reverse_kl", "--num_processes", "1")
+    args = [*small_run, "--do_eval", "--resume_from_checkpoint", "auto", "--kd_temperature", "4"]
+    args += ["--divergence", "reverse_kl"]
+    first = run("distill", *args, "--num_processes", "1")
     assert first.returncode == 0, first.stderr
     assert "starting from the beginning" in first.stdout
     output = tmp_path / "output"

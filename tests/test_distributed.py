@@ -163,7 +163,7 @@ class Launcher:
     def scenario(self, backend: str, name: str, scenario: dict) -> dict:
         out = {**DEFAULTS, **scenario, **(scenario.get("single", {}) if backend == "single" else {})}
         out.update({key: str(self.folder / out[key]) for key in DEFAULTS})
-        output_dir = str(self.folder / backend / name)
+        output_dir = str(self.folder / backend / scenario.get("folder", name))
         return {**out, "fields": {**FIELDS, **scenario.get("fields", {}), "output_dir": output_dir}}
 
     def run(self, backend: str, name: str) -> dict:
@@ -186,7 +186,12 @@ class Launcher:
         if "unbroken" in self.results[backend]:
             left = sorted(path.name for path in (self.folder / backend / "killed").glob("checkpoint-*"))
             assert "killed" not in self.results[backend] and left == ["checkpoint-3"]
-            self.start(backend, {"killed": {**RESUMED, "resume": True}})
+            again = {**RESUMED, "resume": True, "folder": "unbroken"}
+            damaged = {"checkpoint-8": "**/*optim*", "checkpoint-6": "rollouts_1.safetensors"}
+            self.start(
+                backend,
+                {"killed": {**RESUMED, "resume": True}, "finished": again, "damaged": {**again, "cut": damaged}},
+            )
 
     def start(self, backend: str, scenarios: dict[str, dict]) -> int:
         folder = self.folder / backend
@@ -315,6 +320,33 @@ def test_killed_and_resumed(launcher, backend):
     assert expected["replay_share"] == [0, 0, 1, 1, 0, 1, 1, 0]
     for name in ("on_policy_share", "replay_share", "loss", "grad_norm", "kl_tau1", "num_tokens", "eval_loss"):
         assert result[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("backend", RESUMING)
+def test_a_finished_run_stays_finished(launcher, backend):
+    expected, result = launcher.run(backend, "unbroken"), launcher.run(backend, "finished")
+    assert (result["checkpoint"], result["trained_steps"]) == ("checkpoint-8", 0)
+    assert result["parameter_sums"] == expected["parameter_sums"]
+    assert history(result)["eval_loss"] == history(expected)["eval_loss"]
+
+
+@pytest.mark.parametrize("backend", RESUMING)
+def test_all_pass_over_what_is_damaged(launcher, backend):
+    # The optimizer of one rank in the newest checkpoint, what another has kept for replay in the one before
+    expected, result = launcher.run(backend, "unbroken"), launcher.run(backend, "damaged")
+    assert (result["checkpoint"], result["trained_steps"]) == ("checkpoint-3", 5)
+    for name in ("on_policy_share", "loss", "kl_tau1", "eval_loss"):
+        assert history(result)[name] == pytest.approx(history(expected)[name], rel=1e-5), name
+    log = launcher.log(backend)
+    assert log.count("Newer ones aren't whole: checkpoint-8: ") == 1 and "checkpoint-6: rollouts_1.safetensors" in log
+
+
+def test_a_run_is_the_same_however_it_is_split(launcher):
+    for backend in RESUMING:
+        launcher.run(backend, "unbroken")
+    paths = [launcher.folder / backend / "unbroken/checkpoint-3/distillation.json" for backend in RESUMING]
+    first, *others = [json.loads(path.read_text()) for path in paths]
+    assert first["target"]["teacher"]["identity"] and all(other["target"] == first["target"] for other in others)
 
 
 def test_the_worker_refuses_one_process(launcher):

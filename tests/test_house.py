@@ -28,6 +28,7 @@ FLOORS = [
     ["argument_checks"],
     ["data_checks"],
     ["counted_tokens"],
+    ["checkpoints", "accumulation"],
     ["config", "citation"],
     ["objectives"],
     ["rollouts", "meter", "logged_steps"],

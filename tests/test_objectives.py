@@ -420,11 +420,15 @@ def test_a_checkpoint_of_another_objective_is_refused(make_trainer, tmp_path):
     folder = str(tmp_path / "out" / "checkpoint-1")
     make_trainer(divergence="taid", max_steps=2, save_strategy="steps", save_steps=1).train()
     for fields in (ALL["curriculum"], ALL["distillm2"], {**ALL["taid"], **ALL["curriculum"]}):
-        with pytest.raises(ValueError, match=r"objective\.json has no state for the run's .* of another objective"):
+        with pytest.raises(
+            ValueError, match=r"checkpoint-1 is of another run: `(divergence|kd_temperature_rule)` was"
+        ):
             make_trainer(**fields).train(resume_from_checkpoint=folder)
+        with pytest.raises(ValueError, match=r"objective\.json has no state for the run's .* of another objective"):
+            make_trainer(**fields, resume_with_changes=True).train(resume_from_checkpoint=folder)
     make_trainer(max_steps=2, save_strategy="steps", save_steps=1, divergence="jsd").objective.load(folder)
     (tmp_path / "out" / "checkpoint-1" / "objective.json").unlink()
-    with pytest.raises(ValueError, match="has no state for the run's method"):
+    with pytest.raises(ValueError, match=r"checkpoint-1 .*isn't whole: objective\.json is missing"):
         make_trainer(divergence="taid").train(resume_from_checkpoint=folder)
 
 

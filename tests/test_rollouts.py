@@ -1,6 +1,8 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """On-policy training: prompts, sampling, who completes a batch, replay, normalisation, resuming, what is logged."""
 
+import itertools
+import math
 import random
 from collections import Counter
 from itertools import chain
@@ -343,19 +345,51 @@ def test_replay_share_rises_over_the_training(make_rollouts):
         assert rollouts.metrics()["replay_share"] == pytest.approx(progress, abs=0.15)
 
 
-def test_adaptive_share_rises_with_the_validation_loss(make_rollouts):
-    rollouts = make_rollouts(lmbda=0.0, lmbda_schedule="adaptive", eval_strategy="steps", eval_steps=1)
+def test_adaptive_share_rises_with_the_distance(make_rollouts):
+    fields = {"lmbda": 0.0, "lmbda_schedule": "adaptive", "eval_strategy": "steps", "eval_steps": 1}
+    rollouts = make_rollouts(**fields)
     shares = []
-    for loss in (3.0, 2.0, 2.1, 2.0, 2.2, 2.2, *range(3, 20)):
-        rollouts.observe("eval", loss)
-        rollouts.observe("eval_other", -loss if loss < 3 else -3.0)
+    for distance in (3.0, 2.0, 2.1, 2.0, 2.2, 2.2, 2.2 + 1e-6, *range(3, 20)):
+        rollouts.observe({"eval_kl_tau1": distance, "eval_loss": -distance, "eval_ce_loss": 0.0})
         shares.append(round(rollouts.share, 10))
-    assert shares[:7] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.5]  # either set may rise
+    assert shares[:8] == [0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.2, 0.3]
     assert shares[-1] == 1.0
+    for metrics in ({"eval_loss": 1.0}, {"eval_kl_tau1": math.nan}):  # no label in the data set, a run that diverges
+        rollouts.observe(metrics)
+        assert rollouts.distance == 19
+    # Each evaluation counts once, however many data sets it has, and where there is no KL, the cross-entropy does
+    for name in ("kl_tau1", "ce_loss"):
+        rollouts = make_rollouts(**fields)
+        for first, second in ((3.0, 3.0), (4.0, 4.0), (5.0, 2.0), (4.0, 4.0)):
+            rollouts.observe({f"eval_first_{name}": first, f"eval_second_{name}": second})
+        assert rollouts.share == pytest.approx(0.2)
     constant = make_rollouts(lmbda=0.2)
-    constant.observe("eval", 1.0)
-    constant.observe("eval", 2.0)
+    constant.observe({"eval_kl_tau1": 1.0})
+    constant.observe({"eval_kl_tau1": 2.0})
     assert constant.share == 0.2
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_adaptive_share_follows_the_student_and_not_tau(make_trainer, prompt_dataset, many):
+    sets = {"first": prompt_dataset, "second": prompt_dataset.select(range(4))}
+    fields = {
+        "lmbda_schedule": "adaptive", "eval_strategy": "steps", "eval_steps": 1, "max_steps": 5, "max_new_tokens": 4,
+        "kd_temperature": 1.0, "kd_temperature_schedule": "linear", "kd_temperature_final": 4.0,
+        "eval_dataset": sets if many else prompt_dataset,
+    }  # fmt: skip
+    trainer = make_trainer(learning_rate=0.0, **fields)
+    trainer.train()
+    losses = logged(trainer, "eval_first_loss" if many else "eval_loss")
+    assert losses == sorted(set(losses)) and len(losses) >= 4  # it rises with tau
+    assert logged(trainer, "lmbda") == [0.0] * 5
+    trainer = make_trainer(learning_rate=1.0, **fields)  # it gets worse now and then
+    trainer.train()
+    trainer.evaluate()  # by hand, it is no evaluation of the training
+    names = ["eval_first_kl_tau1", "eval_second_kl_tau1"] if many else ["eval_kl_tau1"]
+    values = list(zip(*(logged(trainer, name) for name in names), strict=True))[:5]
+    means = [sum(each) / len(each) for each in values]
+    rises = sum(after > before for before, after in itertools.pairwise(means))
+    assert rises > 0 and trainer.rollouts.share == pytest.approx(0.1 * rises)
 
 
 def test_state_survives(make_rollouts, tmp_path, caplog, monkeypatch):
@@ -363,18 +397,19 @@ def test_state_survives(make_rollouts, tmp_path, caplog, monkeypatch):
     rollouts = make_rollouts(**fields)
     for step in range(4):
         source_of(rollouts, step)
-    rollouts.observe("eval", 1.0)
-    rollouts.observe("eval", 2.0)
+    rollouts.observe({"eval_kl_tau1": 1.0})
+    rollouts.observe({"eval_kl_tau1": 2.0})
     rollouts.save(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["rollouts_0.safetensors"]
     other = make_rollouts(**fields)
     other.load(str(tmp_path))
-    assert (other.replay, other.share, other.losses) == (rollouts.replay, 0.6, {"eval": 2.0}) and other.replay
+    assert (other.replay, other.share, other.distance) == (rollouts.replay, 0.6, 2.0) and other.replay
     # More processes than before: the first one tells the others what all must know
     monkeypatch.setattr(rollouts_module, "broadcast_object_list", lambda objects: [{"share": 0.6, "losses": {}}])
     second = make_rollouts(rank=1, ranks=2, **fields)
     second.load(str(tmp_path))
     assert "rollouts_1.safetensors" in caplog.text and second.share == 0.6 and not second.replay
+    assert second.distance is None  # earlier versions have kept losses, which don't compare
 
 
 def test_counts(make_rollouts):

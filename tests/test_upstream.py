@@ -51,6 +51,16 @@ def test_trl_version():
         (VLLMGeneration.generate, ["self", "prompts", "images", "num_generations", "profiler"]),
         (transformers.Trainer.get_batch_samples, ["self", "epoch_iterator", "num_batches", "device"]),
         (transformers.Trainer._get_num_items_in_batch, ["self", "batch_samples", "device"]),
+        (transformers.Trainer._evaluate, ["self", "trial", "ignore_keys_for_eval", "skip_scheduler"]),
+        (transformers.Trainer.train, ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
+        (
+            transformers.Trainer._init_training_state,
+            ["self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"],
+        ),
+        (transformers.Trainer._finalize_training, ["self", "trial", "num_train_samples", "start_time"]),
+        (SFTTrainer._save_checkpoint, ["self", "model", "trial"]),
+        (transformers.Trainer._get_output_dir, ["self", "trial"]),
+        (transformers.Trainer._push_from_checkpoint, ["self", "checkpoint_folder"]),
         (transformers.Trainer._save_optimizer_and_scheduler, ["self", "output_dir"]),
         (transformers.Trainer._load_optimizer_and_scheduler, ["self", "checkpoint"]),
         (
@@ -108,6 +118,30 @@ def test_the_optimizer_step_begins_with_its_batches():
     source = inspect.getsource(transformers.Trainer._run_epoch)
     assert source.index("self.get_batch_samples(") < source.index("self.training_step(")
     assert "_load_optimizer_and_scheduler" in inspect.getsource(transformers.Trainer._prepare_for_training)
+
+
+def test_a_checkpoint_is_written_where_the_output_folder_is_said_to_be():
+    source = inspect.getsource(transformers.Trainer._save_checkpoint)
+    assert source.count("_get_output_dir(") == 1 and source.count("args.output_dir") == 0
+    # The state is the last file, and what follows it is done once the checkpoint has its name
+    state, push, rotation = (
+        source.index(name) for name in ("save_to_json(", "_push_from_checkpoint(", "rotate_checkp")
+    )
+    assert state < push < rotation
+
+
+def test_where_a_training_begins_and_ends():
+    # No epoch is begun where the first one is as many as there are, and then nothing has been trained
+    source = inspect.getsource(transformers.Trainer._inner_training_loop)
+    assert "for epoch in range(epochs_trained, num_train_epochs):" in source and "_initial_global_step" in source
+    assert "_total_loss_scalar / max(num_steps_trained, 0.001)" in inspect.getsource(
+        transformers.Trainer._finalize_training
+    )
+    # A stream's epochs have no end, and its place is in `state.epoch`
+    assert "num_train_epochs = sys.maxsize" in inspect.getsource(transformers.Trainer.set_initial_training_values)
+    source = inspect.getsource(transformers.Trainer._run_epoch)
+    assert "self.state.epoch = epoch + (step + 1) / steps_in_epoch" in source
+    assert "do_sync_step = (step + 1) % self.args.gradient_accumulation_steps == 0" in source
 
 
 def test_fsdp2_keeps_its_settings_where_they_are_read():

@@ -16,8 +16,8 @@ class KDConfig(ObjectiveConfig):
     r"""
     Configuration class for the [`TemperatureKDTrainer`].
 
-    This class includes only the parameters that are about the teacher, the memory and the diagnostics. Those of
-    divergence and temperature are inherited from [`ObjectiveConfig`], those of on-policy training from
+    This class includes only the parameters that are about the teacher, the memory, resuming and the diagnostics. Those
+    of divergence and temperature are inherited from [`ObjectiveConfig`], those of on-policy training from
     [`RolloutConfig`]; everything else (data preparation, optimizer, logging, ...) is inherited from
     [`~trl.SFTConfig`] and keeps its meaning. Each name is also a command-line flag and a key of a YAML recipe, through
     [`~trl.TrlParser`].
@@ -60,6 +60,13 @@ class KDConfig(ObjectiveConfig):
             stops with an error.
         disable_dropout (`bool`, *optional*, defaults to `False`):
             Whether to disable dropout in the student. The teacher never has any.
+
+        > Parameters that control resuming
+
+        resume_with_changes (`bool`, *optional*, defaults to `False`):
+            Whether to go on from a checkpoint of a run with another objective, teacher, data set or source of
+            completions, from one that is past the last step, or from one without an optimizer. Otherwise each is an
+            error. Other options that differ are a warning.
 
         > Parameters that control the diagnostics
 
@@ -137,6 +144,16 @@ class KDConfig(ObjectiveConfig):
     disable_dropout: bool = field(
         default=False,
         metadata={"help": "Whether to disable dropout in the student. The teacher never has any."},
+    )
+
+    # Parameters that control resuming
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to go on from a checkpoint of a run with another objective, teacher, data set or source "
+            "of completions, from one that is past the last step, or from one without an optimizer. Otherwise each is "
+            "an error."
+        },
     )
 
     # Parameters that control the diagnostics

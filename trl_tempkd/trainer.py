@@ -10,11 +10,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
+from .accumulation import filled
 from .argument_checks import check_arguments, check_run
+from .checkpoints import ResumingTrainer
 from .citation import PAPER
 from .config import KDConfig
 from .data_checks import prepared as checked
@@ -31,7 +32,7 @@ from .teachers import ServedTeacher, make_teacher, open_cache
 _NAMES = {"kd": "kd_loss", "ce": "ce_loss", "agreement": "token_agreement"}
 
 
-class TemperatureKDTrainer(SFTTrainer):
+class TemperatureKDTrainer(ResumingTrainer):
     """
     Trainer for knowledge distillation with any divergence at any temperature.
 
@@ -166,11 +167,16 @@ class TemperatureKDTrainer(SFTTrainer):
         self._meter.start()
         ahead = self.teacher.ahead(epoch_iterator) if isinstance(self.teacher, ServedTeacher) else epoch_iterator
         batches, count = super().get_batch_samples(ahead, num_batches, device)
+        if not batches:  # a stream has ended
+            return batches, count
         if isinstance(self.teacher, ServedTeacher):  # before anything of the step has happened, so that it can resume
             save = partial(self._save_checkpoint, self.model, None) if self.state.global_step else None
             self.teacher.wait(batches, save)
         new = self.rollouts(batches, self.state.global_step, self._progress())
-        return new, count if new is batches else self._get_num_items_in_batch(new, device)
+        for batch in new:
+            self._meter.see(batch.get("attention_mask", torch.ones_like(batch["labels"])).sum())
+        count = count if new is batches else self._get_num_items_in_batch(new, device)
+        return filled(new, num_batches), count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
@@ -204,8 +210,6 @@ class TemperatureKDTrainer(SFTTrainer):
             # In evaluation, drop the samples that fill up the last batch; ratios don't mind that ranks repeat the sum
             sums = self.accelerator.gather_for_metrics(sums) if mode == "eval" else sums
             self._meter.add(mode, sums.sum(0))
-        if mode == "train":
-            self._meter.see(inputs["attention_mask"].sum() if "attention_mask" in inputs else labels.numel())
 
         if not return_outputs:
             return loss
@@ -253,9 +257,12 @@ class TemperatureKDTrainer(SFTTrainer):
         # `loss` among them: the mean over tokens in place of the mean over batches
         metrics = {**self.objective.logs("eval"), **self._meter.means("eval")}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        if metric_key_prefix.startswith("eval") and "loss" in metrics:  # the data set may be empty
-            self.rollouts.observe(metric_key_prefix, output.metrics[f"{metric_key_prefix}_loss"])
         return output
+
+    def _evaluate(self, *args, **kwargs) -> dict[str, float]:
+        metrics = super()._evaluate(*args, **kwargs)  # of all evaluation sets
+        self.rollouts.observe(metrics)
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and "loss" in logs:  # the loop's own, on every rank
@@ -271,15 +278,7 @@ class TemperatureKDTrainer(SFTTrainer):
         if self.model.training and self.args.log_completions:
             self.rollouts.log_completions(self.state.global_step)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        self.rollouts.save(output_dir)
-        self.objective.save(output_dir)
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         self._meter.reset()
         self.objective.reset("train")
-        if checkpoint is not None:
-            self.rollouts.load(checkpoint)
-            self.objective.load(checkpoint)

@@ -67,24 +67,28 @@ def main(
         callbacks (`Sequence[TrainerCallback]`, *optional*, defaults to `()`):
             Callbacks for the trainer.
     """
+    from ..checkpoints import checkpoints_in
     from .data import data_faults
     from .launch import check_started
 
     check_started(training_args)
     trainer = make_trainer(script_args, training_args, model_args, dataset_args, callbacks)
-    checkpoint = find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
     if training_args.kd_diagnostics_steps is not None:
         from ..diagnostics import DiagnosticsCallback
 
         trainer.add_callback(DiagnosticsCallback(trainer))
     say = trainer.accelerator.print
-    if training_args.resume_from_checkpoint and checkpoint is None:
-        say(f"No checkpoint in {training_args.output_dir} yet: starting from the beginning.")
+    resume, output_dir = str(training_args.resume_from_checkpoint), Path(str(training_args.output_dir))
+    if resume.lower() in ("auto", "true") and not checkpoints_in(output_dir):
+        say(f"No checkpoint in {output_dir} yet: starting from the beginning.")
 
     with data_faults(script_args, dataset_args):  # of a stream they show here
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+        result = trainer.train(resume_from_checkpoint=resume)
+    if trainer.trained_steps == 0:
+        say(f"The checkpoint is at step {trainer.state.global_step}, the last one: nothing is left to train.")
+    if trainer.trained_steps or not (output_dir / "train_results.json").exists():  # those of the training itself
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
     trainer.save_state()
 
     trainer.save_model(training_args.output_dir)
@@ -215,26 +219,21 @@ def check_adapter(model_args: "ModelConfig", teacher: str | None) -> None:
 
 def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:
     """
-    The checkpoint to go on from.
+    The checkpoint to go on from, or `None` to start from the beginning.
 
     Args:
         resume (`str`, `bool` or `None`):
-            `--resume_from_checkpoint`: a folder, or `true` or `auto` for the newest complete checkpoint of
-            `output_dir`. There being none is no error then: one command line both starts a job and restarts it.
+            `--resume_from_checkpoint`: a folder, or `true` or `auto` for the newest checkpoint of `output_dir` that is
+            whole. There being none is no error then: one command line both starts a job and restarts it.
         output_dir (`str`):
             Where the run writes its checkpoints.
+
+    Raises:
+        [`UsageError`]: If what is named isn't whole, or if there are checkpoints and none is.
     """
-    wanted = str(resume).lower()
-    if wanted in ("none", "false", ""):
-        return None
-    if wanted not in ("true", "auto"):
-        if not Path(str(resume)).is_dir():
-            raise UsageError(f"no such checkpoint: {resume} (--resume_from_checkpoint)")
-        return str(resume)
-    # trainer_state.json is written last: without it the job was stopped in the middle of writing the checkpoint.
-    complete = [path.parent for path in Path(output_dir).glob("checkpoint-*/trainer_state.json")]
-    steps = {int(path.name.removeprefix("checkpoint-")): path for path in complete if path.name[11:].isdigit()}
-    return str(steps[max(steps)]) if steps else None
+    from .. import checkpoints
+
+    return checkpoints.find_checkpoint(resume, output_dir)[0]
 
 
 def make_parser(prog: str | None = None) -> RecipeParser:

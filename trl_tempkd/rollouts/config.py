@@ -37,8 +37,9 @@ class RolloutConfig(SFTConfig):
             Share of the optimizer steps whose completions the student generates itself, in [0, 1]. `0.0` trains on the
             data set's completions, `1.0` is fully on-policy.
         lmbda_schedule (`str`, *optional*, defaults to `"constant"`):
-            `"adaptive"` starts at `lmbda` and adds 0.1 each time the validation loss is higher than the time before
-            (DistiLLM, arXiv 2402.03898). It needs evaluations during the training.
+            `"adaptive"` starts at `lmbda` and adds 0.1 each time an evaluation finds the student further from the
+            teacher than the one before: by `kl_tau1`, the mean over evaluation sets (DistiLLM, arXiv 2402.03898). It
+            needs evaluations during the training.
         seq_kd (`bool`, *optional*, defaults to `False`):
             Whether the teacher generates the completions of the steps in which the student doesn't.
         replay_size (`int`, *optional*, defaults to `0`):
@@ -127,8 +128,8 @@ class RolloutConfig(SFTConfig):
     lmbda_schedule: str = field(
         default="constant",
         metadata={
-            "help": "'adaptive' starts at `lmbda` and adds 0.1 each time the validation loss is higher than the time "
-            "before. It needs evaluations during the training.",
+            "help": "'adaptive' starts at `lmbda` and adds 0.1 each time an evaluation finds the student further from "
+            "the teacher than the one before. It needs evaluations during the training.",
             "choices": list(SHARE_SCHEDULES),
         },
     )
@@ -316,7 +317,7 @@ class RolloutConfig(SFTConfig):
             )
         if self.lmbda_schedule == "adaptive" and self.eval_strategy == "no":
             raise UsageError(
-                "`lmbda_schedule` is 'adaptive', which follows the validation loss, but `eval_strategy` is 'no'. Set "
+                "`lmbda_schedule` is 'adaptive', which follows the evaluations, but `eval_strategy` is 'no'. Set "
                 "`eval_strategy` to 'steps' and `eval_steps`."
             )
         if self.packing and self.packing_strategy != "bfd" and self.generates:

@@ -2,6 +2,7 @@
 """One draw per optimizer step decides who completes the prompts of its batches, on every rank the same."""
 
 import json
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable
@@ -30,6 +31,9 @@ Batch = dict[str, Any]
 Collator = Callable[[list[dict[str, Any]]], Batch]
 
 SHARE_STEP = 0.1  # of DistiLLM's adaptive schedule (its algorithm 1)
+# What it follows: the first of these that an evaluation has. A loss would follow tau, and the rules and states
+COMPARABLE = ("kl_tau1", "ce_loss")
+ROUNDING = 1e-5  # a rise that is smaller, relatively, may come from the order of a sum
 
 
 class Rollouts:
@@ -80,7 +84,7 @@ class Rollouts:
         self.samplers = {"student": student, "teacher": teacher}
         self.max_prompt = max_prompt
         self.share = args.lmbda
-        self.losses: dict[str, float] = {}  # of the last evaluation, by data set
+        self.distance: float | None = None  # from the teacher, at the last evaluation
         self.replay_size = -(-args.replay_size // accelerator.num_processes)  # of this rank
         self.replay: deque[Row] = deque(maxlen=self.replay_size)
         self.latest: list[tuple[list[int], list[int]]] = []  # prompts and completions that were generated last
@@ -194,11 +198,23 @@ class Rollouts:
         )
         return prompt[-self.max_prompt :]
 
-    def observe(self, name: str, loss: float) -> None:
-        """Take note of a validation loss: with the adaptive schedule, a rise raises the student's share."""
-        if self.args.lmbda_schedule == "adaptive" and loss > self.losses.get(name, float("inf")):
+    def observe(self, metrics: dict[str, float]) -> None:
+        """
+        Take note of an evaluation: with the adaptive schedule, a rise of the distance raises the student's share.
+
+        Args:
+            metrics (`dict[str, float]`): of all data sets of the evaluation, each of which counts the same.
+        """
+        if self.args.lmbda_schedule != "adaptive":
+            return
+        by_name = ([value for key, value in metrics.items() if key.endswith(f"_{name}")] for name in COMPARABLE)
+        values = next(filter(None, by_name), [])  # none, where no token of the data sets has a label
+        distance = sum(values) / max(len(values), 1)
+        if not values or not math.isfinite(distance):
+            return
+        if self.distance is not None and distance > self.distance + ROUNDING * abs(self.distance):
             self.share = min(self.share + SHARE_STEP, 1.0)
-        self.losses[name] = loss
+        self.distance = distance
 
     def metrics(self) -> dict[str, float]:
         """
@@ -233,7 +249,7 @@ class Rollouts:
         """Write what a resume needs into a checkpoint: every rank its own file."""
         if not self.args.generates:
             return
-        state = {"share": self.share, "losses": self.losses}
+        state = {"share": self.share, "distance": self.distance}
         with whole_file(self._file(folder)) as name:
             save_file(join(list(self.replay)), name, metadata={"state": json.dumps(state)})
 
@@ -242,7 +258,7 @@ class Rollouts:
         if not self.args.generates:
             return
         path = self._file(folder)
-        state = {"share": self.share, "losses": self.losses}
+        state = {"share": self.share, "distance": self.distance}
         self.replay.clear()
         if path.is_file():
             with safe_open(path, "pt") as file:
@@ -256,6 +272,7 @@ class Rollouts:
             )
         # Ranks without a file, because there were fewer of them, must draw as the others do
         (state,) = broadcast_object_list([state])
-        self.losses = state["losses"]
         if self.args.lmbda_schedule == "adaptive":  # a constant share is that of this run
             self.share = state["share"]
+        # Earlier versions followed the loss, which doesn't compare: the first evaluation is then as that of a new run
+        self.distance = state.get("distance")

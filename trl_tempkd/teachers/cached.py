@@ -218,6 +218,7 @@ class CachedTeacher:
     model = None
 
     def __init__(self, cache: TeacherCache, accelerator: Accelerator):
+        self.manifest = cache.manifest
         self.layout, self.metrics, self._folder = cache.layout, cache.layout.metrics, cache.folder
         self._head: Head | NoHead = _read_head(cache, accelerator) if cache.layout.has_head else NoHead()
 

@@ -1,0 +1,173 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""What a run is: written into its checkpoints, and compared when one of them is resumed."""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+import accelerate
+import datasets
+import peft
+import torch
+import transformers
+import trl
+import xxhash
+from peft import PeftModel
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers.trainer_pt_utils import get_model_param_count
+
+from .. import __version__
+from ..divergences import DIVERGENCES
+from ..objectives import OBJECTIVES
+from ..objectives.config import ObjectiveConfig
+from ..rollouts import RolloutConfig
+from ..teachers import BaseTeacher, CachedTeacher, ServedTeacher
+from ..temperature_rules import TEMPERATURE_RULES
+
+
+# Options that decide the target: what the student is compared with, in which way, and on whose text
+_OBJECTIVE = [
+    field.name for field in dataclasses.fields(ObjectiveConfig) if field.name not in RolloutConfig.__dataclass_fields__
+]
+_SOURCES = ["lmbda", "lmbda_schedule", "seq_kd", "replay_size", "replay_ratio"]
+_SAMPLING = ["max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"]
+# Options that change the way there
+_OPTIONS = [
+    "seed", "data_seed", "max_steps", "num_train_epochs", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
+    "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_length", "packing",
+    "packing_strategy", "padding_free", "completion_only_loss", "assistant_only_loss", "shuffle_dataset",
+    "train_sampling_strategy", "dataloader_drop_last", "disable_dropout", "bf16", "fp16",
+]  # fmt: skip
+_ADAPTER = [
+    "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "bias", "use_rslora",
+    "use_dora",
+]  # fmt: skip
+_HASHES = {"teacher.identity", "data.sample", "student_base"}  # `None` where they aren't known
+_FIRST_ROWS = 16  # of a stream
+_SPREAD = 64  # rows of a data set that can be looked into
+
+
+def describe(trainer: Any) -> dict[str, Any]:
+    """
+    What the run of a trainer is, as it comes back from JSON.
+
+    Args:
+        trainer ([`TemperatureKDTrainer`]): it. On the main process only: elsewhere models may have no weights yet.
+
+    Returns:
+        `dict`: `target` has what decides the target, `run` the rest.
+    """
+    args, unwrap = trainer.args, trainer.accelerator.unwrap_model
+    student = unwrap(trainer.model)
+    target = {name: getattr(args, name) for name in [*_OBJECTIVE, *_SOURCES, *(_SAMPLING if args.generates else [])]}
+    divergence = OBJECTIVES.get(args.divergence) or DIVERGENCES[args.divergence]
+    target["divergence_kwargs"] = _completed(divergence, args.divergence_kwargs)
+    if args.kd_temperature_rule is not None:
+        rule = TEMPERATURE_RULES[args.kd_temperature_rule]
+        target["kd_temperature_rule_kwargs"] = _completed(rule, args.kd_temperature_rule_kwargs)
+    target["teacher"] = _teacher(trainer.teacher, unwrap, args.teacher_model_name_or_path)
+    if args.teacher_server_url is not None:
+        target["teacher_server_logprobs"] = args.teacher_server_logprobs
+    target["data"] = sample_of(trainer.train_dataset)
+    target["student_parameters"] = get_model_param_count(student)
+    target["adapter"] = target["student_base"] = None
+    if isinstance(student, PeftModel):
+        config = next(iter(student.peft_config.values())).to_dict()
+        target["adapter"] = {name: config[name] for name in _ADAPTER if name in config}
+        # Where an adapter starts from a decomposition of the base, what is left of that is computed anew each time
+        if not isinstance(config.get("init_lora_weights"), str):
+            target["student_base"] = fingerprint(p for p in student.parameters() if not p.requires_grad)
+    run = {name: getattr(args, name) for name in _OPTIONS}
+    run["processes"] = trainer.accelerator.num_processes
+    run["student"] = student.config._name_or_path
+    run["versions"] = {"trl_tempkd": __version__, "torch": torch.__version__}
+    run["versions"] |= {m.__name__: m.__version__ for m in (transformers, trl, accelerate, peft, datasets)}
+    return json.loads(json.dumps({"target": target, "run": run}, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _completed(function: Callable[..., Any], given: dict[str, Any] | None) -> dict[str, Any]:
+    """Parameters as they are given, and the defaults of the others: naming a default changes nothing."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | (given or {})
+
+
+def _teacher(teacher: Any, unwrap: Callable[[Any], nn.Module], name: str | None) -> dict[str, Any]:
+    """Kind, name and identity of a teacher. A server's address and a folder's place may change between two starts."""
+    if isinstance(teacher, ServedTeacher):
+        return {"kind": "server", "name": teacher.client.model, "identity": None}
+    if isinstance(teacher, CachedTeacher):
+        manifest = teacher.manifest
+        return {"kind": "cache", "name": manifest.teacher_model_name_or_path, "identity": f"{manifest.seed:016x}"}
+    if isinstance(teacher, BaseTeacher):  # it is the base of the student, which is described
+        return {"kind": "student_base", "name": None, "identity": None}
+    model = unwrap(teacher.model)
+    return {"kind": "model", "name": name or model.config._name_or_path, "identity": fingerprint(model.parameters())}
+
+
+def fingerprint(parameters: Iterable[nn.Parameter]) -> str | None:
+    """
+    Hash of the first elements of every parameter, rounded to bf16: the same for one model in every dtype, and for its
+    shards on the main process. `None` if they aren't in memory.
+    """
+    digest = xxhash.xxh3_64()
+    for parameter in parameters:
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        held: Any = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3
+        held = held.to_local() if isinstance(held, DTensor) else held
+        if held.is_meta or not held.numel() or getattr(getattr(held, "status", None), "name", "") == "NOT_AVAILABLE":
+            return None
+        first = held.detach().flatten()[: 4 if count >= 4096 else 1].cpu()  # no more than any shard has
+        first = first.to(torch.bfloat16).view(torch.int16) if first.is_floating_point() else first
+        digest.update(first.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sample_of(dataset: Any) -> dict[str, Any]:
+    """
+    Number of rows of a prepared data set, and a hash of the tokens and labels of some of them: the first and the last,
+    and others between them; of a stream the first.
+    """
+    if dataset is None:
+        return {}
+    if isinstance(dataset, datasets.IterableDataset):
+        count, rows = None, islice(dataset, _FIRST_ROWS)
+    else:
+        count = len(dataset)
+        columns = [name for name in ("input_ids", "labels") if name in dataset.column_names]
+        places = {
+            *range(min(8, count)),
+            *range(max(0, count - 8), count),
+            *(i * count // _SPREAD for i in range(_SPREAD)),
+        }
+        rows = dataset.with_format(None).select_columns(columns).select(sorted(places) if count else [])
+    tokens = [[[int(token) for token in row[name]] for name in ("input_ids", "labels") if name in row] for row in rows]
+    return {"rows": count, "sample": xxhash.xxh3_64_hexdigest(json.dumps(tokens).encode())}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is described in both and differs, as parts of a sentence, each with both values."""
+    found = []
+    for name in (name for name in before if name in now):
+        old, new = before[name], now[name]
+        of = name.removesuffix("_kwargs")
+        if of != name and of in now and before[of] != now[of]:
+            continue  # parameters of something else
+        parts = [("", old, new)]
+        if isinstance(old, dict) and isinstance(new, dict):
+            parts = [(f".{key}", old.get(key), new.get(key)) for key in {**old, **new}]
+        if name == "teacher" and None not in (old["identity"], new["identity"]):
+            parts = [part for part in parts if part[0] != ".name"]
+        for key, was, is_ in parts:
+            unknown = f"{name}{key}" in _HASHES and None in (was, is_)
+            if was != is_ and not unknown:
+                found.append(f"`{name}{key}` was {was!r}, is {is_!r}")
+    return found
