@@ -8,14 +8,16 @@ from accelerate.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from .address import plain
 from .client import Answer, CompletionsClient
-from .plausible import NOTHING, cut_off, floored, is_mass, is_whole, log_mass, never_said
+from .plausible import NOTHING, cut_off, floored, is_mass, is_whole, log_mass, never_said, rounding
 
 
 logger = get_logger(__name__)
 
-# Of the difference that a temperature of 2 would make. A server's own noise (batches of other shapes, bf16) is less.
-_TOLERANCE = 0.1
+# Of the difference that a temperature of 2 would make. A server's own noise (batches of other shapes, bf16) is less,
+# but for that of a few numbers. Where nothing seems to change, nothing is asked at another temperature.
+_TOLERANCE, _UNCHANGED = 0.1, 0.3
 _TEXT = "The temperature of a distribution says how far it spreads over what is less likely."
 _RAW = "Start it without logits processors and default sampling parameters, with vLLM's --logprobs-mode raw_logprobs."
 
@@ -64,11 +66,11 @@ class Served:
             return "those of other tokens"
         if not self.whole and answer.ids.max() >= vocabulary:
             return f"a number for token {answer.ids.max()}, where the student has {vocabulary} tokens"
+        if floored(answer.ids, answer.values, self.silent, self.tokens):
+            return "the same number for many tokens of a row, a floor"
         if self.normalised and not is_mass(answer.values, self.width if self.whole else vocabulary):
             masses = np.exp(np.clip(log_mass(answer.values), -99, 99))
             return f"numbers whose mass, from {masses.min():.3g} to {masses.max():.3g}, isn't that of probabilities"
-        if floored(answer.ids, answer.values, self.silent, self.tokens):
-            return "the same number for many tokens of a row, a floor"
         if self.own_first and not answer.own_first:
             return "rows in which another token than the prompt's own comes first, as if they were of other positions"
         return None
@@ -99,11 +101,17 @@ def probe(client: CompletionsClient, tokenizer: PreTrainedTokenizerBase, vocabul
     other = next((token for token in tokens if token != tokens[at]), (tokens[at] + 1) % len(tokenizer))
     requests = [client.ask(tokens, 1.0), client.ask([*tokens[:at], other, *tokens[at + 1 :]], 2.0)]
     one, two = (request.result() for request in requests)
-    _check_tokens(client, one, tokenizer)
+    _check_tokens(client, one, tokenizer, vocabulary)
     whole, width = is_whole(one.ids), one.ids.shape[-1]
+    if two.ids.shape[-1] != width or is_whole(two.ids) != whole:
+        raise UsageError(
+            f"The server {client.url} gives {width} numbers at each position for one prompt, and for another "
+            f"{two.ids.shape[-1]} or those of other tokens. Start it so that it gives as many as are asked for "
+            "(vLLM's --max-logprobs)."
+        )
     silent = never_said(one.ids, one.values) if whole else None
     for answer in (one, two):
-        _check_floor(client, answer, silent if is_whole(answer.ids) else None, len(tokenizer))
+        _check_floor(client, answer, silent, len(tokenizer))
     tempered = _tempered(client, one, two, at - 2)
     _check_order(client, one, two, at, tempered)
     normalised = is_mass(one.values, width if whole else vocabulary)
@@ -111,11 +119,20 @@ def probe(client: CompletionsClient, tokenizer: PreTrainedTokenizerBase, vocabul
     return Served(width, whole, normalised, tempered, one.own_first and two.own_first, len(tokenizer), silent)
 
 
-def _check_tokens(client: CompletionsClient, answer: Answer, tokenizer: PreTrainedTokenizerBase) -> None:
-    theirs = {token: text for token, text in answer.texts.items() if "\N{REPLACEMENT CHARACTER}" not in text}
+def _check_tokens(
+    client: CompletionsClient, answer: Answer, tokenizer: PreTrainedTokenizerBase, vocabulary: int
+) -> None:
+    # A character may be cut in two. A teacher's padding may be longer
+    theirs = {
+        token: text
+        for token, text in answer.texts.items()
+        if "\N{REPLACEMENT CHARACTER}" not in text and token < vocabulary
+    }
     differing = [token for token, text in sorted(theirs.items()) if tokenizer.decode([token]).strip() != text.strip()]
     problem = None
-    if is_whole(answer.ids) and max(tokenizer.get_vocab().values()) >= answer.ids.shape[-1]:
+    if not is_whole(answer.ids) and answer.ids.max() >= vocabulary:
+        problem = f"the student has {vocabulary} tokens, and the server gives a number for token {answer.ids.max()}"
+    elif is_whole(answer.ids) and max(tokenizer.get_vocab().values()) >= answer.ids.shape[-1]:
         problem = f"the tokenizer has {len(tokenizer)} tokens, the teacher's vocabulary {answer.ids.shape[-1]}"
     elif len(differing) > len(theirs) / 10:  # some print their special tokens otherwise
         first = differing[0]
@@ -125,8 +142,8 @@ def _check_tokens(client: CompletionsClient, answer: Answer, tokenizer: PreTrain
         )
     if problem is not None:
         raise UsageError(
-            f"The student and the teacher that {client.url} serves ({client.model}) need the same tokenizer, but "
-            f"{problem}. Serve a teacher of the student's family."
+            f"The student and the teacher that {client.url} serves ({plain(client.model)}) need the same tokenizer, "
+            f"but {problem}. Serve a teacher of the student's family."
         )
 
 
@@ -157,10 +174,9 @@ def _tempered(client: CompletionsClient, one: Answer, two: Answer, rows: int) ->
             a, b = a - a.mean(), b - b.mean()
             halved.append(np.abs(b - a / 2).mean())
             expected.append(np.abs(a / 2).mean())
-    limit = _TOLERANCE * sum(expected)
-    if not expected or sum(unchanged) <= limit:
+    if sum(unchanged) <= _UNCHANGED * sum(expected):
         return False
-    if sum(halved) <= limit:
+    if sum(halved) <= _TOLERANCE * sum(expected) + rounding(two.values) * len(halved):
         return True
     raise UsageError(
         f"The server {client.url} gives other log-probabilities for the same prompt at another temperature, but not "
@@ -174,27 +190,30 @@ def _check_order(client: CompletionsClient, one: Answer, two: Answer, at: int, t
     Refuse rows of other positions. The texts differ in the token `at`, of which row `at` (that of the token after it)
     must be the first to know. So it is with every causal model, however good it is.
     """
+    if np.ptp(one.values, axis=-1).max() < 0.1:
+        return  # the rows of a model that knows nothing are the same wherever they stand
     p, q = _shares(one.values, 2 if tempered else 1), _shares(two.values, 1)
-    apart = np.array([_distance(*row) for row in zip(one.ids, p, two.ids, q, strict=True)])
-    before, after = apart[: at - 2].max(), apart[at - 2 :].max()
-    if after <= 10 * before + 1e-6:
-        # Where each row is the same, as that of a model that knows nothing, it doesn't matter which is where
-        if np.ptp(p) > 1e-6:
-            raise UsageError(
-                f"The server {client.url} gives the same numbers for two prompts that differ in their token {at + 1}, "
-                "so they aren't the teacher's about a prompt. Look at what answers there: a cache, or another program?"
-            )
-        return
-    # Between noise and effect
-    first = at - 2 + int(np.argmax(apart[at - 2 :] > np.sqrt(max(before, 1e-7) * after)))
-    if first != at:
-        way = "later" if first < at else "earlier"
+    least, most = np.array([_distances(*row) for row in zip(one.ids, p, two.ids, q, strict=True)]).T
+    if most[at:].max() < 1e-4:
         raise UsageError(
-            f"The server {client.url} gives rows of other positions: where that of a token should be stands the one "
-            f"{abs(first - at)} {way}, since another token at place {at} changes the rows from that of token "
-            f"{first + 1} on, and not from that of token {at + 1} on. Use a server whose row t is the distribution of "
-            "token t, as vLLM's is."
+            f"The server {client.url} gives the same numbers for two prompts that differ in their token {at + 1}, so "
+            "they aren't the teacher's about a prompt. Look at what answers there: a cache, or another program?"
         )
+    noise, effect = least[: at - 2].max(), least[at - 2 :].max()
+    sure = np.sqrt(max(noise, effect / 100) * effect)  # between the two
+    if least[at - 2 : at].max() > sure:
+        place = at - 2 + int(np.argmax(least[at - 2 : at] > sure))
+    elif most[at] < effect / 10 and least[at:].max() > sure:
+        place = at + int(np.argmax(least[at:] > sure))
+    else:
+        return
+    way = "later" if place < at else "earlier"
+    raise UsageError(
+        f"The server {client.url} gives rows of other positions: where that of a token should be stands the one "
+        f"{abs(place - at)} {way}, since another token at place {at} changes the rows from that of token {place + 1} "
+        f"on, and not from that of token {at + 1} on. Use a server whose row t is the distribution of token t, as "
+        "vLLM's is."
+    )
 
 
 def _shares(values: np.ndarray, tau: float) -> np.ndarray:
@@ -203,11 +222,16 @@ def _shares(values: np.ndarray, tau: float) -> np.ndarray:
     return shares / shares.sum(-1, keepdims=True)
 
 
-def _distance(ids_p: np.ndarray, p: np.ndarray, ids_q: np.ndarray, q: np.ndarray) -> float:
-    """The total variation distance of two rows, either of which may have tokens that the other hasn't."""
+def _distances(ids_p: np.ndarray, p: np.ndarray, ids_q: np.ndarray, q: np.ndarray) -> tuple[float, float]:
+    """
+    The total variation distance of two rows, at least and at most: what only one of them has may weigh as much in the
+    other as its last one, or nothing.
+    """
     _, at_p, at_q = np.intersect1d(ids_p, ids_q, return_indices=True)
-    own = 2 - p[at_p].sum() - q[at_q].sum()
-    return float(np.abs(p[at_p] - q[at_q]).sum() + own) / 2
+    common = np.abs(p[at_p] - q[at_q]).sum()
+    p_alone, q_alone = np.delete(p, at_p), np.delete(q, at_q)
+    least = np.maximum(p_alone - q.min(), 0).sum() + np.maximum(q_alone - p.min(), 0).sum()
+    return (common + least) / 2, (common + p_alone.sum() + q_alone.sum()) / 2
 
 
 def _warn_of_masses(client: CompletionsClient, answer: Answer, whole: bool, normalised: bool, tokens: int) -> None:
@@ -218,7 +242,7 @@ def _warn_of_masses(client: CompletionsClient, answer: Answer, whole: bool, norm
             f"What {client.url} gives of all {width} tokens looks like log-probabilities, but has a mass from "
             f"{low:.3g} to {high:.3g} in place of 1. It is taken for logits, and normalised. {_RAW}"
         )
-    if not whole and normalised and cut_off(answer.values, tokens):
+    if not whole and normalised and cut_off(answer.values, answer.mass, tokens):
         logger.warning(
             f"The {width} likeliest tokens that {client.url} gives have the whole mass, though the last of them has "
             f"{np.exp(np.median(answer.values.min(-1))):.2g} and the others must have some: the numbers look as if "

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from .address import plain
 from .faults import Malformed
+from .plausible import log_mass
 
 
 LARGEST_VOCABULARY = 2**18
@@ -56,6 +58,9 @@ class Answer(NamedTuple):
             The token ids it gives a number for, at each position but the last.
         values (`numpy.ndarray` of shape `(L - 1, k)`):
             These numbers: log-probabilities, or logits.
+        mass (`numpy.ndarray` of shape `(L - 1,)`):
+            The logarithm of what the numbers of a row weigh together, that of the prompt's own token among them also
+            where it isn't one of the k.
         texts (`dict[int, str]`):
             What it says that the ids of the first position mean.
         own_first (`bool`):
@@ -64,6 +69,7 @@ class Answer(NamedTuple):
 
     ids: np.ndarray
     values: np.ndarray
+    mass: np.ndarray
     texts: dict[int, str]
     own_first: bool
 
@@ -153,6 +159,7 @@ class PromptLogprobs:
         if not width:
             raise Malformed("it has a row without any number")
         ids, values = np.empty((len(rows), width), np.int64), np.empty((len(rows), width), np.float32)
+        mass = np.empty(len(rows))
         for i, (token, row) in enumerate(zip(self.tokens[1:], rows, strict=True)):
             if len(row) < width or (self.logprobs is None and len(row) != width):
                 raise Malformed(f"it gives {len(row)} numbers for a token and not {width}")
@@ -162,12 +169,13 @@ class PromptLogprobs:
                     "server: its rows may be those of other positions"
                 )
             row_ids, row_values = _numbers(row)
+            mass[i] = log_mass(row_values)
             if len(row) > width:  # the prompt's own token, if it isn't one of the most likely
                 kept = np.sort(np.argsort(-row_values, kind="stable")[:width])
                 row_ids, row_values = row_ids[kept], row_values[kept]
             ids[i], values[i] = row_ids, row_values
         own_first = all(next(iter(row)) == str(token) for token, row in zip(self.tokens[1:], rows, strict=True))
-        return Answer(ids, values, _texts(rows[0]), own_first)
+        return Answer(ids, values, mass, _texts(rows[0]), own_first)
 
     def hint(self, status: int, said: str) -> str | None:
         length = "It must take prompts of `max_length` + 1 tokens (vLLM's --max-model-len)."
@@ -176,7 +184,7 @@ class PromptLogprobs:
             "--max-logprobs, -1 for all; `teacher_server_logprobs` asks for fewer)."
         )
         if status == 404 and re.search("model", said, re.I):
-            return f"It must serve {self.model!r}, as it did at the start."
+            return f"It must serve {plain(self.model)!r}, as it did at the start."
         if status in (404, 405):
             return "It must take POST /v1/completions, as vLLM does for a model that generates (--runner generate)."
         if status not in (400, 422):

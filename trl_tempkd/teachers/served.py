@@ -19,6 +19,7 @@ from ..heads import NoHead
 from ..losses import METRICS, Logits, TopK
 from ..losses.truncated import ON_BINS
 from ..temperature import soften
+from .address import plain
 from .client import Answer, CompletionsClient, TeacherServerError
 from .live import refuse_options
 from .objective import teacher_temperatures
@@ -109,7 +110,7 @@ class ServedTeacher:
         )
         try:
             self.served = probe(self.client, tokenizer, vocabulary)
-            logger.info(f"{self.client.url} serves {self.client.model}: {self.served.describe()}.")
+            logger.info(f"{self.client.url} serves {plain(self.client.model)}: {self.served.describe()}.")
             self._taus = temperatures_of(self.served, options, self.client.url)
             self.metrics = METRICS if self.served.whole else TopK.metrics_of(self._taus)
         except BaseException:
