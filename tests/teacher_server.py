@@ -25,20 +25,23 @@ class TeacherServer:
         model, tokenizer:
             The teacher.
         name (`str`): under which it is served.
+        tls (`ssl.SSLContext`, *optional*): with which it speaks https.
         most (`int`, *optional*): the most log-probabilities it gives (`--max-logprobs`; `None` is -1).
         mode (`str`): `--logprobs-mode`.
 
     Attributes:
         fault (`Callable[[int, Handler], bool]`): called with the number of each request for completions, from 0 on,
             before it is answered. If it returns `True`, it has answered itself.
+        models (`Callable[[Handler], bool]`): the same for requests for the list of models.
         change (`Callable[[dict, dict], dict]`): changes the reply to a request.
     """
 
-    def __init__(self, model, tokenizer, name="teacher", most=None, mode="raw_logprobs"):
+    def __init__(self, model, tokenizer, name="teacher", most=None, mode="raw_logprobs", tls=None):
         self.model, self.tokenizer, self.name, self.most, self.mode = model.eval(), tokenizer, name, most, mode
         self.fault: Callable[[int, Handler], bool] = lambda number, handler: False
         self.change: Callable[[dict, dict], dict] = lambda reply, body: reply
-        self.key = None
+        self.models: Callable[[Handler], bool] = lambda handler: False
+        self.key, self.tls = None, tls
         self.count = self.now = self.peak = 0
         self.bodies: list[dict] = []
         self.texts: dict[int, str] = {}
@@ -49,11 +52,13 @@ class TeacherServer:
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def start(self):
         """Also after `stop`, at the same port."""
         self.http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        if self.tls is not None:
+            self.http.socket = self.tls.wrap_socket(self.http.socket, server_side=True)
         self.http.daemon_threads = True
         self.http.teacher = self
         self.http.open = set()
@@ -136,19 +141,28 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-    def send(self, status, reply, cut=None):
+    def send(self, status, reply, cut=None, **headers):
         """`cut` bytes of the reply alone, whatever the header promises."""
         data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(data if cut is None else data[:cut])
         if cut is not None:
             self.close_connection = True
 
+    def write(self, *parts, pause=0.0):
+        """Bytes as they are, HTTP or not, and the end of the connection."""
+        self.close_connection = True
+        for part in parts:
+            self.wfile.write(part)
+            time.sleep(pause)
+
     def do_GET(self):
         assert self.path == "/v1/models"
+        if self.server.teacher.models(self):
+            return
         if self.server.teacher.key not in (None, self.headers["Authorization"]):
             return self.send(401, {"error": "Unauthorized"})
         self.send(200, {"object": "list", "data": [{"id": self.server.teacher.name, "object": "model"}]})

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from .errors import UsageError
 from .objectives.config import ObjectiveConfig
 from .option_checks import strict
+from .teachers.address import Address, shown
 
 
 @strict
@@ -222,19 +223,23 @@ class KDConfig(ObjectiveConfig):
                 '`model_init_kwargs={"use_kernels": True}`.'
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as trackers get them: without a password in `teacher_server_url`."""
+        fields = super().to_dict()
+        if self.teacher_server_url is not None:
+            fields["teacher_server_url"] = shown(self.teacher_server_url)
+        return fields
+
     def _check_server(self) -> None:
-        if not str(self.teacher_server_url).startswith(("http://", "https://")):
-            raise UsageError(
-                f"`teacher_server_url` must begin with http:// or https://, got {self.teacher_server_url!r}."
-            )
+        url = Address.of(str(self.teacher_server_url)).url
         if self.teacher_cache is not None:
             raise UsageError(
-                f"`teacher_server_url` is {self.teacher_server_url} and `teacher_cache` {self.teacher_cache}: the "
+                f"`teacher_server_url` is {url} and `teacher_cache` {self.teacher_cache}: the "
                 "target comes from one of them. Leave the other unset."
             )
         if self.generates:
             raise UsageError(
-                f"`teacher_server_url` {self.teacher_server_url} is asked ahead of the step, before there are "
+                f"`teacher_server_url` {url} is asked ahead of the step, before there are "
                 f"completions generated in training. Set `lmbda` to 0 (got {self.lmbda}), `lmbda_schedule` to "
                 "'constant' and `seq_kd` to False, or leave `teacher_server_url` unset to run the teacher itself."
             )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import UsageError
 from ..heads import Head, NoHead
 from ..losses import Logits, Truncated
+from .address import shown
 from .base import STUDENT_BASE, BaseTeacher
 from .build import CacheBuilder
 from .cached import CachedTeacher, TeacherCache
@@ -105,8 +106,8 @@ def open_cache(teacher: str | PreTrainedModel | None, options: TeacherOptions) -
         )
     if options.teacher_server_url is not None and not isinstance(teacher, str | None):
         raise UsageError(
-            f"`teacher_server_url` is {options.teacher_server_url!r}, and `teacher_model` a {type(teacher).__name__}: "
-            "pass one of the two, or the name by which the server knows the teacher."
+            f"`teacher_server_url` is {shown(options.teacher_server_url)}, and `teacher_model` a "
+            f"{type(teacher).__name__}: pass one of the two, or the name by which the server knows the teacher."
         )
     return None
 

@@ -19,9 +19,11 @@ from ..heads import NoHead
 from ..losses import METRICS, Logits, TopK
 from ..losses.truncated import ON_BINS
 from ..temperature import soften
-from .client import Answer, CompletionsClient, TeacherServerError, log_mass
+from .address import plain
+from .client import Answer, CompletionsClient, TeacherServerError
 from .live import refuse_options
 from .objective import teacher_temperatures
+from .plausible import log_mass
 from .probe import Served, probe
 
 
@@ -104,11 +106,12 @@ class ServedTeacher:
             options.teacher_server_requests,
             options.teacher_server_timeout,
             options.teacher_server_patience,
+            vocabulary,
         )
         try:
             self.served = probe(self.client, tokenizer, vocabulary)
-            logger.info(f"{self.client.url} serves {self.client.model}: {self.served.describe()}.")
-            self._taus = temperatures_of(self.served, options)
+            logger.info(f"{self.client.url} serves {plain(self.client.model)}: {self.served.describe()}.")
+            self._taus = temperatures_of(self.served, options, self.client.url)
             self.metrics = METRICS if self.served.whole else TopK.metrics_of(self._taus)
         except BaseException:
             self.client.close()
@@ -207,10 +210,11 @@ class ServedTeacher:
     def _answers(self, asked: "_Requests") -> list[tuple[tuple[int, int], list[Answer]]]:
         answers = [(place, [request.result() for request in requests]) for place, requests in asked.items]
         for answer in (each for _, answers_of in answers for each in answers_of):
-            if not self.served.fits(answer, self._vocabulary):
+            misfit = self.served.misfit(answer, self._vocabulary)
+            if misfit is not None:
                 raise TeacherServerError(
                     f"The teacher's server {self.client.url} gave {self.served.describe()} at the start, and now "
-                    "gives something else. Restart it as it was, and go on from the last checkpoint "
+                    f"gives {misfit}. Restart it as it was, and go on from the last checkpoint "
                     "(`resume_from_checkpoint`)."
                 )
         return answers
@@ -242,16 +246,16 @@ class _ReadAhead(Iterator[Batch]):
         return self._kept.popleft()
 
 
-def temperatures_of(served: Served, options: Any) -> tuple[float, ...]:
+def temperatures_of(served: Served, options: Any, url: str) -> tuple[float, ...]:
     """
-    The temperatures to ask a server for, 1 among them.
+    The temperatures to ask a server for, 1 among them. `url` is what may be shown of its address.
 
     Raises:
         `ValueError`: If what it gives doesn't determine the target of the run.
     """
     if served.whole:
         return (1.0,)
-    gives = f"`teacher_server_url` {options.teacher_server_url} gives {served.describe()}"
+    gives = f"`teacher_server_url` {url} gives {served.describe()}"
     if not served.normalised:
         raise UsageError(f"{gives}. Without all of them their probabilities can't be known. {_ALL}")
     TopK.check(options.divergence, options.divergence_kwargs)
