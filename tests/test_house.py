@@ -29,6 +29,7 @@ FLOORS = [
     ["objectives"],
     ["rollouts", "meter"],
     ["teachers"],
+    ["packing"],
     ["losses"],
     ["heads"],
     ["temperature_rules"],

@@ -17,9 +17,10 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 from .citation import PAPER
 from .config import KDConfig
 from .errors import UsageError
-from .heads import backbone, check_head, gathered_head
+from .heads import backbone, check_head, gathered_head, last_hidden_state
 from .meter import Meter
 from .objectives import make_objective
+from .packing import PackingCheck
 from .rollouts import make_rollouts
 from .teachers import ServedTeacher, make_teacher, open_cache
 
@@ -111,6 +112,8 @@ class TemperatureKDTrainer(SFTTrainer):
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
         check_head(self.model)
+        self._packing = PackingCheck("student", args)
+        self._packing.begin(self.model)
 
         if self._cache is not None:
             self.data_collator = self._cache.collator(self.data_collator)
@@ -182,6 +185,7 @@ class TemperatureKDTrainer(SFTTrainer):
         with self.accelerator.autocast():
             teacher_rows = self.teacher.rows(inputs)
             student = self.accelerator.unwrap_model(model)
+            self._packing.see(inputs, student, partial(self._hidden_states, model, student))
             # Backbone, head and loss run inside the wrapper's forward, so that DDP, FSDP and DeepSpeed see a normal
             # one. Nothing is passed through it, since some wrappers cast what is.
             step = partial(self._forward, student, inputs, labels, teacher_rows, num_items_in_batch)
@@ -209,6 +213,9 @@ class TemperatureKDTrainer(SFTTrainer):
             return loss
         with torch.no_grad():  # only for `compute_metrics` and `predict`, which ask for the logits
             return loss, model(**inputs)
+
+    def _hidden_states(self, model, student, inputs):
+        return self._forward_redirection(model, student, partial(last_hidden_state, student, inputs))
 
     def _forward(self, student, inputs, labels, teacher_rows, num_items_in_batch):
         # Returns a plain tuple: FSDP2 attaches its hooks to the tensors that it finds in the output
