@@ -29,7 +29,7 @@ FLOORS = [
     ["objectives"],
     ["rollouts", "meter"],
     ["teachers"],
-    ["packing"],
+    ["packing", "padding"],
     ["losses"],
     ["heads"],
     ["temperature_rules"],

@@ -21,6 +21,7 @@ from .heads import backbone, check_head, gathered_head, last_hidden_state
 from .meter import Meter
 from .objectives import make_objective
 from .packing import PackingCheck
+from .padding import aligned, right_padded
 from .rollouts import make_rollouts
 from .teachers import ServedTeacher, make_teacher, open_cache
 
@@ -115,6 +116,7 @@ class TemperatureKDTrainer(SFTTrainer):
         self._packing = PackingCheck("student", args)
         self._packing.begin(self.model)
 
+        self.data_collator = aligned(self.data_collator)
         if self._cache is not None:
             self.data_collator = self._cache.collator(self.data_collator)
         student = partial(getattr, self, "model_wrapped")  # as it is at the time
@@ -176,9 +178,8 @@ class TemperatureKDTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
         args = self.args
-        inputs = dict(inputs)
+        inputs = dict(right_padded(inputs))
         labels = inputs.pop("labels")
-        # No position_ids are needed beside an attention_mask: TRL's collator pads on the right
         self.objective.begin(self._progress())
 
         # Accelerate puts autocast around `model.forward`, which the redirection replaces
