@@ -29,7 +29,7 @@ FLOORS = [
     ["objectives"],
     ["rollouts", "meter"],
     ["teachers"],
-    ["packing", "padding"],
+    ["packing", "padding", "routers"],
     ["losses"],
     ["heads"],
     ["temperature_rules"],

@@ -8,7 +8,6 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 from trl.models.utils import _ForwardRedirection
@@ -17,12 +16,13 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 from .citation import PAPER
 from .config import KDConfig
 from .errors import UsageError
-from .heads import backbone, check_head, gathered_head, last_hidden_state
+from .heads import check_head, gathered_head, last_hidden_state
 from .meter import Meter
 from .objectives import make_objective
 from .packing import PackingCheck
 from .padding import aligned, right_padded
 from .rollouts import make_rollouts
+from .routers import leave_routers, run_backbone, warn_of_none
 from .teachers import ServedTeacher, make_teacher, open_cache
 
 
@@ -112,6 +112,7 @@ class TemperatureKDTrainer(SFTTrainer):
         self._loss_shifts_labels = True
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
+        leave_routers(self.model)
         check_head(self.model)
         self._packing = PackingCheck("student", args)
         self._packing.begin(self.model)
@@ -220,18 +221,13 @@ class TemperatureKDTrainer(SFTTrainer):
 
     def _forward(self, student, inputs, labels, teacher_rows, num_items_in_batch):
         # Returns a plain tuple: FSDP2 attaches its hooks to the tensors that it finds in the output
-        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = backbone(student)(**inputs, **router, use_cache=False)
-        aux_loss = None
-        if self.aux_loss_enabled:
-            config = student.config.get_text_config()
-            aux_loss = load_balancing_loss_func(
-                outputs.router_logits, config.num_experts, config.num_experts_per_tok, inputs.get("attention_mask")
-            )
+        hidden, aux_loss = run_backbone(student, inputs, aux_loss=self.aux_loss_enabled)
+        if aux_loss is None and self.args.router_aux_loss_coef:
+            warn_of_none(student, self.args.router_aux_loss_coef)
         targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # (B, L): position i predicts token i + 1
         with gathered_head(student) as head, self.teacher.head() as teacher_head:
             out = self.objective(
-                outputs.last_hidden_state.flatten(0, 1),
+                hidden.flatten(0, 1),
                 head,
                 teacher_rows,
                 teacher_head,
