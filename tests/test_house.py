@@ -33,6 +33,7 @@ FLOORS = [
     ["objectives"],
     ["rollouts", "meter", "logged_steps"],
     ["teachers"],
+    ["packing", "padding", "routers"],
     ["losses"],
     ["heads"],
     ["temperature_rules"],

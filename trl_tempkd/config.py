@@ -201,6 +201,12 @@ class KDConfig(ObjectiveConfig):
         if self.teacher_server_url is not None:
             self._check_server()
 
+        if self.eval_packing and not self.packing and self.packing_strategy != "wrapped":
+            raise UsageError(
+                "`eval_packing` is True and `packing` False: TRL pads evaluation batches then, as those of training, "
+                "and packed sequences would see each other. Set `packing` to True too, or leave `eval_packing` unset."
+            )
+
         # Options of SFT that act inside its loss, which the divergence replaces
         if self.loss_type != "nll":
             raise UsageError(

@@ -7,7 +7,7 @@ This is the only file that knows how an architecture turns `hidden` into logits:
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -114,6 +114,11 @@ def backbone(model: nn.Module) -> nn.Module:
     return body
 
 
+def last_hidden_state(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    """What the backbone of a model makes of a batch, of shape `(B, L, H)`."""
+    return backbone(model)(**inputs, use_cache=False).last_hidden_state
+
+
 def _check_adapter(model: PeftModel) -> None:
     """Refuse an adapter that acts outside of the layers: the backbone alone would silently leave it out."""
     for config in model.peft_config.values():
@@ -187,6 +192,18 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
 
 
+def is_here(model: nn.Module) -> bool:
+    """Whether a model can run without its wrapper: no parameter is a shard (ZeRO-3, FSDP2) or on the meta device."""
+    return not any(p.is_meta or isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+
+
+def as_trained(model: PreTrainedModel) -> AbstractContextManager[Any]:
+    """Context like training's, for a float32 model whose attention runs in half precision alone (flash attention)."""
+    attention = getattr(model.config.get_text_config(), "_attn_implementation", None) or ""
+    needed = "flash" in attention and model.dtype == torch.float32
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=needed)
+
+
 @torch.no_grad()
 def check_head(model: nn.Module) -> None:
     """
@@ -203,13 +220,14 @@ def check_head(model: nn.Module) -> None:
         `ValueError`: If the two differ by more than rounding.
     """
     head, body, model = read_head(model), backbone(model), unwrap_adapter(model)
-    if any(p.is_meta or isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters()):
+    if not is_here(model):
         return
     training = model.training
     model.eval()
     input_ids = torch.arange(4, device=model.device)[None]
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
-    hidden, expected = body(**inputs).last_hidden_state, model(**inputs).logits
+    with as_trained(model):
+        hidden, expected = body(**inputs).last_hidden_state, model(**inputs).logits
     model.train(training)
     trained = any(p.requires_grad for p in model.parameters())
     packed = any(getattr(getattr(p, "quant_state", None), "packing_format_for_cpu", False) for p in model.parameters())
@@ -221,13 +239,16 @@ def check_head(model: nn.Module) -> None:
     if hidden.shape[-1] != head.weight.shape[-1]:
         problem = f"its last hidden state has size {hidden.shape[-1]}, its head expects {head.weight.shape[-1]}"
     else:
-        logits = head.logits(hidden.to(head.weight.device))
+        with as_trained(model):
+            logits = head.logits(hidden.to(head.weight.device))
         if logits.shape != expected.shape:
             problem = f"it returns {expected.shape[-1]} logits, its head {logits.shape[-1]}"
         else:
             error, size = (logits - expected.to(logits)).abs().max().item(), expected.abs().max().item()
-            # The square root of the machine epsilon: far above rounding, far below any scale or cap
-            if error <= torch.finfo(logits.dtype).eps ** 0.5 * size:
+            # The square root of the machine epsilon: far above rounding, far below any scale or cap. Some models
+            # return float32 whatever they are in.
+            epsilon = max(torch.finfo(logits.dtype).eps, torch.finfo(torch.float32).eps)
+            if error <= epsilon**0.5 * size:
                 return
             problem = f"they differ from `scale * (hidden @ weight.T + bias)` by {error:.3g} of {size:.3g}"
     raise UsageError(

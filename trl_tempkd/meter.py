@@ -28,7 +28,7 @@ class Meter:
         self._since: float | None = None
 
     def add(self, mode: str, sums: torch.Tensor) -> None:
-        """Sums of this rank, of shape `(1 + K,)`: the number of tokens, then `K` measures of them."""
+        """Sums of this rank, of shape `(1 + K,)`: the number of tokens, then the measures, or the first of them."""
         self._sums[mode].append(sums)
 
     def means(self, mode: str) -> dict[str, float]:
@@ -38,7 +38,7 @@ class Meter:
         sums = torch.stack(self._sums[mode]).sum(0)
         self._sums[mode].clear()
         tokens, *totals = self._accelerator.reduce(sums, reduction="sum").tolist()
-        return {name: total / max(tokens, 1) for name, total in zip(self._names, totals, strict=True)}
+        return {name: total / max(tokens, 1) for name, total in zip(self._names, totals, strict=False)}
 
     def start(self) -> None:
         """Start the clock, if it isn't running."""

@@ -8,7 +8,6 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
@@ -20,11 +19,14 @@ from .citation import PAPER
 from .config import KDConfig
 from .data_checks import prepared as checked
 from .errors import UsageError
-from .heads import backbone, check_head, gathered_head
+from .heads import check_head, gathered_head, last_hidden_state
 from .logged_steps import LastStep, is_logged
 from .meter import Meter
 from .objectives import make_objective
+from .packing import PackingCheck
+from .padding import aligned, right_padded
 from .rollouts import PROMPTS, CarryingCollator, check_answers, make_rollouts, prepared
+from .routers import leave_routers, run_backbone, warn_of_none
 from .teachers import ServedTeacher, make_teacher, open_cache
 
 
@@ -114,8 +116,12 @@ class TemperatureKDTrainer(ResumingTrainer):
         self._loss_shifts_labels = True
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
+        leave_routers(self.model)
         check_head(self.model)
+        self._packing = PackingCheck("student", args)
+        self._packing.begin(self.model)
 
+        self.data_collator = aligned(self.data_collator)
         if self._cache is not None:
             self.data_collator = self._cache.collator(self.data_collator)
         elif args.generates:
@@ -181,15 +187,15 @@ class TemperatureKDTrainer(ResumingTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
         args = self.args
-        inputs = dict(inputs)
+        inputs = dict(right_padded(inputs))
         labels = inputs.pop("labels")
-        # No position_ids are needed beside an attention_mask: TRL's collator pads on the right
         self.objective.begin(self._progress())
 
         # Accelerate puts autocast around `model.forward`, which the redirection replaces
         with self.accelerator.autocast():
             teacher_rows = self.teacher.rows(inputs)
             student = self.accelerator.unwrap_model(model)
+            self._packing.see(inputs, student, partial(self._hidden_states, model, student))
             # Backbone, head and loss run inside the wrapper's forward, so that DDP, FSDP and DeepSpeed see a normal
             # one. Nothing is passed through it, since some wrappers cast what is.
             step = partial(self._forward, student, inputs, labels, teacher_rows, num_items_in_batch)
@@ -216,20 +222,18 @@ class TemperatureKDTrainer(ResumingTrainer):
         with torch.no_grad():  # only for `compute_metrics` and `predict`, which ask for the logits
             return loss, model(**inputs)
 
+    def _hidden_states(self, model, student, inputs):
+        return self._forward_redirection(model, student, partial(last_hidden_state, student, inputs))
+
     def _forward(self, student, inputs, labels, teacher_rows, num_items_in_batch):
         # Returns a plain tuple: FSDP2 attaches its hooks to the tensors that it finds in the output
-        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = backbone(student)(**inputs, **router, use_cache=False)
-        aux_loss = None
-        if self.aux_loss_enabled:
-            config = student.config.get_text_config()
-            aux_loss = load_balancing_loss_func(
-                outputs.router_logits, config.num_experts, config.num_experts_per_tok, inputs.get("attention_mask")
-            )
+        hidden, aux_loss = run_backbone(student, inputs, aux_loss=self.aux_loss_enabled)
+        if aux_loss is None and self.args.router_aux_loss_coef:
+            warn_of_none(student, self.args.router_aux_loss_coef)
         targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # (B, L): position i predicts token i + 1
         with gathered_head(student) as head, self.teacher.head() as teacher_head:
             out = self.objective(
-                outputs.last_hidden_state.flatten(0, 1),
+                hidden.flatten(0, 1),
                 head,
                 teacher_rows,
                 teacher_head,

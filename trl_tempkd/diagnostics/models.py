@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..evaluation import evaluating
-from ..heads import Head, NoHead, gathered_head
+from ..heads import Head, NoHead, gathered_head, last_hidden_state
 from ..rollouts import PROMPTS
-from ..teachers.live import last_hidden_state
 from ..temperature import rescale_factor
 from ..trainer import TemperatureKDTrainer
 from .logits import NONE, Chunk, Plan, cosine, difference, effective_number, measure_logits, ratio_of, rows_of

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import UsageError
 from ..heads import Head, NoHead
 from ..losses import Logits, Truncated
+from ..packing import PackingCheck, PackingOptions
 from .address import shown
 from .base import STUDENT_BASE, BaseTeacher
 from .build import CacheBuilder
@@ -83,7 +84,7 @@ class Teacher(Protocol):
         ...
 
 
-class TeacherOptions(ServerOptions, Protocol):
+class TeacherOptions(ServerOptions, PackingOptions, Protocol):
     """What [`open_cache`] and [`make_teacher`] read of a configuration."""
 
     teacher_cache: str | None
@@ -159,4 +160,4 @@ def make_teacher(
     unwrapped = accelerator.unwrap_model(student())
     check_separate(unwrapped, model)
     check_vocabulary(tokenizer, unwrapped, model, **origin)
-    return LiveTeacher(model, accelerator)
+    return LiveTeacher(model, accelerator, PackingCheck("teacher", options))

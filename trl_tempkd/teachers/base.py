@@ -14,9 +14,8 @@ from torch import nn
 from trl.models.utils import _ForwardRedirection
 
 from ..errors import UsageError
-from ..heads import Head, gathered_head
+from ..heads import Head, gathered_head, last_hidden_state
 from ..losses import METRICS
-from .live import last_hidden_state
 
 
 # The name by which this teacher is asked for. A folder of that name needs a path, such as `./student_base`.
@@ -29,7 +28,8 @@ _INITS_THAT_KEEP_THE_BASE = ("gaussian", "eva", "mica", "orthogonal")
 
 class BaseTeacher:
     """
-    The student without its adapter: in evaluation mode, without gradients, through the student's own wrapper.
+    The student without its adapter: in evaluation mode, without gradients, through the student's own wrapper. What is
+    checked of the student's architecture is checked of it.
 
     Args:
         student (`Callable[[], torch.nn.Module]`):

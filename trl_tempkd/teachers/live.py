@@ -20,8 +20,9 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from ..errors import UsageError
-from ..heads import Head, backbone, check_head, gathered_head
+from ..heads import Head, check_head, gathered_head, last_hidden_state
 from ..losses import METRICS
+from ..packing import PackingCheck
 
 
 logger = get_logger(__name__)
@@ -39,11 +40,16 @@ class LiveTeacher:
             Causal language model. It is prepared for the accelerator's kind of parallelism in place.
         accelerator ([`~accelerate.Accelerator`]):
             Accelerator of the trainer.
+        packing ([`PackingCheck`]):
+            Refuses the model if it doesn't keep the sequences of a padding-free batch apart.
+
+    Raises:
+        `ValueError`: If its logits or its padding-free batches can't be trusted.
     """
 
     metrics = METRICS
 
-    def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
+    def __init__(self, model: PreTrainedModel, accelerator: Accelerator, packing: PackingCheck):
         model.requires_grad_(False)
         model.eval()
         check_head(model)
@@ -55,6 +61,8 @@ class LiveTeacher:
             self.model = accelerator.prepare_model(model, evaluation_mode=True)
         self._accelerator = accelerator
         self._forward_redirection = _ForwardRedirection()
+        self._packing = packing
+        self._packing.begin(model, self._run)
 
     def wrapped(self) -> nn.Module:
         return self.model
@@ -65,8 +73,12 @@ class LiveTeacher:
     def rows(self, inputs: dict[str, Any]) -> torch.Tensor:
         return self.hidden_states(inputs).flatten(0, 1)
 
-    @torch.no_grad()
     def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:
+        self._packing.see(inputs, self._accelerator.unwrap_model(self.model), self._run)
+        return self._run(inputs)
+
+    @torch.no_grad()
+    def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
         model = self._accelerator.unwrap_model(self.model)
         # Through the wrapper, which gathers the shards of the parameters
         return self._forward_redirection(self.model, model, partial(last_hidden_state, model, inputs))
@@ -91,10 +103,6 @@ def _shard(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
         return fsdp2_prepare_model(accelerator, model).eval()
     finally:
         accelerator.state.fsdp_plugin = plugin
-
-
-def last_hidden_state(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-    return backbone(model)(**inputs, use_cache=False).last_hidden_state
 
 
 def load_teacher(
