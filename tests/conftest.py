@@ -4,7 +4,10 @@
 import os
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub is imported; it turns off TRL's telemetry too
+# Before the libraries are imported. Offline turns off TRL's telemetry too.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from collections.abc import Callable
 from functools import cache
@@ -20,8 +23,6 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, 
 
 if TYPE_CHECKING:
     from trl_tempkd import KDConfig, TemperatureKDTrainer
-
-datasets.disable_progress_bars()
 
 SENTENCES = [
     "the cat sat on the mat and looked at the moon",
