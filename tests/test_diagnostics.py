@@ -25,6 +25,7 @@ from trl_tempkd.diagnostics import (
 )
 from trl_tempkd.diagnostics import models as diagnostics_models
 from trl_tempkd.diagnostics.logits import cosine, difference, effective_number, rank_buckets
+from trl_tempkd.fingerprint import fingerprint
 
 
 def logits(rows: int = 6, size: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -327,7 +328,7 @@ def flags(options: dict) -> list[str]:
     return [part for key, value in options.items() for part in (f"--{key}", str(value))]
 
 
-def test_command(pair, tmp_path, capsys):
+def test_command(pair, tmp_path, capsys, chat_dataset):
     output = tmp_path / "new" / "table.csv"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -341,12 +342,14 @@ def test_command(pair, tmp_path, capsys):
     assert settings["objective_kwargs"] == {"jsd": {"beta": 0.1}}
     assert (settings["num_rows"], settings["temperatures"]) == (4, [1.0, 3.0])
     assert measured["tokens"].max() == settings["tokens"]
+    assert settings["fingerprint"] == fingerprint(chat_dataset.take(4))
     index = measured.reset_index()
     assert set(index["objective"]) == {"forward_kl", "jsd", "-"}
     assert {"mass_outside", "parameter_cosine", "clip_rate", "error"} <= set(index["measure"])
     shown = capsys.readouterr().out
     assert "Gradient in the logits, both softened" in shown
     assert "Gradient in the parameters, teacher softened" in shown
+    assert settings["fingerprint"] in shown
     # The columns that are shown are ones that exist
     known = {(row["measure"], row["bucket"]) for _, row in index.iterrows()}
     assert {key[:2] for columns in command.COLUMNS.values() for key in columns.values()} - known <= {

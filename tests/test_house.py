@@ -35,7 +35,7 @@ FLOORS = [
     ["temperature"],
     ["divergences"],
     ["tiny"],
-    ["files"],
+    ["files", "fingerprint"],
     ["errors", "names"],
 ]
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}

@@ -22,6 +22,7 @@ from trl_tempkd import cli
 from trl_tempkd.commands import cell as cell_command
 from trl_tempkd.commands import sweep as command
 from trl_tempkd.files import write_atomically
+from trl_tempkd.fingerprint import by_hash, fingerprint
 from trl_tempkd.statistics import compare, holm
 from trl_tempkd.sweep import Cell, cells, launchers, read_recipe, workers
 from trl_tempkd.sweep.comparisons import comparisons, obstacles
@@ -312,7 +313,7 @@ def sweep(recipe: Path, *options: str) -> int:
     return cli.main(["sweep", "--config", str(recipe), *options])
 
 
-def test_a_sweep(tiny_recipe, tmp_path, in_process, capsys):
+def test_a_sweep(tiny_recipe, tmp_path, in_process, capsys, prompt_dataset):
     ran, fail = in_process
     fail.add(NAMES[1])
     assert sweep(tiny_recipe) == 1
@@ -343,6 +344,11 @@ def test_a_sweep(tiny_recipe, tmp_path, in_process, capsys):
         assert result["seconds"].keys() == {"training", "evaluation", "baseline"}
     summary = json.loads((folder / "summary" / "comparisons.json").read_text(encoding="utf-8"))
     assert summary["cells"] == 4 and summary["not_compared"] == []
+    # All rows are trained on; those with the smallest hashes are scored
+    scored = prompt_dataset.select(by_hash(prompt_dataset)[:4])
+    prints = {"train": fingerprint(prompt_dataset), "test": fingerprint(scored)}
+    assert summary["fingerprints"] == prints and all(result["fingerprints"] == prints for result in results)
+    assert f"train {prints['train']}, test {prints['test']}" in capsys.readouterr().out
     assert len(summary["comparisons"]) == 8  # four pairs, two scores
 
     # Nothing is left to do
@@ -388,6 +394,26 @@ def test_an_adapter_and_the_student_as_its_teacher(tiny_recipe, tmp_path):
     result = cell_command.measure(cell, tmp_path / "cell")
     [kl] = result["scores"]["kl_tau1"]
     assert len(kl) == 4 and all(0 < value < 1 for value in kl)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_rows_of_the_same_name_are_not_mixed(split, tiny_recipe, tmp_path, in_process, capsys, prompt_dataset):
+    """What another version of the data does to a sweep that goes on: its new cells stop before they train."""
+    _, fail = in_process
+    fail.add(NAMES[1])
+    assert sweep(tiny_recipe) == 1
+    fail.clear()
+    capsys.readouterr()
+    changed = prompt_dataset.map(lambda row: {"completion": row["completion"] + "!"})
+    data = {"train": prompt_dataset, "test": prompt_dataset, split: changed}
+    DatasetDict(data).save_to_disk(tmp_path / "data")
+    assert sweep(tiny_recipe) == 1
+    error = capsys.readouterr().err
+    assert f"{NAMES[0]}.json was reached on other rows: the fingerprint of its {split} rows is" in error
+    assert not (tmp_path / "results" / f"{NAMES[1]}.json").exists()
+    assert not (tmp_path / "results" / NAMES[1] / "model.safetensors").exists()
+    # In another folder they are a sweep of their own
+    assert sweep(tiny_recipe, "--results_dir", str(tmp_path / "other")) == 0
 
 
 def test_rows_that_are_too_few(tiny_recipe, tmp_path):
