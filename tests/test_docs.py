@@ -3,9 +3,12 @@
 
 import dataclasses
 import inspect
+import os
 import pkgutil
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -126,7 +129,20 @@ def test_paths_exist(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_make_targets_exist(page):
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)make (\w+)", TEXTS[page], flags=re.MULTILINE)) <= targets
+    assert set(re.findall(r"(?:^|`)make (?:\w+=\S+ )*(\w+)", TEXTS[page], flags=re.MULTILINE)) <= targets
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_another_python_has_an_environment_of_its_own():
+    def environment_of(*arguments):
+        inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "VENV", "MAKEFLAGS")}
+        command = ["make", "--dry-run", "--always-make", *arguments, "test"]
+        done = subprocess.run(command, cwd=ROOT, env=inherited, capture_output=True, text=True, check=True)
+        return re.search(r"(\S+)/bin/python -m pytest", done.stdout).group(1)
+
+    assert environment_of() == ".venv"
+    assert environment_of("PYTHON=/opt/python3.13") == ".venv-python3.13"
+    assert environment_of("PYTHON=python3.12", "VENV=elsewhere") == "elsewhere"
 
 
 @pytest.mark.parametrize("page", PAGES)
