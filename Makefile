@@ -5,7 +5,8 @@
 # make clean   remove the virtual environment and the caches
 
 PYTHON ?= python3
-VENV ?= .venv
+# A Python that is named has an environment of its own, so that the suite can be run on each: make PYTHON=python3.13 test
+VENV ?= $(if $(filter file,$(origin PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 # Newer than both files exactly as long as what they say is installed, so a second `make` installs nothing.
 STAMP := $(VENV)/.installed
@@ -20,7 +21,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "trl-tempkd needs Python >= 3.11, and $(PYTHON) is older: make PYTHON=python3.11" >&2; exit 1; }
+		|| { echo "trl-tempkd needs Python >= 3.11, and $(PYTHON) is older: make PYTHON=python3.11 VENV=.venv" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@

@@ -4,7 +4,10 @@
 import os
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub is imported; it turns off TRL's telemetry too
+# Before the libraries are imported. Offline turns off TRL's telemetry too.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from collections.abc import Callable
 from functools import cache
@@ -20,8 +23,6 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, 
 
 if TYPE_CHECKING:
     from trl_tempkd import KDConfig, TemperatureKDTrainer
-
-datasets.disable_progress_bars()
 
 SENTENCES = [
     "the cat sat on the mat and looked at the moon",
@@ -126,7 +127,41 @@ def build_model(architecture: str = "llama", seed: int = 0, **overrides) -> PreT
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
+    if torch.get_default_dtype() == torch.float64:  # by the fixture of this name
+        model.double()
+        if "num_experts_per_tok" in kwargs:
+            model.set_experts_implementation("eager")  # the grouped matmuls aren't there in float64
     return model
+
+
+@pytest.fixture
+def float64():
+    """
+    Models of these fixtures are in float64, and so is what becomes of them: training, what it logs, and evaluation.
+
+    For a claim that two ways lead to the same: there 1e-9 holds on every processor, while in fp32 what rounding makes
+    of it depends on the kernels that a processor gets.
+    """
+    to, as_float, softmax = torch.Tensor.to, torch.Tensor.float, torch.nn.functional.softmax
+
+    def keeping(function):
+        """Leaves float64 as it is where models say float32, as in their norms."""
+
+        def kept(tensor, *args, **kwargs):
+            if tensor.dtype == torch.float64:
+                args = [torch.float64 if arg is torch.float32 else arg for arg in args]
+                kwargs = {name: torch.float64 if arg is torch.float32 else arg for name, arg in kwargs.items()}
+            return function(tensor, *args, **kwargs)
+
+        return kept
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", keeping(to))
+        patch.setattr(torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else as_float(t))
+        patch.setattr(torch.nn.functional, "softmax", keeping(softmax))
+        torch.set_default_dtype(torch.float64)
+        yield
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture
@@ -230,6 +265,8 @@ def make(pair, make_config, prompt_dataset):
     def make(architecture="llama", train_dataset=None, eval_dataset=None, processing_class=None, **fields):
         student, teacher = pair(architecture)
         fields = {"teacher_model_name_or_path": teacher, "max_steps": 4, "per_device_train_batch_size": 2, **fields}
+        if torch.get_default_dtype() == torch.float64:
+            fields = {"model_init_kwargs": {"dtype": torch.float64}, **fields}
         train_dataset = prompt_dataset if train_dataset is None else train_dataset
         return TemperatureKDTrainer(
             student,

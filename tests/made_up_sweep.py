@@ -46,6 +46,7 @@ def write_sweep(
         result = {
             "name": cell.name,
             "settings": cell.settings,
+            "fingerprints": {"train": "0123456789abcdef", "test": "fedcba9876543210"},
             "hashes": {"initial_weights": "w", "batch_order": f"b{cell.factors['seed']}", "items": "i"},
             "learning_rate": 1e-3,
             "tuning": None,
@@ -106,6 +107,7 @@ def write_frontier(
         found[cell.name] = {
             "name": cell.name,
             "settings": cell.settings,
+            "fingerprints": {"train": "0123456789abcdef", "test": "fedcba9876543210"},
             "hashes": {"initial_weights": "w", "batch_order": f"b{cell.factors['seed']}", "items": "i"},
             "learning_rate": 1e-3,
             "tuning": None,

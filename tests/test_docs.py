@@ -3,9 +3,12 @@
 
 import dataclasses
 import inspect
+import os
 import pkgutil
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -126,7 +129,20 @@ def test_paths_exist(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_make_targets_exist(page):
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)make (\w+)", TEXTS[page], flags=re.MULTILINE)) <= targets
+    assert set(re.findall(r"(?:^|`)make (?:\w+=\S+ )*(\w+)", TEXTS[page], flags=re.MULTILINE)) <= targets
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_another_python_has_an_environment_of_its_own():
+    def environment_of(*arguments):
+        inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "VENV", "MAKEFLAGS")}
+        command = ["make", "--dry-run", "--always-make", *arguments, "test"]
+        done = subprocess.run(command, cwd=ROOT, env=inherited, capture_output=True, text=True, check=True)
+        return re.search(r"(\S+)/bin/python -m pytest", done.stdout).group(1)
+
+    assert environment_of() == ".venv"
+    assert environment_of("PYTHON=/opt/python3.13") == ".venv-python3.13"
+    assert environment_of("PYTHON=python3.12", "VENV=elsewhere") == "elsewhere"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -248,15 +264,17 @@ def test_adding_a_divergence(tmp_path, monkeypatch, capsys, make_model, tokenize
 
     # the losses: zero where both are equal, and the same with and without logits in full
     torch.manual_seed(0)
-    hidden_s, hidden_t = torch.randn(6, 4, requires_grad=True), torch.randn(6, 5)
-    weight_s, weight_t = torch.randn(9, 4), torch.randn(9, 5)
+    hidden_s, hidden_t, weight_s, weight_t = (
+        torch.randn(s, dtype=torch.float64) for s in ((6, 4), (6, 5), (9, 4), (9, 5))
+    )
+    hidden_s.requires_grad_()
     options = {"divergence": "squared_hellinger", "student_temperature": 3.0, "teacher_temperature": 3.0}
     dense = kd_loss(hidden_s @ weight_s.T, hidden_t @ weight_t.T, reduction="mean", **options)
     chunked = chunked_kd_loss(hidden_s, weight_s, hidden_t, weight_t, chunk_size=4, **options).loss
     torch.testing.assert_close(chunked, dense)
     dense_grad, chunked_grad = (torch.autograd.grad(loss, hidden_s)[0] for loss in (dense, chunked))
     torch.testing.assert_close(chunked_grad, dense_grad)
-    assert kd_loss(weight_s, weight_s, reduction="sum", **options).abs() < 1e-5
+    assert kd_loss(weight_s, weight_s, reduction="sum", **options).abs() < 1e-9
 
     # the table
     divergences.main(divergences.make_parser().parse_args(["--format", "markdown"]))
@@ -285,6 +303,7 @@ def test_adding_a_divergence(tmp_path, monkeypatch, capsys, make_model, tokenize
     assert (tmp_path / "output/model.safetensors").is_file()
 
 
+@pytest.mark.usefixtures("float64")
 def test_adding_a_temperature_rule(monkeypatch, capsys, make_trainer):
     """CONTRIBUTING.md: one function and one line, and everything takes it from there."""
     _, code = blocks(TEXTS["CONTRIBUTING.md"], "python")

@@ -12,6 +12,7 @@ from standins import save_pair
 from trl_tempkd import cli, evaluation
 from trl_tempkd.commands.evaluate import make_parser
 from trl_tempkd.evaluation import rouge_l
+from trl_tempkd.fingerprint import fingerprint
 from trl_tempkd.prompts import alpaca_prompt
 
 
@@ -69,10 +70,12 @@ def test_results(evaluate, prompt_dataset, capsys):
     settings = found["settings"]
     assert settings["temperature"] == settings["top_p"] == 1
     assert settings["rows"] == len(prompt_dataset)
+    assert settings["fingerprint"] == fingerprint(prompt_dataset)
     assert settings["model"]["weights"] != settings["teacher"]["weights"]
     assert {"torch", "transformers", "python", "trl_tempkd", "device"} <= set(settings["environment"])
     assert found["compared"]["scores"]["kl_tau1"] > 0
     table = capsys.readouterr().out
+    assert f"Fingerprint of the rows: {settings['fingerprint']}" in table
     for name in ("rouge_l", "self_bleu", "distinct_4", "stop_rate", "ece", "reverse_kl_tau1", "mean over 2 seeds"):
         assert name in table
     assert [path.name for path in evaluate.output.parent.iterdir()] == ["results.json"]  # nothing partial
@@ -90,7 +93,7 @@ def test_goes_on_and_refuses_other_settings(evaluate, capsys, monkeypatch, make_
     monkeypatch.undo()
     assert "other settings (top_p)" in refused(capsys, evaluate, top_p=0.5)
     evaluate.data.write_text(evaluate.data.read_text(encoding="utf-8").replace("moon", "sun"), encoding="utf-8")
-    assert "other settings (rows_sha256)" in refused(capsys, evaluate)
+    assert "other settings (fingerprint, rows_sha256)" in refused(capsys, evaluate)
     prompt_dataset.to_json(evaluate.data)
     make_model(seed=3).save_pretrained(pair[0])  # other weights in the same folder
     assert "other settings (model)" in refused(capsys, evaluate)
@@ -134,7 +137,7 @@ def test_adapter_folder(evaluate, pair, tmp_path, make_model, capsys):
     )
     options = {"teacher_model_name_or_path": pair[0], "model_name_or_path": tmp_path / "merged"}
     merged = evaluate("--seeds", "--overwrite", **options)
-    assert merged["compared"]["scores"] == pytest.approx(found["compared"]["scores"], rel=1e-4)
+    assert merged["compared"]["scores"] == pytest.approx(found["compared"]["scores"], rel=1e-2)
     assert merged["runs"][0]["items"] == found["runs"][0]["items"]
 
 

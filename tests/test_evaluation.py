@@ -140,6 +140,7 @@ class TestGenerate:
             generate(make_model(), tokenizer, PROMPTS, temperature=-1)
 
 
+@pytest.mark.usefixtures("float64")
 class TestDivergenceToTeacher:
     @pytest.mark.parametrize("architecture", ["llama", "gpt2", "cohere", "gemma3_text"])
     def test_equals_full_logits(self, architecture, make_model, tokenizer, prompt_dataset):
@@ -184,15 +185,15 @@ class TestDivergenceToTeacher:
             "top_1": sum(top for top, _ in guesses) / count,
             "ece": ece,
         }
-        assert found == pytest.approx(expected, rel=1e-4)
+        assert found == pytest.approx(expected, rel=1e-9)
 
     def test_equals_what_the_trainer_logs(self, make_trainer, tokenizer, prompt_dataset):
         trainer = make_trainer(eval_dataset=prompt_dataset, per_device_eval_batch_size=3)
         logged = trainer.evaluate()
         rows = tokenize(prompt_dataset, tokenizer)
         found = divergence_to_teacher(trainer.model, trainer.teacher_model, rows, progress=False)
-        assert found["kl_tau1"] == pytest.approx(logged["eval_kl_tau1"], rel=1e-5)
-        assert found["ce"] == pytest.approx(logged["eval_ce_loss"], rel=1e-5)
+        assert found["kl_tau1"] == pytest.approx(logged["eval_kl_tau1"], rel=1e-9)
+        assert found["ce"] == pytest.approx(logged["eval_ce_loss"], rel=1e-9)
         assert divergence_to_teacher(
             trainer.model, trainer.teacher_model, trainer.eval_dataset, progress=False
         ) == pytest.approx(found)
@@ -200,7 +201,7 @@ class TestDivergenceToTeacher:
     def test_of_the_teacher_itself_is_zero(self, make_model, tokenizer, prompt_dataset):
         teacher = make_model()
         found = divergence_to_teacher(teacher, teacher, tokenize(prompt_dataset, tokenizer), progress=False)
-        assert found["kl_tau1"] == pytest.approx(0, abs=1e-7)
+        assert found["kl_tau1"] == pytest.approx(0, abs=1e-9)
         assert found["agreement"] == 1
 
     def test_small_chunks_change_nothing(self, make_model, tokenizer, prompt_dataset, monkeypatch):
@@ -251,6 +252,7 @@ class TestEvaluateModel:
         call.model, call.teacher = model, teacher
         return call
 
+    @pytest.mark.usefixtures("float64")
     def test_content(self, evaluate, tokenizer, prompt_dataset):
         found = evaluate()
         assert [run["seed"] for run in found["runs"]] == [10, 20, None]
@@ -282,6 +284,7 @@ class TestEvaluateModel:
             )
         assert found["rows"][0] == {"prompt": prompts[0], "references": [prompt_dataset[0]["completion"]]}
 
+    @pytest.mark.usefixtures("float64")
     def test_without_a_teacher(self, evaluate):
         found = evaluate(seeds=(), greedy=False)["compared"]["scores"]
         alone = evaluate(seeds=(), greedy=False, teacher=None)["compared"]["scores"]

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, LlamaFor
 from trl_tempkd.heads import backbone, check_head, gathered_head, logit_scale, read_head
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_head_gives_the_logits_of_the_model(make_model, architecture):
     model = make_model(architecture).eval()

@@ -40,7 +40,7 @@ FLOORS = [
     ["temperature"],
     ["divergences"],
     ["tiny"],
-    ["files", "chat", "paths", "option_checks", "row_formats"],
+    ["files", "chat", "fingerprint", "paths", "option_checks", "row_formats"],
     ["trl_names"],
     ["errors", "names"],
 ]

@@ -16,6 +16,7 @@ from trl_tempkd.report import read, repeat
 from trl_tempkd.report.asymmetry import asymmetry
 from trl_tempkd.report.claims import shared_conditions, whiskers
 from trl_tempkd.report.figures import PALETTE, style_of
+from trl_tempkd.report.markdown import to_markdown
 from trl_tempkd.report.page import Section, number, p_value, render
 from trl_tempkd.report.plots import head_and_tail, scores_over_tau, training_curves
 from trl_tempkd.report.results import Series
@@ -283,6 +284,15 @@ class TestRepeat:
         result["versions"]["torch"] = "3.0"
         (tmp_path / f"{result['name']}.json").write_text(json.dumps(result))
         assert set(repeat.distinct(read(tmp_path), "versions")["torch"].split(", ")) == {"2.0", "3.0"}
+
+    def test_the_rows_are_named(self, tmp_path):
+        result = write_sweep(tmp_path)[0]
+        named = "train 0123456789abcdef, test fedcba9876543210"
+        assert named in page_of(tmp_path) and named in to_markdown(read(tmp_path))
+        # Cells of other rows, which an earlier version let pass
+        other = {"train": "0" * 16, "test": result["fingerprints"]["test"]}
+        (tmp_path / f"{result['name']}.json").write_text(json.dumps({**result, "fingerprints": other}))
+        assert set(repeat.distinct(read(tmp_path), "fingerprints")["train"].split(", ")) == {"0" * 16, named[6:22]}
 
 
 class Names(HTMLParser):

@@ -22,6 +22,7 @@ from trl_tempkd import cli
 from trl_tempkd.commands import cell as cell_command
 from trl_tempkd.commands import sweep as command
 from trl_tempkd.files import write_atomically
+from trl_tempkd.fingerprint import by_hash, fingerprint
 from trl_tempkd.statistics import compare, holm
 from trl_tempkd.sweep import Cell, cells, launchers, read_recipe, workers
 from trl_tempkd.sweep.comparisons import comparisons, obstacles
@@ -312,7 +313,7 @@ def sweep(recipe: Path, *options: str) -> int:
     return cli.main(["sweep", "--config", str(recipe), *options])
 
 
-def test_a_sweep(tiny_recipe, tmp_path, in_process, capsys):
+def test_a_sweep(tiny_recipe, tmp_path, in_process, capsys, prompt_dataset):
     ran, fail = in_process
     fail.add(NAMES[1])
     assert sweep(tiny_recipe) == 1
@@ -343,6 +344,11 @@ def test_a_sweep(tiny_recipe, tmp_path, in_process, capsys):
         assert result["seconds"].keys() == {"training", "evaluation", "baseline"}
     summary = json.loads((folder / "summary" / "comparisons.json").read_text(encoding="utf-8"))
     assert summary["cells"] == 4 and summary["not_compared"] == []
+    # All rows are trained on; those with the smallest hashes are scored
+    scored = prompt_dataset.select(by_hash(prompt_dataset)[:4])
+    prints = {"train": fingerprint(prompt_dataset), "test": fingerprint(scored)}
+    assert summary["fingerprints"] == prints and all(result["fingerprints"] == prints for result in results)
+    assert f"train {prints['train']}, test {prints['test']}" in capsys.readouterr().out
     assert len(summary["comparisons"]) == 8  # four pairs, two scores
 
     # Nothing is left to do
@@ -390,6 +396,26 @@ def test_an_adapter_and_the_student_as_its_teacher(tiny_recipe, tmp_path):
     assert len(kl) == 4 and all(0 < value < 1 for value in kl)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_rows_of_the_same_name_are_not_mixed(split, tiny_recipe, tmp_path, in_process, capsys, prompt_dataset):
+    """What another version of the data does to a sweep that goes on: its new cells stop before they train."""
+    _, fail = in_process
+    fail.add(NAMES[1])
+    assert sweep(tiny_recipe) == 1
+    fail.clear()
+    capsys.readouterr()
+    changed = prompt_dataset.map(lambda row: {"completion": row["completion"] + "!"})
+    data = {"train": prompt_dataset, "test": prompt_dataset, split: changed}
+    DatasetDict(data).save_to_disk(tmp_path / "data")
+    assert sweep(tiny_recipe) == 1
+    error = capsys.readouterr().err
+    assert f"{NAMES[0]}.json was reached on other rows: the fingerprint of its {split} rows is" in error
+    assert not (tmp_path / "results" / f"{NAMES[1]}.json").exists()
+    assert not (tmp_path / "results" / NAMES[1] / "model.safetensors").exists()
+    # In another folder they are a sweep of their own
+    assert sweep(tiny_recipe, "--results_dir", str(tmp_path / "other")) == 0
+
+
 def test_rows_that_are_too_few(tiny_recipe, tmp_path):
     found = cells(read_recipe(tiny_recipe))[0]
     cell = Cell(found.name, found.factors, found.options, {**found.evaluation, "rows": 9})
@@ -425,10 +451,10 @@ def test_what_cells_share_is_measured_once(tiny_recipe, tmp_path, monkeypatch):
     [path] = (tmp_path / "results" / "summary" / "baselines").glob("*.json")
     assert {result["baseline"] for result in results} == {path.stem}
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert abs(found["teacher"]["means"]["kl_tau1"]) < 1e-6 < found["start"]["means"]["kl_tau1"]
+    assert abs(found["teacher"]["means"]["kl_tau1"]) < 1e-4 < found["start"]["means"]["kl_tau1"]
     for where in ("train", "held_out"):
         assert 0 < found["teacher"][where]["top_1"] < 1 and found["teacher"][where]["teacher_entropy"] > 0
-    assert found["teacher"]["held_out"]["ce"] == pytest.approx(found["teacher"]["means"]["ce"], rel=1e-5)
+    assert found["teacher"]["held_out"]["ce"] == pytest.approx(found["teacher"]["means"]["ce"], rel=1e-3)
     assert {(row["objective"], row["mode"]) for row in found["diagnostics"]} >= {
         (name, mode) for name in ("forward_kl", "reverse_kl") for mode in ("both", "teacher")
     }

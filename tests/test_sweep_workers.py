@@ -59,6 +59,7 @@ def result_of(results: Path, name: str) -> dict:
 @pytest.mark.distributed
 def test_forks_are_as_processes_of_their_own(make_cells, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONWARNINGS", "error:This process:DeprecationWarning")  # of a fork, from Python 3.12 on
     own, forks = tmp_path / "own", tmp_path / "forks"
     make_cells(own, "jsd")
     make_cells(forks, "tvd", "jsd", "jsd-again", "broken")

@@ -46,7 +46,7 @@ def test_sources(tmp_path):
     live = records["live"]
     for name in ("hidden", "served"):
         for key in ("first_loss", "last_loss", "kl_tau1_after"):
-            assert records[name][key] == pytest.approx(live[key], rel=1e-3), (name, key)
+            assert records[name][key] == pytest.approx(live[key], rel=1e-2), (name, key)
     assert 0 < records["topk"]["first_loss"] < live["first_loss"]
     assert live["kl_tau1_after"] != live["kl_tau1_before"]
 

@@ -112,7 +112,7 @@ def test_log_softmax_computes_bf16_in_fp32():
     x = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
     got = log_softmax(x, 3.0)
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got.double(), torch.log_softmax(x.double() / 3, -1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(got.double(), torch.log_softmax(x.double() / 3, -1), atol=1e-4, rtol=0)
 
 
 def test_sides():

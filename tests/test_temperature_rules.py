@@ -183,12 +183,12 @@ def test_chunked_with_scale_cap_and_cross_entropy(rule, scale, cap, sides):
 @pytest.mark.parametrize("rule", ["target_entropy"])  # each takes seconds to compile
 def test_compiled_equals_eager(rule, monkeypatch, recwarn):
     monkeypatch.setattr(block, "BLOCK_ELEMENTS", 5 * 300)
-    x = problem(n=17, size=300, dtype=torch.float32)
+    x = problem(n=17, size=300)
     options = {"divergence": "reverse_kl", "temperature_rule": rule, "metrics": True, "chunk_size": 10}
     eager, compiled = chunked(x, compile=False, **options), chunked(x, compile=True, **options)
-    torch.testing.assert_close(compiled.loss, eager.loss, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(compiled.metrics, eager.metrics, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(gradients(compiled.loss, x), gradients(eager.loss, x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compiled.loss, eager.loss, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(compiled.metrics, eager.metrics, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients(compiled.loss, x), gradients(eager.loss, x), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,10 +2,12 @@
 """The built-in pair and its data."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import torch
@@ -34,8 +36,12 @@ def models():
 # --- data
 
 
+def module_of(prompt: str) -> str:
+    return re.search(r"\)` of `([\w.]+)` do\?\n$", prompt).group(1)
+
+
 def modules_of(rows) -> set[str]:
-    return {re.search(r"\)` of `([\w.]+)` do\?\n$", prompt).group(1) for prompt in rows["prompt"]}
+    return set(map(module_of, rows["prompt"]))
 
 
 def test_sizes_and_columns(dataset):
@@ -116,11 +122,7 @@ def many(a, b, c, d, e, f, g, h, i):
 
 def test_rows_of_a_module(small_source):
     rows = data.build_rows(progress=False)
-    assert rows["general"] == [
-        {
-            "prompt": "What does `add(a, b, *rest, key, **more)` of `pathlib` do?\n",
-            "completion": "Add two numbers together.",
-        },
+    assert sorted(rows["general"], key=lambda row: row["prompt"]) == [
         {
             "prompt": "What does `Box(size)` of `pathlib` do?\n",
             "completion": "A box with a lid, made of wood.",
@@ -130,15 +132,105 @@ def test_rows_of_a_module(small_source):
             "completion": "Open the lid of the box.",
         },
         {
+            "prompt": "What does `add(a, b, *rest, key, **more)` of `pathlib` do?\n",
+            "completion": "Add two numbers together.",
+        },
+        {
             "prompt": "What does `many(a, b, c, d, e, f, g, h, ...)` of `pathlib` do?\n",
             "completion": "Take very many arguments.",
         },
     ]
-    # The docstring that both modules have went to the first one in the order of names.
+    # The docstring that both modules have is held out nowhere
     assert rows["test"] == [
         {"prompt": "What does `wait()` of `queue` do?\n", "completion": "Wait until it is over."},
     ]
     assert rows == data.build_rows(progress=False)
+
+
+def rows_of(files: dict[str, str], folder: Path, monkeypatch) -> dict[str, list[dict[str, str]]]:
+    """The rows of some modules, by name their text."""
+    paths = {name: folder / f"{name}.py" for name in files}
+    for name, path in paths.items():
+        path.write_text(files[name], encoding="utf-8")
+    monkeypatch.setattr(data, "source_files", lambda: iter(paths.items()))
+    return data.build_rows(progress=False)
+
+
+def functions(*names: str) -> str:
+    return "\n".join(f'def {name}():\n    """Do what {name} does, and nothing else."""' for name in names)
+
+
+# `argparse` is of the split train, `queue` of test, `pathlib` of general
+SOURCES = {
+    "argparse": functions("parse", "format", "complain", "exit"),
+    "queue": functions("put", "get", "join"),
+    "pathlib": functions("open", "read"),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "gone", "new"),
+    [
+        ({"argparse": functions("parse", "warn", "format", "complain", "exit")}, {}, {"train": ["warn"]}),
+        ({"argparse": functions("exit", "complain", "parse")}, {"train": ["format"]}, {}),
+        (
+            {"argparse": SOURCES["argparse"].replace("Do what format does", "Format")},
+            {"train": ["format"]},
+            {"train": ["format"]},
+        ),
+        ({"queue": functions("put", "get", "join", "peek")}, {}, {"test": ["peek"]}),
+        ({"aaa": functions("first"), "zzz": functions("last")}, {}, {"general": ["first", "last"]}),
+        # A copy elsewhere: it is held out no longer
+        ({"zzz": functions("get")}, {"test": ["get"]}, {"general": ["get"]}),
+    ],
+)
+def test_another_version_changes_its_own_rows_alone(change, gone, new, tmp_path, monkeypatch):
+    before = rows_of(SOURCES, tmp_path, monkeypatch)
+    after = rows_of({**SOURCES, **change}, tmp_path, monkeypatch)
+
+    def names(rows, others):
+        return sorted(re.search(r"`(\w+)\(", row["prompt"]).group(1) for row in rows if row not in others)
+
+    for split in data.SPLITS:
+        assert names(before[split], after[split]) == gone.get(split, [])
+        assert names(after[split], before[split]) == new.get(split, [])
+        # All others in the same order
+        kept = [row for row in before[split] if row in after[split]]
+        assert kept == [row for row in after[split] if row in before[split]]
+
+
+def test_the_indentation_of_a_docstring_makes_no_difference(tmp_path, monkeypatch):
+    # Python 3.13 strips it when it compiles, and earlier versions don't
+    lines = ["Open the lid", "of the box.", "", "  x"]
+    deep, flat = (
+        'class Box:\n    def open(self):\n        """\n'
+        + "".join(f"{space}{line}\n" for line in lines)
+        + f'{space}"""'
+        for space in ("        ", "")
+    )
+    assert rows_of({"queue": deep}, tmp_path, monkeypatch) == rows_of({"queue": flat}, tmp_path, monkeypatch)
+
+
+def test_the_first_rows_are_a_sample(dataset):
+    # As many of the standard library among the first rows as among all, though its modules stand last by name
+    share = [sum("torch" in module for module in map(module_of, rows["prompt"])) / len(rows) for rows in
+             (dataset["train"], dataset["train"].take(1000))]  # fmt: skip
+    assert share[0] > 0.1 and abs(share[0] - share[1]) < 0.06
+
+
+def test_no_bar_where_nobody_looks(tmp_path):
+    """A cold cache costs half a minute, and yet standard error of a command stays what the command says."""
+    code = """
+        import sys
+        from trl_tempkd.tiny import data
+        found = [(name, path) for name, path in data.source_files() if name in ("queue", "argparse", "pathlib")]
+        data.source_files = lambda: iter(found)
+        data.load_tiny_dataset()
+    """
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", dedent(code)], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(list((tmp_path / "trl_tempkd").iterdir())) == 1
 
 
 def test_cache_is_written_once_and_read_again(small_source, monkeypatch):
@@ -297,7 +389,7 @@ def test_teacher_beats_student_on_held_out_rows(dataset, tokenizer, models):
 
 
 def test_teacher_is_peaked_on_the_rows_to_distil_on(dataset, tokenizer, models):
-    figures = measure(models["teacher"], tokenizer, dataset["train"].shuffle(seed=1).take(300))
+    figures = measure(models["teacher"], tokenizer, dataset["train"].take(300))
     assert figures["top1"] > 0.6
     assert figures["top1"] > measure(models["student"], tokenizer, dataset["train"].take(300))["top1"] + 0.1
 

@@ -166,12 +166,12 @@ def test_what_needs_whole_rows_is_refused():
 
 def test_compiled_equals_eager(monkeypatch, recwarn):
     monkeypatch.setattr(block, "BLOCK_ELEMENTS", 5 * 300)  # blocks of 5 rows: the last one is padded
-    x = problem(n=17, size=300, dtype=torch.float32)
+    x = problem(n=17, size=300)
     options = {"divergence": "jsd", "teacher_temperature": 1.5, "kd_ratio": 0.5, "metrics": True, "chunk_size": 10}
     eager, compiled = (truncated(x, top_k(x, 5), compile=c, **options) for c in (False, True))
-    torch.testing.assert_close(compiled.loss, eager.loss, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(compiled.metrics, eager.metrics, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(gradients(compiled.loss, x), gradients(eager.loss, x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compiled.loss, eager.loss, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(compiled.metrics, eager.metrics, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients(compiled.loss, x), gradients(eager.loss, x), rtol=1e-9, atol=1e-9)
 
 
 def test_equal_distributions_have_no_loss_and_no_gradient():

@@ -20,6 +20,7 @@ from trl_tempkd import cli
 from trl_tempkd.commands import distill
 from trl_tempkd.commands import trial as trial_command
 from trl_tempkd.commands import tune as command
+from trl_tempkd.fingerprint import fingerprint
 from trl_tempkd.sweep import workers
 from trl_tempkd.tuning.recipe import read_tuning
 from trl_tempkd.tuning.results import row_of, state_of
@@ -317,11 +318,16 @@ def test_a_study(tiny_recipe, tmp_path, in_process, capsys, prompt_dataset):
     data = load_from_disk(str(folder / "data"))
     assert sorted([*data["train"]["prompt"], *data["validation"]["prompt"]]) == sorted(prompt_dataset["prompt"])
     assert len(data["validation"]) == 3
+    prints = {split: fingerprint(rows) for split, rows in data.items()}
+    assert json.loads((folder / "trials.json").read_text(encoding="utf-8"))["fingerprints"] == prints
+    line = f"Fingerprints of the rows: train {prints['train']}, validation {prints['validation']}"
+    assert line in said and f"# {line}\n" in (folder / "best.yaml").read_text(encoding="utf-8")
 
-    # Nothing is left to do; then some more
+    # Nothing is left to do; then some more, on the rows that were held out at the start, whatever the data is by now
     ran.clear()
+    DatasetDict(train=prompt_dataset.take(6), test=prompt_dataset).save_to_disk(tmp_path / "data")
     assert tune(recipe) == 0
-    assert ran == []
+    assert ran == [] and line in capsys.readouterr().out
     vanish.add(4)
     assert tune(recipe, "--trials", "6", "--workers", "2") == 0
     assert ran == [4, 5]

@@ -3,6 +3,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from dataclasses import dataclass
 
@@ -64,6 +65,9 @@ def help_text() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0, 2 for a mistake in the command or the recipe."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if not sys.stderr.isatty():  # in a file or a pipe a bar hides what is said; read when the libraries are imported
+        for library in ("DATASETS", "HUB"):
+            os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0

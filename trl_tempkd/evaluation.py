@@ -103,7 +103,7 @@ def sample(
         batch_size (`int`, *optional*, defaults to `64`):
             Prompts per batch. It decides which random numbers a prompt gets.
         progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar over the prompts.
+            Whether to show a progress bar over the prompts where standard error is a terminal.
 
     Returns:
         `list[Completion]`: The completions in the order of the prompts.
@@ -127,7 +127,7 @@ def sample(
         torch.no_grad(),
         as_in_use(model) as base,
         torch.random.fork_rng(),
-        tqdm(total=len(ids), desc="Generating", unit="row", disable=not progress) as bar,
+        tqdm(total=len(ids), desc="Generating", unit="row", disable=None if progress else True) as bar,
     ):
         torch.manual_seed(seed)
         for batch in by_length([len(row) for row in ids], batch_size):
@@ -193,7 +193,7 @@ def divergence_to_teacher(
         batch_size (`int`, *optional*, defaults to `32`):
             Rows per batch.
         progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar over the rows.
+            Whether to show a progress bar over the rows where standard error is a terminal.
 
     Returns:
         `dict[str, float]`: `tokens`, the number of labels; means over them, in nats: `kl_tau1` (KL(p, q) of the
@@ -220,7 +220,9 @@ def _compare(
         evaluating(student, teacher),
         gathered_head(student) as head,
         gathered_head(teacher) as teacher_head,
-        tqdm(total=len(rows), desc="Comparing with the teacher", unit="row", disable=not progress) as bar,
+        tqdm(
+            total=len(rows), desc="Comparing with the teacher", unit="row", disable=None if progress else True
+        ) as bar,
     ):
         for batch in by_length([len(ids) for ids, _ in rows], batch_size):
             longest = len(rows[batch[0]][0])

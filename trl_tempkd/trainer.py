@@ -249,7 +249,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         columns = [kept, out.per_token, *(out.metrics[name] for name in self.teacher.metrics)]
         if aux_loss is not None:
             columns.append(aux_loss.detach() * kept)
-        return out.loss, aux_loss, torch.stack([c.float().view_as(targets).sum(1) for c in columns], dim=1)
+        return out.loss, aux_loss, torch.stack([c.to(out.per_token).view_as(targets).sum(1) for c in columns], dim=1)
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         return super().prediction_step(model, self.rollouts.evaluated(inputs), *args, **kwargs)

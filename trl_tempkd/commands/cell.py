@@ -21,10 +21,11 @@ from transformers import TrainerCallback
 
 from ..errors import UsageError
 from ..files import write_atomically
-from ..sweep.grid import Cell, finished
+from ..fingerprint import by_hash, fingerprint
+from ..sweep.grid import Cell, check_same_rows, finished
 from ..sweep.launchers import BUSY, DONE, FAILED, claim
 from . import distill
-from .scoring import baseline, baseline_key, once, score
+from .scoring import baseline, baseline_key, once, other_rows, score
 
 
 if TYPE_CHECKING:
@@ -84,15 +85,20 @@ def train(options: dict[str, Any], folder: Path) -> tuple[Recorder, list[Any]]:
     return recorder, values
 
 
-def load_rows(values: list[Any], option: str, count: int) -> "Dataset":
-    """The split of an option, in the same order whatever the cell, of at least so many rows."""
+def load_split(values: list[Any], option: str) -> "Dataset":
+    """The split of an option, as it is trained on."""
     from .data import load_data, select_split
 
-    split = getattr(values[0], option)
-    rows = select_split(load_data(values[0], values[3]), split, option).shuffle(seed=0)
+    return select_split(load_data(values[0], values[3]), getattr(values[0], option), option)
+
+
+def load_rows(values: list[Any], option: str, count: int) -> "Dataset":
+    """The split of an option, of at least so many rows, in an order by which the first so many are a sample of it."""
+    rows = load_split(values, option)
     if count > len(rows):
+        split = getattr(values[0], option)
         raise UsageError(f"the split {split!r} has {len(rows)} rows, and the recipe's `rows` needs {count}")
-    return rows
+    return rows.select(by_hash(rows))
 
 
 def tune(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -154,13 +160,17 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         return result
 
     count = cell.evaluation["rows"]
-    rows = load_rows(parse(cell.options, folder), "dataset_test_split", count).take(count)  # first: there may be fewer
+    given = parse(cell.options, folder)
+    rows = load_rows(given, "dataset_test_split", count).take(count)  # first: there may be fewer
+    fingerprints = {"train": fingerprint(load_split(given, "dataset_train_split")), "test": fingerprint(rows)}
+    fingerprints |= {name: fingerprint(other) for name, other in other_rows(cell.evaluation).items()}
+    check_same_rows(folder.parent, cell, fingerprints)
     tuning = timed("tuning", tune, cell, folder) if cell.tune_learning_rate else None
     options = cell.options if tuning is None else {**cell.options, "learning_rate": tuning["chosen"]}
     recorder, values = timed("training", train, options, folder)
     scored = timed("evaluation", score, values, cell.evaluation, rows)
     named = parse(options, folder)  # the run has put folders in the place of names
-    key = baseline_key(named, cell.evaluation)
+    key = baseline_key(named, cell.evaluation, fingerprints)
 
     def shared() -> dict[str, Any]:
         return baseline(named, cell.evaluation, rows, load_rows(named, "dataset_train_split", 1))
@@ -169,6 +179,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     return {
         "name": cell.name,
         "settings": cell.settings,
+        "fingerprints": fingerprints,
         "hashes": {
             "initial_weights": recorder.initial_weights,
             "batch_order": recorder.batches.hexdigest(),

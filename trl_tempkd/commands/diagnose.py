@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..errors import UsageError
 from ..files import write_atomically
+from ..fingerprint import fingerprint
 from ..paths import check_file_writable
 from .arguments import RecipeParser
 
@@ -149,27 +150,31 @@ def main(args: DiagnoseArguments, script_args: "ScriptArguments", dataset_args: 
     plan = Plan(args.objectives, args.temperatures, args.modes, args.objective_kwargs)
     output = Path(args.output)
     with TemporaryDirectory() as folder:
-        trainer = make_trainer(folder, args, script_args, dataset_args)
+        trainer, data = make_trainer(folder, args, script_args, dataset_args)
         batches = collect(trainer, trainer.train_dataset, args.num_rows, args.batch_size)
         rows = diagnose(trainer, batches, plan)
         if args.parameter_gradients:
             rows += measure_parameters(trainer, batches, plan)
     tokens = sum(len(batch.targets) for batch in batches)
     settings = {**dataclasses.asdict(script_args), **dataclasses.asdict(dataset_args), **dataclasses.asdict(args)}
-    settings |= {"tokens": tokens, "trl_tempkd": __version__}
+    settings |= {"tokens": tokens, "fingerprint": data, "trl_tempkd": __version__}
     write_atomically(output.with_suffix(".json"), json.dumps(settings, indent=1) + "\n")
     write_table(output, rows)
     console = Console()
     for table in tables(rows, plan):
         console.print(table)
     console.print(LEGEND.replace("\n", " "))
-    console.print(f"{tokens} tokens. {len(rows)} rows in {output}, the settings in {output.with_suffix('.json')}.")
+    console.print(f"{tokens} tokens of rows with the fingerprint {data}.", highlight=False)
+    console.print(f"{len(rows)} rows in {output}, the settings in {output.with_suffix('.json')}.")
 
 
 def make_trainer(
     folder: str, args: DiagnoseArguments, script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig"
-) -> "TemperatureKDTrainer":
-    """A trainer, for what it does before training: it loads and checks the models and prepares the data."""
+) -> "tuple[TemperatureKDTrainer, str]":
+    """
+    A trainer, for what it does before training: it loads and checks the models and prepares the data. And the
+    fingerprint of the data's rows.
+    """
     import torch
     from datasets import Dataset
 
@@ -202,7 +207,8 @@ def make_trainer(
         report_to="none",
     )
     data = Dataset.from_list(rows)
-    return TemperatureKDTrainer(model=student, teacher_model=teacher, args=config, train_dataset=data)
+    trainer = TemperatureKDTrainer(model=student, teacher_model=teacher, args=config, train_dataset=data)
+    return trainer, fingerprint(data)
 
 
 def tables(rows: list[dict[str, Any]], plan: "Plan") -> "list[Table]":

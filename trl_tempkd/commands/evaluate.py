@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..files import write_atomically
+from ..fingerprint import fingerprint
 from .arguments import RecipeParser
 
 
@@ -148,7 +149,7 @@ def main(args: EvaluateConfig) -> None:
         check_vocabulary(tokenizer, model, teacher_model, revision=revision, trust_remote_code=args.trust_remote_code)
     rows = read_rows(dataset, tokenizer, args.prompt_format)
 
-    settings = settings_of(args, model, teacher_model, rows)
+    settings = settings_of(args, model, teacher_model, rows, fingerprint(dataset))
     if earlier is not None:
         check_settings(earlier["settings"], settings, output)
 
@@ -218,13 +219,16 @@ def load_tokenizer(auto: Any, name: str, model: Any, args: EvaluateConfig) -> An
     raise UsageError(f"cannot load a tokenizer for {name!r}: {str(problem).splitlines()[0]}") from problem
 
 
-def settings_of(args: EvaluateConfig, model: Any, teacher: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def settings_of(
+    args: EvaluateConfig, model: Any, teacher: Any, rows: list[dict[str, Any]], data: str
+) -> dict[str, Any]:
     """All that decides the results, except for which runs are made and what they run on."""
     which_runs = ("seeds", "greedy", "output", "overwrite", "device")
     options = {name: value for name, value in dataclasses.asdict(args).items() if name not in which_runs}
     return {
         **options,
         "rows": len(rows),
+        "fingerprint": data,
         "rows_sha256": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
         "model": describe(model),
         "teacher": None if teacher is None else describe(teacher),
@@ -304,6 +308,7 @@ def table_of(results: dict[str, Any]) -> "Table":
     table = Table(
         "score",
         title=f"{settings['model_name_or_path']} on {settings['rows']} rows of {settings['dataset_name']}",
+        caption=f"Fingerprint of the rows: {settings['fingerprint']}",
     )
     table.add_column(f"mean over {len(seeds)} seeds", justify="right")
     table.add_column("std", justify="right")

@@ -45,17 +45,13 @@ class Scorer:
         from transformers import AutoTokenizer
 
         from ..prompts import read_rows
-        from .evaluate import EvaluateConfig, load_rows
 
         _, self.training_args, self.model_args, _ = self.values = values
         self.evaluation, self.dtype = evaluation, evaluation["dtype"]
         self.trust = {"trust_remote_code": self.training_args.trust_remote_code}
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, **self.trust)
         self.rows = read_rows(dataset, self.tokenizer)
-        self.others = {
-            name: read_rows(load_rows(EvaluateConfig(dataset_name=path)), self.tokenizer)
-            for name, path in evaluation["datasets"].items()
-        }
+        self.others = {name: read_rows(rows, self.tokenizer) for name, rows in other_rows(evaluation).items()}
         self.teacher_name, self.teacher_revision, kwargs = teacher_of(values)
         self.teacher = self.load(self.teacher_name, revision=self.teacher_revision, **kwargs)
 
@@ -104,6 +100,13 @@ class Scorer:
         means |= {f"{name}_greedy": value for run in greedy for name, value in run["scores"].items()}
         texts = [run["items"]["completion"] for run in (sampled or greedy)]
         return {"scores": scores, "means": means, "completions": texts}
+
+
+def other_rows(evaluation: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the other data sets on which students are scored, by name."""
+    from .evaluate import EvaluateConfig, load_rows
+
+    return {name: load_rows(EvaluateConfig(dataset_name=path)) for name, path in evaluation["datasets"].items()}
 
 
 def teacher_of(values: list[Any]) -> tuple[str, str | None, dict[str, Any]]:
@@ -183,11 +186,11 @@ def gradients(values: list[Any], count: int) -> list[dict[str, Any]]:
     )
     plan = Plan(["forward_kl", "reverse_kl"], TAUS, ["both", "teacher"], None)
     with TemporaryDirectory() as folder:
-        trainer = make_trainer(folder, args, script_args, dataset_args)
+        trainer, _ = make_trainer(folder, args, script_args, dataset_args)
         return diagnose(trainer, collect(trainer, trainer.train_dataset, count, args.batch_size), plan)
 
 
-def baseline_key(values: list[Any], evaluation: dict[str, Any]) -> str:
+def baseline_key(values: list[Any], evaluation: dict[str, Any], fingerprints: dict[str, str]) -> str:
     """A short hash of all that a baseline depends on, which may differ between the cells of a sweep."""
     script_args, training_args, model_args, dataset_args = values
     names = ("teacher_model_name_or_path", "teacher_model_revision", "teacher_model_init_kwargs", "max_length")
@@ -196,6 +199,7 @@ def baseline_key(values: list[Any], evaluation: dict[str, Any]) -> str:
         "student": [model_args.model_name_or_path, model_args.model_revision],
         "teacher": [getattr(training_args, name) for name in names],
         "evaluation": evaluation,
+        "fingerprints": fingerprints,
     }
     return hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

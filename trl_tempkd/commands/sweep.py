@@ -271,20 +271,23 @@ def report(results: list[dict[str, Any]], results_dir: Path) -> None:
     from rich.console import Console
 
     from ..files import write_atomically
-    from ..sweep.comparisons import comparisons, obstacles
+    from ..fingerprint import shown_fingerprints
+    from ..sweep.comparisons import comparisons, obstacles, values_of
 
     console = Console()
     if not console.is_terminal:  # a file has room for the table
         console = Console(width=160)
     lines = obstacles(results)
     rows = comparisons(results)
-    summary = {"cells": len(results), "not_compared": lines, "comparisons": rows}
+    fingerprints = values_of(results, "fingerprints")
+    summary = {"cells": len(results), "fingerprints": fingerprints, "not_compared": lines, "comparisons": rows}
     write_atomically(results_dir / "summary" / "comparisons.json", json.dumps(summary, indent=1))
     if results and not lines:
         console.print(
             f"{len(results)} cells; those of one seed had the same initial student, batches and items.",
             highlight=False,
         )
+        console.print(f"Fingerprints of the rows: {shown_fingerprints(fingerprints)}", highlight=False)
     for line in lines:
         console.print(f"Not compared: {line}", highlight=False, markup=False)
     if rows:

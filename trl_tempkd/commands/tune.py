@@ -157,9 +157,12 @@ def dry_run(tuning: "Tuning") -> None:
 
 
 def prepare_data(store: "Store") -> None:
-    """Hold rows out of the training split, once for the study."""
+    """
+    Hold rows out of the training split, once for the study: every trial has these, whatever becomes of the data since.
+    """
     import datasets
 
+    from ..fingerprint import fingerprint
     from . import distill
     from .cell import hold_out
 
@@ -171,6 +174,10 @@ def prepare_data(store: "Store") -> None:
             distill.load_splits(values[0], values[1], values[3])
             hold_out(values, store.tuning.rows, written)
             written.rename(data)
+        if "fingerprints" not in store.study.user_attrs:
+            held_out = datasets.load_from_disk(str(data))
+            found = {split: fingerprint(rows) for split, rows in held_out.items()}
+            store.study.set_user_attr("fingerprints", found)
 
 
 def run(store: "Store", shown: str, gpus: float | None) -> None:
@@ -281,6 +288,7 @@ def report(store: "Store", shown: str) -> None:
     """Print the best trials, what matters, and where everything is."""
     from rich.console import Console
 
+    from ..fingerprint import shown_fingerprints
     from ..tuning.results import importances, write_results
     from ..tuning.store import ranked
 
@@ -298,6 +306,7 @@ def report(store: "Store", shown: str) -> None:
     if found:
         listed = ", ".join(f"{name} {value:.0%}" for name, value in found.items())
         console.print(f"What sets the best trials apart (PED-ANOVA): {listed}", highlight=False, soft_wrap=True)
+    console.print(f"Fingerprints of the rows: {shown_fingerprints(store.fingerprints)}", highlight=False)
     console.print(f"In {shown}: trials.csv, trials.json, and the best as a recipe:", highlight=False, soft_wrap=True)
     console.print(f"  trl-tempkd distill --config {Path(shown, 'best.yaml')}", highlight=False, soft_wrap=True)
 

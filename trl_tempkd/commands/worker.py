@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import json
 import os
+import warnings
 from pathlib import Path
 
 from .cell import end_with_parent, run
@@ -33,13 +34,23 @@ def main() -> int:
     gc.freeze()  # what is imported is no garbage: collecting in a fork would copy all of it
     while line := read_line():
         folder = Path(json.loads(line))
-        child = os.fork()
+        child = fork()
         if not child:
             os.close(answers)
             return run_here(folder)
         _, status = os.waitpid(child, 0)
         os.write(answers, f"{os.waitstatus_to_exitcode(status)}\n".encode())
     return 0
+
+
+def fork() -> int:
+    """
+    `os.fork`, which warns of threads from Python 3.12 on. Those that are here belong to OpenBLAS and jemalloc, which
+    see to forks themselves; Python has no other than this one.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        return os.fork()
 
 
 def read_line() -> bytes:

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from ..fingerprint import shown_fingerprints
+from ..sweep.comparisons import values_of
 from ..sweep.grid import RULES, TEMPERATURES, cells
 from .results import Results
 
@@ -48,12 +50,7 @@ def commands_of(results: Results) -> list[str]:
 
 def distinct(results: Results, key: str) -> dict[str, str]:
     """What the cells say under a key (`versions`, `machine`), each value once."""
-    found: dict[str, list[str]] = {}
-    for cell in results.cells:
-        for name, value in (cell.get(key) or {}).items():
-            if str(value) not in found.setdefault(name, []):
-                found[name].append(str(value))
-    return {name: ", ".join(values) for name, values in found.items()}
+    return values_of(results.cells, key)
 
 
 def overview(results: Results) -> dict[str, str]:
@@ -72,6 +69,7 @@ def overview(results: Results) -> dict[str, str]:
         "Steps": _values(each.get("max_steps") for each in options),
         "Epochs": _values(each.get("num_train_epochs") for each in options),
         "Held-out rows": _values(each.get("rows") for each in evaluation),
+        "Fingerprints": shown_fingerprints(distinct(results, "fingerprints")),
         "Other data": _values(name for each in evaluation for name in each.get("datasets", {})),
         "Sampling seeds": _values(seed for each in evaluation for seed in each.get("seeds", [])),
     }

@@ -82,6 +82,16 @@ def obstacles(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def values_of(results: list[dict[str, Any]], key: str) -> dict[str, str]:
+    """What the cells say under a key (`versions`, `machine`, `fingerprints`), each value once."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        for name, value in (result.get(key) or {}).items():
+            if str(value) not in found.setdefault(name, []):
+                found[name].append(str(value))
+    return {name: ", ".join(values) for name, values in found.items()}
+
+
 def scores_of(*conditions: dict[Any, dict[str, Any]]) -> list[str]:
     """The scores to compare that all of these cells have."""
     everywhere = set.intersection(*(set(r["scores"]) for seeds in conditions for r in seeds.values()))

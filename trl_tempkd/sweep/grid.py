@@ -43,6 +43,8 @@ MODES = ("both", "teacher")
 # What `tau`, `mode` and `rule` stand for, so that neither the grid nor a leftover of the base can say otherwise
 TEMPERATURES = ("kd_temperature", "student_kd_temperature", "teacher_kd_temperature")
 RULES = ("kd_temperature_rule", "kd_temperature_rule_kwargs")
+# What says which rows a cell takes
+DATA = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "datasets")
 # By these the conditions of a sweep with `select` are chosen
 SELECT_BY = ("rouge_l", "rouge_l_greedy", "kl_tau1")
 
@@ -338,3 +340,33 @@ def finished(results_dir: Path, cell: Cell) -> dict[str, Any] | None:
                     )
         raise UsageError(f"{path} was reached with other settings. Give another --results_dir, or delete the file.")
     return result
+
+
+def check_same_rows(results_dir: Path, cell: Cell, fingerprints: dict[str, str]) -> None:
+    """
+    Stop where a finished cell of the same data was reached on other rows: the two cannot be compared.
+
+    Args:
+        fingerprints (`dict[str, str]`):
+            Those of the rows that this cell is about to use.
+
+    Raises:
+        `ValueError`: If there is such a cell.
+    """
+
+    def data_of(settings: dict[str, Any]) -> list[Any]:
+        named, scored = settings["options"], settings["evaluation"]
+        return [named.get(name) for name in DATA] + [scored.get(name) for name in ("rows", "datasets")]
+
+    for path in sorted(results_dir.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if "settings" not in result or data_of(result["settings"]) != data_of(cell.settings):
+            continue
+        for name, now in fingerprints.items():
+            before = result.get("fingerprints", {}).get(name, "not noted")
+            if before != now:
+                raise UsageError(
+                    f"{path} was reached on other rows: the fingerprint of its {name} rows is {before}, and now it "
+                    f"would be {now}. The data has changed (that of `tiny` does with the installed packages). Give "
+                    "another --results_dir, or delete the file."
+                )

@@ -87,7 +87,7 @@ class CacheBuilder:
         args ([`TeacherOptions`]):
             Configuration of the trainer. It names the teacher.
         dtype (`str`, *optional*, defaults to `"bfloat16"`):
-            Of the hidden states or logits: `"bfloat16"` or `"float32"`.
+            Of the hidden states or logits: `"bfloat16"`, `"float32"` or, of a teacher in that type, `"float64"`.
         batch_size (`int`, *optional*, defaults to `8`):
             Rows of a forward pass.
         mode (`str`, *optional*, defaults to `"hidden"`):
@@ -124,7 +124,7 @@ class CacheBuilder:
             whole = {name: getattr(head, name) for name in ("weight", "bias") if getattr(head, name) is not None}
             self.head = {name: tensor.detach().cpu().clone() for name, tensor in whole.items()}
             scalars = {name: getattr(head, name) for name in ("logit_scale", "final_logit_softcapping")}
-        dtype = "float32" if mode == "sampled" else dtype
+        dtype = "float32" if mode == "sampled" and dtype == "bfloat16" else dtype
         checksum, (size, hidden_size) = checksum_of(self.head), self.head["weight"].shape
         size = size if vocabulary is None else min(size, vocabulary)
         self.layout = make_layout(mode, dtype, hidden_size, size, count=count, taus=taus)

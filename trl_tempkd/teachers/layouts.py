@@ -22,7 +22,7 @@ from ..temperature import log_softmax, soften
 from .manifest import Manifest
 
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 Heads = Callable[[], AbstractContextManager[Head]]
 Uniform = Callable[[int], Tensor]
@@ -88,6 +88,11 @@ class _TruncatedLayout(ABC):
         self.target.check(divergence, kwargs)
 
     @property
+    def wide(self) -> torch.dtype:
+        """Of what is computed from a whole row, which is fp32 at least."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
     def ids(self) -> torch.dtype:
         return torch.uint16 if self.vocabulary <= 2**16 else torch.int32
 
@@ -137,7 +142,7 @@ class TopKLayout(_TruncatedLayout):
     @property
     def fields(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         k = (self.count,)
-        return {"rest": (torch.float32, (len(self.taus),)), "logits": (self.dtype, k), "ids": (self.ids, k)}
+        return {"rest": (self.wide, (len(self.taus),)), "logits": (self.dtype, k), "ids": (self.ids, k)}
 
     def tokens(self, v_RV: Tensor, uniform_RT: Tensor) -> dict[str, Tensor]:
         logits, ids = v_RV.topk(self.count, dim=-1)
@@ -162,8 +167,8 @@ class SampledLayout(_TruncatedLayout):
     def fields(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         drawn = (len(self.taus), self.count)
         return {
-            "entropy": (torch.float32, drawn[:1]),
-            "weights": (torch.float32, drawn),
+            "entropy": (self.wide, drawn[:1]),
+            "weights": (self.wide, drawn),
             "ids": (self.ids, drawn),
         }
 

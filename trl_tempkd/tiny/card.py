@@ -4,6 +4,7 @@
 import importlib.metadata
 import platform
 
+from ..fingerprint import shown_fingerprints
 from .data import PACKAGES
 
 
@@ -47,7 +48,8 @@ def model_card(name: str, stages: dict[str, dict]) -> str:
         "`trl_tempkd.tiny.load_tiny_dataset()`: first paragraphs of the docstrings of the Python "
         f"{platform.python_version()} standard library and of {versions}. The docstrings belong to the authors of "
         "these packages and stand under the packages' own licences; the model's weights are under Apache-2.0. No "
-        "module and no docstring of the split `test` stands in the splits `general` and `train`.",
+        "module and no docstring of the split `test` stands in the splits `general` and `train`. Fingerprints of the "
+        f"rows: {shown_fingerprints(figures['fingerprints'])}.",
         "",
         "## Training",
         "",

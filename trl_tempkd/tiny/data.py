@@ -13,8 +13,11 @@ import sysconfig
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..fingerprint import row_hash
 
 
 if TYPE_CHECKING:
@@ -40,11 +43,12 @@ PACKAGES = {
     "jinja2": "Jinja2",
     "pyarrow": "pyarrow",
 }
+# A docstring that stands in modules of several splits belongs to the first of these.
 SPLITS = ("general", "train", "test")
 MIN_CHARS, MAX_CHARS = 20, 300
 MAX_ARGUMENTS = 8
 # Part of the cache key: raise it whenever the rows change for the same package versions.
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 
 def split_of(module: str) -> str:
@@ -71,8 +75,11 @@ def load_tiny_dataset() -> "DatasetDict":
     Load the built-in data set: questions on Python functions and classes, answered by their docstrings.
 
     The rows are read from the source files of the standard library and of this library's dependencies, without
-    importing them. The first call takes about half a minute and shows a progress bar; later calls read the cache,
-    which lies in `$XDG_CACHE_HOME/trl_tempkd` (by default `~/.cache/trl_tempkd`).
+    importing them. Other versions of these have other docstrings, so a result holds for the rows of its
+    [`~trl_tempkd.fingerprint.fingerprint`]. But a docstring that is new, changed or gone changes its own row alone:
+    the module's name decides the split, and within it the rows stand in the order of their hashes, so that the first
+    so many are a sample that stays. The first call takes about half a minute and shows a progress bar on a terminal;
+    later calls read the cache, which lies in `$XDG_CACHE_HOME/trl_tempkd` (by default `~/.cache/trl_tempkd`).
 
     Returns:
         [`~datasets.DatasetDict`]: Splits `general` (pretraining of the built-in pair), `train` (rows to distil on) and
@@ -126,25 +133,28 @@ def build_rows(progress: bool = True) -> dict[str, list[dict[str, str]]]:
 
     Args:
         progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar over the source files.
+            Whether to show a progress bar over the source files where the output is a terminal.
 
     Returns:
         `dict[str, list[dict[str, str]]]`: For each split its rows, with the keys `prompt` and `completion`, in the
-        order of (module, line).
+        order of their hashes.
     """
     from tqdm.auto import tqdm
 
-    rows: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
-    seen: set[str] = set()
+    found: dict[str, tuple[str, str]] = {}  # completion -> split, prompt
     files = sorted(source_files())
-    for module, path in tqdm(files, desc="Reading docstrings", unit="file", disable=not progress):
+    for module, path in tqdm(files, desc="Reading docstrings", unit="file", disable=None if progress else True):
         split = split_of(module)
         for name, completion in documented_names(path):
-            # One set for all splits: a docstring copied between modules must not leak from `test` into the others.
-            if completion not in seen:
-                seen.add(completion)
-                rows[split].append({"prompt": f"What does `{name}` of `{module}` do?\n", "completion": completion})
-    return rows
+            # A docstring copied between modules must not leak from `test` into the others, so it counts once: in the
+            # first split that has it, and there for the first module.
+            known = found.get(completion)
+            if known is None or SPLITS.index(split) < SPLITS.index(known[0]):
+                found[completion] = split, f"What does `{name}` of `{module}` do?\n"
+    rows: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
+    for completion, (split, prompt) in found.items():
+        rows[split].append({"prompt": prompt, "completion": completion})
+    return {split: sorted(each, key=row_hash) for split, each in rows.items()}
 
 
 def source_files() -> Iterator[tuple[str, Path]]:
@@ -289,6 +299,20 @@ def _walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
             yield from _walk(child, prefix=f"{prefix}{child.name}.")
 
 
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Without the bars of `datasets`, for a second's work."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
+
+
 def _write_cache(folder: Path) -> None:
     from datasets import Dataset, DatasetDict
 
@@ -296,7 +320,8 @@ def _write_cache(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        DatasetDict({split: Dataset.from_list(rows[split]) for split in SPLITS}).save_to_disk(scratch)
+        with no_progress_bars():
+            DatasetDict({split: Dataset.from_list(rows[split]) for split in SPLITS}).save_to_disk(scratch)
         # A folder appears under its final name only when it is complete. If another process was first, its copy stays.
         try:
             scratch.rename(folder)

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UsageError
 from ..files import write_atomically
+from ..fingerprint import fingerprint, shown_fingerprints
 from . import load_tiny_dataset, resolve
+from .data import no_progress_bars
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
     from rich.table import Table
 
 
@@ -109,7 +111,8 @@ def run(args: argparse.Namespace) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     check(args)
     output = args.output_dir.resolve()
-    rows = held_out_rows(output / "data", args.rows)
+    dataset = data_of_the_runs(output / "data", args.rows)
+    fingerprints = {split: fingerprint(rows) for split, rows in dataset.items()}
     steps = args.steps or recipe_value("max_steps")
 
     jobs: list[tuple[str, str, Cell | None]] = [
@@ -121,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
     for number, (label, model, cell) in enumerate(jobs, 1):
         folder = output / (cell.name if cell else label.replace(" ", "_"))
         command = command_of(cell, args, folder, output / "data", steps) if cell else []
-        settings = settings_of(args, command)
+        settings = {**settings_of(args, command), "fingerprints": fingerprints}
         print(f"\n[{number}/{len(jobs)}] {label}", flush=True)
         result = None if args.fresh else finished(folder / "result.json", settings)
         if result is not None:
@@ -131,11 +134,11 @@ def run(args: argparse.Namespace) -> None:
             if cell:
                 result |= {**cell._asdict(), "seconds": train(cell, command)}
                 result["curve"] = read_curve(folder / "trainer_state.json")
-            result |= score(resolve(model), resolve(args.teacher), rows)
+            result |= score(resolve(model), resolve(args.teacher), dataset["test"])
             write_atomically(folder / "result.json", json.dumps(result, indent=1))
         found.append(result)
 
-    results = {"rows": args.rows, "steps": steps, "models": found}
+    results = {"rows": args.rows, "steps": steps, "fingerprints": fingerprints, "models": found}
     write_atomically(output / "results.json", json.dumps(results, indent=1))
     plot(results, output / "kl.png")
     print()
@@ -168,9 +171,9 @@ def recipe_value(key: str) -> Any:
     return yaml.safe_load((ROOT / RECIPE).read_text(encoding="utf-8"))[key]
 
 
-def held_out_rows(folder: Path, count: int) -> "Dataset":
+def data_of_the_runs(folder: Path, count: int) -> "DatasetDict":
     """
-    Write the data set of the runs: `train` in full, and of `test` as many rows as are compared on.
+    Write the data set of the runs: `train` in full, and of `test` the first rows, as many as are compared on.
 
     Args:
         folder (`pathlib.Path`):
@@ -179,18 +182,17 @@ def held_out_rows(folder: Path, count: int) -> "Dataset":
             Number of held-out rows.
 
     Returns:
-        [`~datasets.Dataset`]: The held-out rows.
+        [`~datasets.DatasetDict`]: What was written.
     """
-    from datasets import DatasetDict, disable_progress_bars, enable_progress_bars
+    from datasets import DatasetDict
 
     dataset = load_tiny_dataset()
     if count > len(dataset["test"]):
         raise DemoError(f"--rows: the built-in data has {len(dataset['test'])} held-out rows, got {count}")
-    rows = dataset["test"].shuffle(seed=0).take(count)
-    disable_progress_bars()  # for a second's work
-    DatasetDict(train=dataset["train"], test=rows).save_to_disk(folder)
-    enable_progress_bars()
-    return rows
+    found = DatasetDict(train=dataset["train"], test=dataset["test"].take(count))
+    with no_progress_bars():
+        found.save_to_disk(folder)
+    return found
 
 
 def command_of(cell: Cell, args: argparse.Namespace, folder: Path, data: Path, steps: int) -> list[str]:
@@ -215,7 +217,7 @@ def shown(value: Any) -> str:
 
 
 def settings_of(args: argparse.Namespace, command: list[str]) -> dict[str, Any]:
-    """All that a result depends on: a finished run with other settings is run again."""
+    """All that a result depends on beside the rows: a finished run with other settings is run again."""
     return {
         "command": command,
         "recipe": hashlib.sha256((ROOT / RECIPE).read_bytes()).hexdigest(),
@@ -299,7 +301,8 @@ def table_of(results: dict[str, Any]) -> "Table":
     table = Table(
         "model",
         title=f"{results['rows']} held-out rows after {results['steps']} steps",
-        caption="KL(teacher, student) at tau 1. ROUGE-L of completions sampled at temperature 1, with 95% intervals.",
+        caption="KL(teacher, student) at tau 1. ROUGE-L of completions sampled at temperature 1, with 95% intervals.\n"
+        f"Fingerprints of the rows: {shown_fingerprints(results['fingerprints'])}",
     )
     for column in ("KL to teacher\n(nats/token)", "perplexity of\nthe references", "ROUGE-L"):
         table.add_column(column, justify="right")

@@ -34,9 +34,10 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from ..files import write_atomically
+from ..fingerprint import fingerprint
 from .architecture import best_layers, blend, keep_layers, new_model
 from .card import model_card
-from .data import load_tiny_dataset
+from .data import SPLITS, load_tiny_dataset
 from .measure import MAX_LENGTH, MeasureCallback, measure
 from .tokenizer import train_tokenizer
 
@@ -132,8 +133,7 @@ def run_stage(
         seed=0,
         report_to="none",
     )
-    shuffled = {split: dataset[split].shuffle(seed=0) for split in ("train", "test")}
-    watched = {split: rows.take(WATCHED_ROWS) for split, rows in shuffled.items()}
+    watched = {split: dataset[split].take(WATCHED_ROWS) for split in ("train", "test")}
     trainer = PlainSFTTrainer(
         model=model,
         args=args,
@@ -153,13 +153,14 @@ def run_stage(
     if not PartialState().is_main_process:
         return model
     rounded = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.bfloat16)
-    final = {split: rows.take(min(FINAL_ROWS, len(rows))) for split, rows in shuffled.items()}
+    final = {split: dataset[split].take(min(FINAL_ROWS, len(dataset[split]))) for split in watched}
     measured = [json.loads(line) for line in (folder / "measured.jsonl").read_text().splitlines()]
     figures = {
         "split": train_split,
         "completion_only": completion_only,
         "tuned_share": TUNED_SHARE if blended_with else 1.0,
         "steps": steps,
+        "fingerprints": {split: fingerprint(dataset[split]) for split in SPLITS},
         "batch_size": BATCH_SIZE,
         "watched_rows": WATCHED_ROWS,
         "final_rows": {split: len(rows) for split, rows in final.items()},
@@ -270,12 +271,12 @@ def main(args: argparse.Namespace) -> None:
         learning_rate=2e-3,
         completion_only=False,
     )
-    shuffled = dataset["general"].shuffle(seed=0)
+    general_rows = dataset["general"]  # in no order but that of hashes, so the first ones are a sample
     count = int(GENERAL_SHARE * len(dataset["train"]))
-    dataset["mixed"] = concatenate_datasets([dataset["train"]] * TRAIN_REPEATS + [shuffled.take(count)])
+    dataset["mixed"] = concatenate_datasets([dataset["train"]] * TRAIN_REPEATS + [general_rows.take(count)])
     # Half and half, and other general rows than before.
-    dataset["halves"] = concatenate_datasets([dataset["train"], shuffled.skip(count).take(len(dataset["train"]))])
-    layers = best_layers(general, tokenizer, dataset["general"].shuffle(seed=0).take(WATCHED_ROWS))
+    dataset["halves"] = concatenate_datasets([dataset["train"], general_rows.skip(count).take(len(dataset["train"]))])
+    layers = best_layers(general, tokenizer, general_rows.take(WATCHED_ROWS))
     smaller = keep_layers(general, layers)
     teacher = run_stage(
         args.output / "teacher",

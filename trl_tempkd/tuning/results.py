@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ..files import write_atomically
+from ..fingerprint import shown_fingerprints
 from ..sweep.grid import options_of
 from .recipe import Tuning
 from .store import Store, interrupted
@@ -53,7 +54,8 @@ def options_of_factors(tuning: Tuning, factors: dict[str, Any]) -> dict[str, Any
 def write_results(store: Store, shown: str) -> None:
     """Write `trials.json`, `trials.csv` and, once a trial is complete, `best.yaml`, which calls the folder `shown`."""
     rows = [row_of(trial) for trial in store.trials]
-    found = {"score": store.tuning.score, "direction": store.tuning.direction, "trials": rows}
+    tuning = store.tuning
+    found = {"score": tuning.score, "direction": tuning.direction, "fingerprints": store.fingerprints, "trials": rows}
     write_atomically(store.folder / "trials.json", json.dumps({**found, "importances": importances(store)}, indent=1))
     names = sorted({name for row in rows for name in row["parameters"]})
     table = io.StringIO()
@@ -77,6 +79,7 @@ def best_recipe(store: Store, best: FrozenTrial, shown: str) -> str:
     return (
         f"# The best of {complete} complete trials of `trl-tempkd tune --config {tuning.path}`, trial {best.number}:\n"
         f"# {tuning.score} {best.values[0]:.4f} on {tuning.rows} rows held out of the training split.\n"
+        f"# Fingerprints of the rows: {shown_fingerprints(store.fingerprints)}\n"
         f"#\n#   trl-tempkd distill --config {Path(shown, 'best.yaml')}\n\n"
         + yaml.safe_dump(options, sort_keys=False, width=119)
     )

@@ -90,6 +90,11 @@ class Store:
         """The trials that have run or do: without those that were interrupted, and those that wait to be run again."""
         return [trial for trial in self.trials if trial.state != TrialState.WAITING and not interrupted(trial)]
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Those of the rows that are trained on and of those that are held out."""
+        return self.study.user_attrs.get("fingerprints", {})
+
     def folder_of(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:04d}"
 
