@@ -86,6 +86,10 @@ class Evidence:
         return f"{self.text}: {difference_of(self.estimate, self.score)}"
 
 
+# One-sided p-values for a claim and against it, and what they rest on
+Weighed = tuple[Any, Any, list[Evidence]]
+
+
 @dataclass(frozen=True)
 class Decision:
     """
@@ -289,7 +293,7 @@ class Contrast:
                     self.levels.append(_Level(side, factor, quantifier, values))
         self.broken: list[str] = []
 
-    def weigh(self, score: str) -> tuple[Any, Any, list[Evidence]] | None:
+    def weigh(self, score: str) -> Weighed | None:
         """
         One-sided p-values for the claim and against it by a score, and what they rest on; `None` where there are no
         cells for it.
@@ -330,13 +334,11 @@ class Contrast:
                         contradict.append(score)
         return agree, contradict
 
-    def _weigh(
-        self, levels: list[_Level], sides: dict[str, dict[str, Any]], score: str
-    ) -> tuple[Any, Any, list[Evidence]] | None:
+    def _weigh(self, levels: list[_Level], sides: dict[str, dict[str, Any]], score: str) -> Weighed | None:
         if not levels:
             return self._leaf(sides, score)
         first, *rest = levels
-        parts = []
+        parts: list[Weighed] = []
         for value in first.values:
             chosen = {**sides, first.side: {**sides[first.side], first.factor: value}}
             if (part := self._weigh(rest, chosen, score)) is not None:
@@ -348,11 +350,11 @@ class Contrast:
         p_against = at_least(len(parts) - needed + 1, [part[1] for part in parts])
         # First the part that the verdict hangs on, and then the others (a simulation weighs arrays of sweeps at once)
         side, at = (0, needed - 1) if np.min(p_for) <= np.min(p_against) else (1, len(parts) - needed)
-        parts.sort(key=lambda part: np.min(part[side]))
+        parts.sort(key=lambda part: float(np.min((part[0], part[1])[side])))
         ordered = [parts[at], *parts[:at], *parts[at + 1 :]]
         return p_for, p_against, [each for part in ordered for each in part[2]]
 
-    def _leaf(self, sides: dict[str, dict[str, Any]], score: str) -> tuple[Any, Any, list[Evidence]] | None:
+    def _leaf(self, sides: dict[str, dict[str, Any]], score: str) -> Weighed | None:
         hypothesis = self.hypothesis
         conditions = {
             "a": {**self.setting, **sides["b"], **sides["a"]},

@@ -2,9 +2,9 @@
 """
 The one place of intervals and tests: a difference of two conditions over training seeds and evaluation items.
 
-Both are drawn at random: other seeds give other students, other items ask them other things. The model is two-way with
-random effects, d_si = mean + seed_s + item_i + rest_si, and its interval is Student's t with Satterthwaite's degrees of
-freedom (Satterthwaite, An Approximate Distribution of Estimates of Variance Components, 1946).
+Both are drawn at random: other seeds give other students, other items ask them other things. The model is two-way
+with random effects, d_si = mean + seed_s + item_i + rest_si, and its interval is Student's t with Satterthwaite's
+degrees of freedom (Satterthwaite, An Approximate Distribution of Estimates of Variance Components, 1946).
 """
 
 from collections.abc import Sequence
