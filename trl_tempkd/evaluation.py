@@ -342,10 +342,7 @@ def evaluate_model(
     wanted: list[int | None] = [*seeds, *([None] if greedy else [])] if rows[0]["prompt"] is not None else []
     prompts = []
     if wanted:
-        room = longest_prompt(model, max_new_tokens)
-        ids = [tokenizer(r["prompt"], add_special_tokens=not r["templated"])["input_ids"] for r in rows]
-        prompts = [row[max(0, len(row) - room) :] if room else row for row in ids]  # as training does: at the start
-        results["prompts_cut"] = sum(len(a) < len(b) for a, b in zip(prompts, ids, strict=True))
+        prompts, results["prompts_cut"] = prompt_tokens(model, tokenizer, rows, max_new_tokens)
     for seed in wanted:
         if any(run["seed"] == seed for run in runs):
             continue
@@ -365,6 +362,16 @@ def evaluate_model(
         results["means"] = _over_seeds(runs)
         save(results)
     return results
+
+
+def prompt_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], max_new_tokens: int
+) -> tuple[list[list[int]], int]:
+    """The prompts' tokens, cut at the start where a completion has no room, as in training; and how many were cut."""
+    room = longest_prompt(model, max_new_tokens)
+    ids = [tokenizer(row["prompt"], add_special_tokens=not row["templated"])["input_ids"] for row in rows]
+    prompts = [row[max(0, len(row) - room) :] if room else row for row in ids]
+    return prompts, sum(len(a) < len(b) for a, b in zip(prompts, ids, strict=True))
 
 
 def score_completions(completions: Sequence[Completion], references: Sequence[Sequence[str]]) -> dict[str, Any]:

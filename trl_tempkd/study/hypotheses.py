@@ -13,6 +13,7 @@ least clear of them, so nothing is chosen on the data that it is tested on.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,21 @@ class Decision:
     evidence: list[Evidence] = field(default_factory=list)
     agree: list[str] = field(default_factory=list)
     contradict: list[str] = field(default_factory=list)
+
+
+def read_declared(found: Any, where: str) -> list[dict[str, Any]]:
+    """What a recipe's `hypotheses` hold, checked: a list of them, or the path of a YAML file with one."""
+    if isinstance(found, str):
+        import yaml
+
+        try:
+            found = yaml.safe_load(Path(found).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"`hypotheses` in {where}: cannot read {found}: {error.strerror}.") from error
+        except yaml.YAMLError as error:
+            raise UsageError(f"`hypotheses` in {where}: {found} is not valid YAML: {error}") from error
+    read_hypotheses(found, where)
+    return found
 
 
 def read_hypotheses(found: Any, where: str) -> list[Hypothesis]:
@@ -259,10 +275,13 @@ def _listed(names: list[str]) -> str:
 
 def _in_each_setting(hypothesis: Hypothesis, cells: Cells) -> list[Decision]:
     named = {*hypothesis.a, *(hypothesis.b or {}), *hypothesis.change}
-    contrasts = [Contrast(hypothesis, cells, setting) for setting in cells.settings(named)]
-    found = [decision for contrast in contrasts if (decision := contrast.decision()) is not None]
+    found: dict[frozenset[str], Decision] = {}  # at tau 1 the modes are the same runs, and one decision
+    for setting in cells.settings(named):
+        contrast = Contrast(hypothesis, cells, setting)
+        if (decision := contrast.decision()) is not None:
+            found.setdefault(frozenset(contrast.used), decision)
     if found:
-        return found
+        return list(found.values())
     sentence = "The sweep has no finished cells for it that share a seed, a start, batches and items."
     return [Decision(hypothesis, {}, UNTESTED, sentence)]
 
@@ -292,6 +311,7 @@ class Contrast:
                 else:
                     self.levels.append(_Level(side, factor, quantifier, values))
         self.broken: list[str] = []
+        self.used: set[str] = set()  # names of the cells that it was decided on
 
     def weigh(self, score: str) -> Weighed | None:
         """
@@ -374,6 +394,7 @@ class Contrast:
         if found is None:
             return None
         values, bad = found
+        self.used |= {result["name"] for group in groups for result in group.values()}
         if bad:
             self.broken += bad if score == hypothesis.score else []
             return (1.0, 1.0, [_unknown(self._text(sides), score, values)]) if score == hypothesis.score else None

@@ -89,6 +89,13 @@ class Cells:
         return sorted(set.intersection(*every)) if every else []
 
 
+def differing(groups: Sequence[Group]) -> list[str]:
+    """The factors in which conditions differ."""
+    factors = [next(iter(group.values()))["settings"]["factors"] for group in groups]
+    names = dict.fromkeys(name for each in factors for name in each if name != SEED)
+    return [name for name in names if len({name_of(each.get(name)) for each in factors}) > 1]
+
+
 def number(text: str) -> Any:
     """2 and 2.0 are the same tau, however they were written."""
     try:

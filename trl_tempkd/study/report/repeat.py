@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..sweep.grid import RULES, TEMPERATURES, cells
+from ...sweep.grid import RULES, TEMPERATURES, cells
 from .results import Results
 
 
@@ -80,6 +80,12 @@ def overview(results: Results) -> dict[str, str]:
 
 def _values(values: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
+
+
+def provenance(results: Results) -> dict[str, str]:
+    """Machine, versions, and how long all of it took."""
+    found = {**distinct(results, "machine"), **distinct(results, "versions")}
+    return {**found, "training and evaluation, all cells": f"{hours(results):.2f} hours"}
 
 
 def hours(results: Results) -> float:
