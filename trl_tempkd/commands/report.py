@@ -11,8 +11,8 @@ from .arguments import HelpFormatter, OneLineParser
 
 DESCRIPTION = """\
 Write one HTML page from the results of `trl-tempkd sweep`: which objective and temperature to use, scores over tau,
-the hypotheses of its recipe, the asymmetry of the gradients, training curves, samples, and how to repeat it. Beside
-the page stand the same verdicts as JSON (report.json) and every score of every cell as a table (results.csv).
+the hypotheses of its recipe, the asymmetry of the gradients, training curves, samples, and how to repeat it. The
+folder gets the same verdicts as JSON (summary/report.json) and every score of every cell as a table (results.csv).
 
 The page holds all that it shows and asks for nothing from elsewhere, so it can be sent, kept and printed. It may be
 written while a sweep still runs, from the cells that are finished. docs/report.md says what each part means."""
@@ -57,10 +57,10 @@ def main(args: argparse.Namespace) -> int:
     date = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     write_atomically(output, render(sections, __version__, date))
     print(f"{output} ({output.stat().st_size / 1e6:.1f} MB)")
-    verdicts = [verdicts_of(section) for section in sections]
-    write_atomically(output.with_suffix(".json"), json.dumps(verdicts, indent=1))
     for section in sections:
-        write_atomically(section.results.folder / "results.csv", to_csv(section.results))
+        folder = section.results.folder
+        write_atomically(folder / "summary" / "report.json", json.dumps(verdicts_of(section), indent=1))
+        write_atomically(folder / "results.csv", to_csv(section.results))
     if args.markdown:
         write_atomically(Path(args.markdown), "\n".join(to_markdown(section) for section in sections))
         print(args.markdown)

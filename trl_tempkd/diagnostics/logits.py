@@ -242,9 +242,9 @@ def _measure_chunk(sums: Sums, batch: Sums, chunk: Chunk, plan: Plan) -> None:
                 sums.add(cell, "up", up, bucket, zero)
             lifts = by_rank(g_CV.clamp(max=0).abs() * rescale_factor("tau2", tau_s, tau_t))
             for top in (1, 10, 100):
-                for measure, parts, skip in (("mass_outside", shares, zero), ("lifted_outside", lifts, None)):
+                for measure, parts in (("mass_outside", shares), ("lifted_outside", lifts)):
                     outside = [part for bucket, part in parts.items() if buckets[bucket].start >= top]
-                    sums.add(cell, measure, sum(outside, torch.zeros_like(total)), f"top_{top}", skip)
+                    sums.add(cell, measure, sum(outside, torch.zeros_like(total)), f"top_{top}", zero)
             sums.add(cell, "effective_tokens", effective_number(g_CV), skip=zero)
             batch.add(cell, "norm", g_CV.square().sum(-1), skip=zero)
             others = {"tau_1": at_1[name], "difference": d_CV}

@@ -33,7 +33,7 @@ def with_derived(
 
 
 def _at_equal_diversity(result: dict[str, Any], wanted: Iterable[str]) -> dict[str, list[list[float]]]:
-    found = {}
+    found: dict[str, list[list[float]]] = {}
     for name in wanted:
         for prefix, measure in ((diversity.SCORE, "rouge_l"), (diversity.LENGTH, "length")):
             if name.startswith(prefix):

@@ -27,8 +27,9 @@ KEYS = (
     "results_dir",
 )
 # How a cell's student is scored: on so many `rows` of the test split, and on other `datasets` by name. The seeds are
-# those of sampling: MiniLLM takes 10 to 50. With several `temperatures` its quality over its diversity is measured too. `diagnostics_rows` are rows of the training split on which the gradients
-# of both KLs are measured once, before training.
+# those of sampling: MiniLLM takes 10 to 50. At several `temperatures` its quality over its diversity is measured too.
+# `diagnostics_rows` are rows of the training split on which the gradients of both KLs are measured once, before
+# training.
 EVALUATION: dict[str, Any] = {
     "rows": 256,
     "datasets": {},
