@@ -5,7 +5,6 @@ import itertools
 import json
 from typing import Any
 
-from .scores import kind
 from .statistics import estimate, holm
 from .table import SEED, Group, in_both_modes, paired
 
@@ -41,14 +40,19 @@ def comparisons(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         [factor] = differing
         shared = {name: value for name, value in one.items() if name != factor}
         change = {"factor": factor, "first": one[factor], "second": other[factor], "shared": shared}
-        scores = {name for result in (*first.values(), *second.values()) for name in result["scores"]}
-        for score in sorted(name for name in scores if kind(name) in COMPARED and "_greedy" not in name):
+        for score in scores_of(*first.values(), *second.values()):
             if (found := paired([first, second], score, [factor])) is not None and not found[1]:
                 tables, _ = found
                 rows.append({"score": score, **change, **difference(tables[1] - tables[0])})
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p
     return rows
+
+
+def scores_of(*cells: dict[str, Any]) -> list[str]:
+    """The scores to compare that some of these cells have; the same of other data sets."""
+    found = {name for result in cells for name in result["scores"]}
+    return [name for score in COMPARED for name in sorted(found) if name.partition("@")[0] == score]
 
 
 def difference(table: Any) -> dict[str, Any]:
