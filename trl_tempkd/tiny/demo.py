@@ -315,7 +315,7 @@ def table_of(results: dict[str, Any]) -> "Table":
 
 
 def interval_of(values: list[float]) -> tuple[float, tuple[float, float]]:
-    """Mean of a value per row, and its bootstrap interval."""
+    """Mean of a value per row, and its 95% interval for other rows."""
     from ..study.statistics import estimate
 
     found = estimate([values])
