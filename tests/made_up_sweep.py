@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from trl_tempkd.sweep import cells, selection
-from trl_tempkd.sweep.claims import Verdict
 from trl_tempkd.sweep.grid import EVALUATION
 
 
@@ -19,8 +18,17 @@ GRID = {
     "mode": ["both", "teacher"],
     "seed": [1, 2],
 }
-BUCKETS = ("1", "2-10", "11-100", "101-512")
 HOSTILE = '</script><img src=x onerror=alert(1)> & "quoted" {{ 7 * 7 }}'
+FKL, RKL = {"divergence": "forward_kl"}, {"divergence": "reverse_kl"}
+HYPOTHESES = [
+    {"name": "H1", "says": "A higher tau helps forward KL.", "a": FKL, "change": {"tau": [1, 4]}},
+    {"name": "H2", "says": "At tau 1 reverse KL is far ahead.", "a": {**RKL, "tau": 1}, "b": {**FKL, "tau": 4}},
+    {"name": "H3", "says": "Both reach the same.", "a": {**RKL, "tau": 1}, "b": FKL, "expect": "same", "margin": 0.01},
+    {"name": "H4", "says": f"TVD helps. {HOSTILE}", "a": {"divergence": "tvd", "tau": 1}, "b": {**FKL, "tau": 1}},
+    {"name": "H5", "says": "Forward KL lifts more.", "a": {**FKL, "tau": 2}, "b": {**RKL, "tau": 2}}
+    | {"score": "lifted_outside_top_10", "over": "items"},
+]
+BUCKETS = ("1", "2-10", "11-100", "101-512")
 
 
 def write_sweep(
@@ -30,6 +38,7 @@ def write_sweep(
     baseline: bool = True,
     live: bool = True,
     steps: int = 5,
+    hypotheses: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Write the folder. Returns the results of its cells."""
     base = {"model_name_or_path": "tiny:student", "teacher_model_name_or_path": "tiny:teacher", "max_steps": steps}
@@ -70,6 +79,8 @@ def write_sweep(
         found.append(result)
     if baseline:
         _write(folder / "summary" / "baselines" / "k.json", json.dumps(baseline_of(rows)))
+    if hypotheses:
+        _write(folder / "summary" / "hypotheses.json", json.dumps({"hypotheses": hypotheses}))
     return found
 
 
@@ -150,6 +161,12 @@ def baseline_of(rows: int) -> dict[str, Any]:
         "start": side("tiny:student", 8.0),
         "rows": [{"prompt": f"Prompt {i} {HOSTILE}", "references": [f"Reference {i}"]} for i in range(rows)],
         "diagnostics": list(diagnostics()),
+        "lifted": [
+            {"objective": objective, "mode": mode, "tau": tau, "values": [size * tau + i for i in range(8)]}
+            for objective, size in (("forward_kl", 9.0), ("reverse_kl", 1.0))
+            for mode in ("both", "teacher")
+            for tau in (1.0, 2.0, 4.0)
+        ],
     }
 
 
@@ -166,6 +183,7 @@ def diagnostics():
             for objective, other in (("forward_kl", "reverse_kl"), ("reverse_kl", "forward_kl")):
                 for top, value in (("top_1", 0.7), ("top_10", 0.5), ("top_100", 0.2)):
                     yield row(objective, mode, tau, "mass_outside", top, value + 0.05 * tau)
+                    yield row(objective, mode, tau, "lifted_ratio", top, tau ** (3 if other == "reverse_kl" else 1))
                 yield row(objective, mode, tau, "cosine", "tau_1", 1 / tau)
                 yield row(objective, mode, tau, "cosine", other, 0.5 + 0.1 * tau)
                 yield row(objective, mode, tau, "norm_ratio", "tau2", 1.1)
@@ -186,31 +204,3 @@ def _write_live(path: Path, name: str) -> None:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def made_up_verdicts(results, baselines):
-    """A verdict of each outcome."""
-
-    def evidence(label: str, score: str, difference: float, half: float, p: float | None) -> dict[str, Any]:
-        ends = {"difference": difference, "low": difference - half, "high": difference + half}
-        return {"label": label, "score": score, **ends, "p": p, "n_seeds": 6, "n_items": 256}
-
-    conditions = {
-        "teacher's mean top-1, training rows": 0.6131,
-        "teacher's entropy, training rows": 1.91,
-        "teacher's mean top-1, held-out rows": 0.441,
-        "the student starts at": "KL 1.14",
-    }
-    rows = [
-        evidence("forward_kl, tau 4 less tau 1", "rouge_l", 2.5, 1.1, 0.0004),
-        evidence("reverse_kl, tau 4 less tau 1", "rouge_l", 0.3, 1.4, 0.61),
-        evidence("forward_kl, tau 4 less tau 1", "kl_tau1", -0.12, 0.04, None),
-    ]
-    moves, rescales = "Temperature moves forward KL into the tail", "Temperature only rescales reverse KL"
-    fits = "Forward KL fits the head first and reverse KL the tail"
-    return [
-        Verdict("A", "A1", "both", moves, "supported", "Tau 4 was better than tau 1.", rows, conditions),
-        Verdict("A", "A1", "teacher", moves, "not supported", "The interval includes 0.", rows[1:2], conditions),
-        Verdict("A", "A2", "both", rescales, "contradicted", "It gained as much.", rows[1:2], conditions),
-        Verdict("B", "B1", None, fits, "not tested", "No cell has diagnostics.csv.", [], {}),
-    ]

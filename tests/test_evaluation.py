@@ -10,7 +10,6 @@ from tokenizers.processors import TemplateProcessing
 
 from trl_tempkd import evaluation, kd_loss
 from trl_tempkd.evaluation import (
-    bootstrap_interval,
     divergence_to_teacher,
     evaluate_model,
     generate,
@@ -49,20 +48,6 @@ class TestRougeL:
     def test_needs_as_many_references(self):
         with pytest.raises(ValueError, match="got 2 and 1"):
             rouge_l(["a", "b"], ["a"])
-
-
-class TestBootstrap:
-    def test_of_a_constant(self):
-        assert bootstrap_interval([3.0] * 20) == pytest.approx((3.0, 3.0))
-
-    def test_is_that_of_the_mean(self):
-        values = torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
-        low, high = bootstrap_interval(values.tolist())
-        error = 1.96 * values.std().item() / 20
-        assert (low, high) == pytest.approx((values.mean().item() - error, values.mean().item() + error), abs=0.01)
-        assert bootstrap_interval(values.tolist()) == (low, high)  # the same seed
-        narrower = bootstrap_interval(values.tolist(), confidence=0.5)
-        assert low < narrower[0] < narrower[1] < high
 
 
 class TestGenerate:

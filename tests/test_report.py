@@ -3,33 +3,36 @@
 
 import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from made_up_sweep import GRID, HOSTILE, made_up_verdicts, write_sweep
+from made_up_sweep import GRID, HOSTILE, HYPOTHESES, write_frontier, write_sweep
 
 from trl_tempkd import DIVERGENCES, cli
-from trl_tempkd.report import read, repeat
-from trl_tempkd.report.asymmetry import asymmetry
-from trl_tempkd.report.claims import shared_conditions, whiskers
-from trl_tempkd.report.figures import PALETTE, style_of
-from trl_tempkd.report.markdown import to_markdown
-from trl_tempkd.report.page import Section, number, p_value, render
-from trl_tempkd.report.plots import head_and_tail, scores_over_tau, training_curves
-from trl_tempkd.report.results import Series
-from trl_tempkd.report.samples import samples
-from trl_tempkd.report.scores import all_scores, by_item, family, ordered
+from trl_tempkd.study.diversity import GROUPS, common_range, measured, read_off
+from trl_tempkd.study.report import read, repeat
+from trl_tempkd.study.report.asymmetry import asymmetry, reading
+from trl_tempkd.study.report.figures import PALETTE, style_of
+from trl_tempkd.study.report.markdown import to_markdown
+from trl_tempkd.study.report.page import Section, number, p_value, render
+from trl_tempkd.study.report.plots import head_and_tail, scores_over_tau, training_curves
+from trl_tempkd.study.report.recommendation import recommend, said
+from trl_tempkd.study.report.results import Series
+from trl_tempkd.study.report.samples import samples
+from trl_tempkd.study.report.scores import all_scores, by_item, conditions, ordered
+from trl_tempkd.study.report.svg import draw, ticks
+from trl_tempkd.study.scores import better, direction, label
+from trl_tempkd.study.statistics import holm
 from trl_tempkd.sweep import cells
-from trl_tempkd.sweep.scores import better, direction, label
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "sweep"
-    write_sweep(folder)
+    write_sweep(folder, hypotheses=HYPOTHESES)
     return folder
 
 
@@ -38,17 +41,8 @@ def results(folder):
     return read(folder)
 
 
-@pytest.fixture(autouse=True)
-def verdicts(monkeypatch):
-    monkeypatch.setattr("trl_tempkd.report.page.verdicts", made_up_verdicts)
-
-
 def page_of(*folders: Path) -> str:
     return render([Section(read(folder), f"s{i}") for i, folder in enumerate(folders)], "0", "today")
-
-
-def without_plotly(page: str) -> str:
-    return re.sub(r"<script>/\*\*\n\* plotly.*?</script>", "", page, flags=re.DOTALL)
 
 
 class TestReading:
@@ -64,7 +58,7 @@ class TestReading:
         grid = {"divergence": ["tvd"], "seed": [1], "max_grad_norm": [0.0, 1.0]}
         write_sweep(tmp_path, grid)
         first, second = read(tmp_path).series
-        assert (first.label, second.label) == ("tvd, max_grad_norm 0.0", "tvd, max_grad_norm 1.0")
+        assert (first.label, second.label) == ("tvd, max_grad_norm 0", "tvd, max_grad_norm 1")
         one, other = style_of(first), style_of(second)
         assert one.colour == other.colour and one.dash != other.dash
 
@@ -110,52 +104,137 @@ class TestScores:
         assert all_scores(results) == ["rouge_l", "kl_tau1", "perplexity"]
         assert by_item(results) == ["rouge_l", "kl_tau1"]
 
-    def test_a_row_of_the_family(self, results):
-        row = next(r for r in family(results, "rouge_l") if r.series.label == "reverse_kl" and r.mode == "teacher")
-        at = {}
-        for tau in results.taus:
-            cells = results.table[row.series, "teacher", tau].values()
-            at[tau] = np.array([np.mean(cell["scores"]["rouge_l"], axis=0) for cell in cells])
-        assert row.at_1 == pytest.approx(at[1].mean())
-        assert row.best_tau == max(at, key=lambda tau: at[tau].mean())
-        assert row.difference == pytest.approx((at[row.best_tau] - at[1]).mean())
-        assert row.low < row.difference < row.high
-        assert (row.n_seeds, row.n_items) == (2, 12)
-        assert row.p_seeds == 1  # with two seeds nothing else is possible after the correction
-
-    def test_lower_is_better_where_it_is(self, results):
-        assert {row.best_tau for row in family(results, "rouge_l")} == {4}
-        rows = family(results, "kl_tau1")
-        assert {row.best_tau for row in rows} == {4} and all(row.difference < 0 for row in rows)
-
-    def test_the_correction_is_over_every_tau(self, tmp_path):
-        """Not only over the best ones, which would forget that they were chosen."""
-        found = {}
-        for taus in ([1.0, 2.0], [1.0, 2.0, 1.5, 3.0, 4.0, 8.0]):
-            folder = tmp_path / str(len(taus))
-            write_sweep(folder, {"divergence": ["forward_kl"], "tau": taus, "seed": [1]}, rows=40)
-            for tau in taus[2:]:  # nothing but tau 2 differs from tau 1
-                for path in folder.glob(f"*tau{tau:g}-*.json"):
-                    result = json.loads(path.read_text())
-                    one = json.loads((folder / "forward_kl-tau1-both-seed1.json").read_text())
-                    path.write_text(json.dumps({**result, "scores": one["scores"]}))
-            [row] = family(read(folder), "kl_tau1")
-            found[len(taus)] = row.p_items
-        assert found[6] == pytest.approx(min(1, 5 * found[2])) and found[2] < 0.05
+    def test_a_condition(self, results):
+        found = conditions(results)
+        assert len(found) == 3 + 3 * 2 * 2  # at tau 1 the modes are one run
+        row = next(each for each in found if each.label == "reverse_kl at tau 2, teacher alone softened")
+        table = [np.mean(cell["scores"]["rouge_l"], axis=0) for cell in row.cells.values()]
+        assert row.means["rouge_l"].value == pytest.approx(np.mean(table))
+        assert row.means["rouge_l"].low < np.mean(table) < row.means["rouge_l"].high
+        best = max(found, key=lambda each: each.means["rouge_l"].value)
+        others = [each for each in found if each is not best]
+        assert "rouge_l" not in best.to_best and all(each.to_best["rouge_l"]["difference"] < 0 for each in others)
+        assert [each.to_best["rouge_l"]["p_holm"] for each in others] == holm(
+            [each.to_best["rouge_l"]["p"] for each in others]
+        )
+        # Of the KL less is better
+        assert all(each.to_best.get("kl_tau1", {"difference": 1})["difference"] > 0 for each in found)
 
     def test_what_did_not_start_alike_is_not_compared(self, tmp_path):
         for result in write_sweep(tmp_path, {"divergence": ["forward_kl"], "tau": [1.0, 2.0], "seed": [1]}):
             if result["settings"]["factors"]["tau"] == 2:
                 result["hashes"]["initial_weights"] = "other"
                 (tmp_path / f"{result['name']}.json").write_text(json.dumps(result))
-        [row] = family(read(tmp_path), "rouge_l")
-        assert row.best_tau == 2 and row.difference is None and row.p_items is None
+        assert all(each.to_best == {} for each in conditions(read(tmp_path)))
         assert "the cells differ in their initial student" in page_of(tmp_path)
 
-    def test_without_tau_1(self, tmp_path):
-        write_sweep(tmp_path, {"divergence": ["forward_kl"], "tau": [2.0, 3.0], "seed": [1]})
-        [row] = family(read(tmp_path), "rouge_l")
-        assert row.at_1 is None and row.difference is None
+    def test_of_a_search_only_what_it_was_not_chosen_by(self, tmp_path):
+        write_frontier(tmp_path, select={"seeds": [0], "score": "rouge_l"})
+        found = conditions(read(tmp_path))
+        assert found and all(0 not in each.cells for each in found)
+        forward = {each.tau for each in found if each.series.divergence == "forward_kl"}
+        assert forward == {1.0, 2.0}  # its best tau, and tau 1
+        assert next(each.ms for each in found if each.series.divergence == "tvd") == pytest.approx(200)
+
+
+class TestRecommendation:
+    def test_the_best_with_how_sure_it_is(self, tmp_path):
+        for result in write_sweep(tmp_path, {**GRID, "seed": [1, 2, 3]}, rows=40):
+            factors = result["settings"]["factors"]
+            if (factors["divergence"], factors["tau"], factors["mode"]) == ("forward_kl", 4.0, "both"):
+                result["scores"]["rouge_l"] = (np.array(result["scores"]["rouge_l"]) + 9).tolist()
+                (tmp_path / f"{result['name']}.json").write_text(json.dumps(result))
+        results = read(tmp_path)
+        found = recommend(results, conditions(results))
+        assert found.best.label == "forward_kl at tau 4" and found.score == "rouge_l"
+        assert (found.behind, found.level, found.chosen_again) == (14, [], 3)
+        assert said(found).startswith("forward_kl at tau 4 has the best ROUGE-L of 15 conditions: 22.")
+        assert found.command.startswith(
+            f"trl-tempkd distill --config {tmp_path}/forward_kl-tau4-both-seed1/recipe.yaml"
+        )
+
+    def test_few_seeds_are_a_guess(self, results):
+        found = recommend(results, conditions(results))
+        assert found.sure.startswith("With 2 seeds this is a guess")
+        assert len(found.level) + found.behind == 14
+
+    def test_the_command_without_the_cells_recipe(self, tmp_path):
+        for result in write_sweep(tmp_path, {"divergence": [{"jsd": {"beta": 0.1}}], "tau": [2.0], "seed": [1]}):
+            (tmp_path / result["name"] / "recipe.yaml").unlink()
+        results = read(tmp_path)
+        command = recommend(results, conditions(results)).command
+        assert "--divergence jsd" in command and "--kd_temperature 2.0" in command and "--seed" not in command
+        assert """--divergence_kwargs '{"beta": 0.1}'""" in command
+
+    def test_none_without_a_score_that_all_have(self, tmp_path):
+        cells = write_sweep(tmp_path, {"divergence": ["tvd"], "tau": [1.0, 2.0], "seed": [1]})
+        for result, score in zip(cells, ("rouge_l", "kl_tau1"), strict=True):
+            result |= {"scores": {score: [[1.0] * 12]}, "means": {}}
+            (tmp_path / f"{result['name']}.json").write_text(json.dumps(result))
+        results = read(tmp_path)
+        assert recommend(results, conditions(results)) is None
+        assert "Nothing can be recommended yet" in page_of(tmp_path)
+
+
+class TestDiversity:
+    def curve(self, quality, seed=0):
+        """Points at four temperatures; without a part of the texts both measures are a little different."""
+        rng = np.random.default_rng(seed)
+        parts = rng.normal(0, 0.1, (2, GROUPS))
+        return [
+            {
+                "temperature": temperature,
+                "rouge_l": [quality + diversity / 10, *(quality + diversity / 10 + parts[0])],
+                "self_bleu": [diversity, *(diversity + parts[1])],
+                "length": [30.0] * (GROUPS + 1),
+            }
+            for temperature, diversity in ((1.0, 10.0), (0.9, 20.0), (0.8, 30.0))
+        ]
+
+    def test_read_off(self):
+        values = read_off(self.curve(5), 15)
+        assert len(values) == GROUPS and np.mean(values) == pytest.approx(6.5)
+        # The scatter is that of the delete-a-group jackknife
+        parts = np.array(
+            [
+                read_off(
+                    [{**p, **{m: [p[m][i]] * (GROUPS + 1) for m in ("rouge_l", "self_bleu")}} for p in self.curve(5)],
+                    15,
+                )[0]
+                for i in range(1, GROUPS + 1)
+            ]
+        )
+        jackknife = (GROUPS - 1) / GROUPS * ((parts - parts.mean()) ** 2).sum()
+        assert np.var(values, ddof=1) / GROUPS == pytest.approx(jackknife)
+        assert read_off(self.curve(5), 9.9) is None and read_off([], 15) is None
+        assert common_range([self.curve(5), self.curve(6)[1:]]) == (20, 30)
+
+    def test_measured_without_each_part(self):
+        from trl_tempkd.evaluation import Completion
+
+        texts = [f"a b c {'d ' * (i % 4)}" for i in range(25)]
+        found = measured([Completion(text, len(text), True) for text in texts], [["a b c"]] * 25)
+        kept = [text for i, text in enumerate(texts) if i % GROUPS != 3]
+        assert found["length"][0] == np.mean([len(text) for text in texts])
+        assert found["length"][4] == pytest.approx(np.mean([len(text) for text in kept]))
+        assert all(len(values) == GROUPS + 1 for values in found.values())
+
+    def test_a_score_like_any_other(self, tmp_path):
+        """Forward KL is sharper at every temperature, and no better at equal diversity."""
+        grid = {"divergence": ["forward_kl", "reverse_kl"], "tau": [1.0], "seed": [1, 2, 3]}
+        for result in write_sweep(tmp_path, grid):
+            factors = result["settings"]["factors"]
+            quality = 5.0 + (factors["divergence"] == "reverse_kl")
+            curve = self.curve(quality, factors["seed"])
+            (tmp_path / f"{result['name']}.json").write_text(json.dumps({**result, "curve": curve}))
+        sides = {"a": {"divergence": "reverse_kl", "tau": 1}, "b": {"divergence": "forward_kl", "tau": 1}}
+        for at, outcome in ((15, "supported"), (99, "not tested")):
+            declared = [{"name": "Q", "says": "It is better.", **sides, "score": f"rouge_l_at_self_bleu_{at}"}]
+            (tmp_path / "summary").mkdir(exist_ok=True)
+            (tmp_path / "summary" / "hypotheses.json").write_text(json.dumps({"hypotheses": declared}))
+            [decision] = Section(read(tmp_path), "s").decisions
+            assert decision.outcome == outcome
+        assert label("rouge_l_at_self_bleu_15") == "ROUGE-L at self-BLEU 15"
 
 
 class TestFigures:
@@ -208,11 +287,35 @@ class TestFigures:
             for colour in PALETTE:
                 assert contrast(colour, names["surface"]) >= 3, colour
 
+    def test_drawn(self, results):
+        figure = scores_over_tau(results)
+        drawn = draw(figure, figure.panels[0], "rouge_l")
+        assert drawn.count('data-name="') == 5 and drawn.count("<polygon") == 3  # no band of the teacher
+        [line] = [line for line in figure.lines(figure.panels[0], "rouge_l") if line.name == "forward_kl"]
+        assert f"forward_kl\ntau 4: {line.y[2]:.4g} [{line.low[2]:.4g}, {line.high[2]:.4g}]</title>" in drawn
+        ranks = asymmetry(results)[-1]
+        assert draw(ranks, ranks.panels[0], "").count("<rect") == 4 * 3  # buckets by temperatures
+
+    @pytest.mark.parametrize(
+        "low, high, expected",
+        [
+            (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+            (-3, 7, [-2, 0, 2, 4, 6]),
+            (5, 5, [5]),
+            (980, 1020, [980, 990, 1000, 1010, 1020]),
+        ],
+    )
+    def test_ticks(self, low, high, expected):
+        assert ticks(low, high) == expected
+
     def test_asymmetry(self, results):
         figures = {figure.key: figure for figure in asymmetry(results)}
         assert list(figures) == [
-            "mass_outside", "cosine_tau1", "fkl_rkl", "norm_ratio", "effective_tokens", "ranks",
+            "lifted", "mass_outside", "cosine_tau1", "fkl_rkl", "norm_ratio", "effective_tokens", "ranks",
         ]  # fmt: skip
+        said = reading(results)
+        assert len(said) == 2 and "forward KL lifts what is outside the teacher's top 10 by x8 and x64" in said[0]
+        assert "reverse KL by x2 and x4: 16 times as much at tau 4" in said[0] and "0.50 and 0.25" in said[0]
         [line] = figures["fkl_rkl"].panels[0].lines
         assert line.y == pytest.approx([0.6, 0.7, 0.9])
         assert len(figures["mass_outside"].panels[1].lines) == 6
@@ -288,7 +391,7 @@ class TestRepeat:
     def test_the_rows_are_named(self, tmp_path):
         result = write_sweep(tmp_path)[0]
         named = "train 0123456789abcdef, test fedcba9876543210"
-        assert named in page_of(tmp_path) and named in to_markdown(read(tmp_path))
+        assert named in page_of(tmp_path) and named in to_markdown(Section(read(tmp_path), "s"))
         # Cells of other rows, which an earlier version let pass
         other = {"train": "0" * 16, "test": result["fingerprints"]["test"]}
         (tmp_path / f"{result['name']}.json").write_text(json.dumps({**result, "fingerprints": other}))
@@ -305,7 +408,7 @@ class Names(HTMLParser):
     def handle_starttag(self, tag, attrs):
         found = dict(attrs)
         self.ids += [found["id"]] if "id" in found else []
-        self.references += [found[name] for name in ("for", "aria-labelledby", "data-table") if name in found]
+        self.references += [found[name] for name in ("for", "aria-labelledby", "data-rows") if name in found]
         if tag == "a":
             assert found["href"].startswith("#"), found
             self.references.append(found["href"][1:])
@@ -319,7 +422,7 @@ class TestPage:
         names.feed(page)
         assert names.fetched == []
         assert len(names.ids) == len(set(names.ids)) and set(names.references) <= set(names.ids)
-        assert "@import" not in page and "url(" not in without_plotly(page)
+        assert "@import" not in page and "url(" not in page
         assert "default-src 'none'" in page
 
     def test_everything_is_escaped(self, tmp_path):
@@ -330,31 +433,26 @@ class TestPage:
             result["machine"]["cpu"] = HOSTILE
             (tmp_path / f"{result['name']}.json").write_text(json.dumps(result))
         (tmp_path / "x.error.txt").write_text(HOSTILE)
-        page = without_plotly(page_of(tmp_path))
+        page = page_of(tmp_path)
         assert "<img" not in page and "&lt;img src=x" in page and "{{ 7 * 7 }}" in page
-        assert "\\u003c/script\\u003e" in page  # in the data of the plots
 
-    def test_verdicts_in_words(self, folder):
+    def test_what_is_said(self, folder):
         page = page_of(folder)
-        for text in ("Supported", "Not supported", "Contradicted", "Not tested", "+2.50 [+1.40, +3.60]", "6 × 256"):
+        for text in (
+            "What to use",
+            "this is a guess",
+            "Too few runs",
+            "Not tested",
+            "Supported",
+            "2 seeds x 12 items",
+        ):
             assert text in page
-        assert "KL(teacher, student) at tau 1" in page and "0.613" in page
+        assert page.index("What to use</h3>") < page.index("Hypotheses</h3>") < page.index("Repeat it</h3>")
+        assert len(page.encode()) < 1e6
 
-    def test_conditions_that_all_share_are_said_once(self, folder):
-        first, second, *rest = made_up_verdicts([], {})
-        second = replace(second, conditions={**second.conditions, "max_steps": 40})
-        assert shared_conditions([first, second, *rest]) == first.conditions
-        assert page_of(folder).count("teacher&#39;s entropy, training rows") == 1
-
-    def test_a_whisker_is_where_its_interval_is(self):
-        rows = [
-            {"score": "a", "low": 1.0, "high": 3.0, "difference": 2.0},
-            {"score": "b", "low": -40.0, "high": 60.0, "difference": 10.0},
-        ]
-        one, other = whiskers(rows)
-        assert (one["zero"], one["high"]) == (4, 96) and one["low"] < one["at"] < one["high"]
-        assert (other["low"], other["zero"], other["high"]) == (4, 40.8, 96)
-        assert whiskers([{**rows[0], "low": float("nan")}]) == [None]
+    def test_without_hypotheses(self, tmp_path):
+        write_sweep(tmp_path, {"divergence": ["forward_kl"], "tau": [1.0], "seed": [1]})
+        assert "Hypotheses" not in page_of(tmp_path)
 
     def test_a_line_in_place_of_what_is_not_there(self, tmp_path):
         write_sweep(tmp_path, {"divergence": ["forward_kl"], "tau": [1.0], "seed": [1]}, baseline=False, live=False)
@@ -386,11 +484,32 @@ class TestCommand:
         assert (tmp_path / "x.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
         images = sorted(path.name for path in tmp_path.glob("*.png"))
         assert images == [
-            "cosine_tau1.png", "fkl_rkl.png", "mass_outside.png", "ranks.png", "scores_kl_tau1.png",
+            "cosine_tau1.png", "fkl_rkl.png", "lifted.png", "mass_outside.png", "ranks.png", "scores_kl_tau1.png",
             "scores_rouge_l.png",
         ]  # fmt: skip
         assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in images)
         assert "x.html (" in capsys.readouterr().out
+
+    def test_the_same_for_programs(self, folder, tmp_path):
+        """The verdicts as JSON, and the scores as a table."""
+        assert cli.main(["report", str(folder), "--output", str(tmp_path / "x.html")]) == 0
+        found = json.loads((folder / "summary" / "report.json").read_text(encoding="utf-8"))
+        section = Section(read(folder), "s")
+        assert found["recommendation"]["command"] == section.recommendation.command
+        assert [each["outcome"] for each in found["hypotheses"]] == [each.outcome for each in section.decisions]
+        table = pd.read_csv(folder / "results.csv")
+        assert list(table.columns) == ["cell", "divergence", "tau", "mode", "seed", "score", "value", "n_items"]
+        [value] = table[(table["cell"] == "forward_kl-tau2-both-seed1") & (table["score"] == "rouge_l")]["value"]
+        scores = json.loads((folder / "forward_kl-tau2-both-seed1.json").read_text())["scores"]
+        assert value == pytest.approx(np.mean(scores["rouge_l"])) and len(table) == 30 * 3
+
+    def test_other_hypotheses(self, folder, tmp_path):
+        path = tmp_path / "h.yaml"
+        path.write_text('[{name: X, says: "Other.", a: {divergence: forward_kl}, change: {tau: [1, 2]}}]')
+        output = str(tmp_path / "x.html")
+        assert cli.main(["report", str(folder), "--output", output, "--hypotheses", str(path)]) == 0
+        found = json.loads((folder / "summary" / "report.json").read_text(encoding="utf-8"))
+        assert {each["name"] for each in found["hypotheses"]} == {"X"}
 
     def test_where_the_page_goes(self, tmp_path):
         write_sweep(tmp_path, GRID)

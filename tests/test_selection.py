@@ -18,19 +18,18 @@ def cell_of(divergence: str, tau: float, rule: str | None = None, seed: int = 0)
     return Cell("-".join(map(str, factors.values())), factors, {})
 
 
-def result_of(first: float, second: float) -> dict:
-    """A result with one mean on the first half of four items and another one on the second."""
-    return {"scores": {"rouge_l": [[first - 1, first + 1, second, second]], "kl_tau1": [[first] * 2 + [second] * 2]}}
+def result_of(mean: float) -> dict:
+    return {"scores": {"rouge_l": [[mean - 1, mean + 1]], "kl_tau1": [[mean] * 2]}}
 
 
 class TestChoose:
     found = [cell_of(name, tau) for name in ("forward_kl", "tvd") for tau in (1, 2, 4)]
     found += [cell_of("forward_kl", 2, rule) for rule in ("zscore", "max_logit")]
-    values = [(5, 5), (6, 0), (4, 99), (9, 0), (8, 0), (7, 99), (1, 99), (3, 0)]
-    results = {cell.name: result_of(*value) for cell, value in zip(found, values, strict=True)}
+    values = [5, 6, 4, 9, 8, 7, 1, 3]
+    results = {cell.name: result_of(value) for cell, value in zip(found, values, strict=True)}
 
     @pytest.mark.parametrize("score, tau, own, rule", [("rouge_l", 2, 1, "max_logit"), ("kl_tau1", 4, 4, "zscore")])
-    def test_the_best_on_the_first_half(self, score, tau, own, rule):
+    def test_the_best(self, score, tau, own, rule):
         found = selection.choose(self.found, self.results, {"seeds": [0], "score": score})
         forward, other = found["objectives"]
         assert forward["factors"] == {"divergence": "forward_kl"}
@@ -44,7 +43,7 @@ class TestChoose:
 
     def test_a_cell_without_a_result_is_not_chosen(self):
         results = {name: result for name, result in self.results.items() if name != self.found[1].name}
-        results[self.found[2].name] = result_of(float("nan"), 0)
+        results[self.found[2].name] = result_of(float("nan"))
         found = selection.choose(self.found, results, {"seeds": [0], "score": "rouge_l"})
         assert found["objectives"][0]["chosen"]["best tau"]["factors"]["tau"] == 1
         assert found["without_result"] == [self.found[1].name]
@@ -59,11 +58,6 @@ class TestChoose:
         kept = {("forward_kl", 1, None), ("forward_kl", 2, None), ("forward_kl", 2, "max_logit"), ("tvd", 1, None)}
         assert places == kept and len(rest) == 8
         assert {c.factors["seed"] for c in rest} == {1, 2}
-
-    def test_the_halves_are_apart(self):
-        items = [[1, 2, 3, 4, 5]]
-        assert selection.first_half(items).tolist() == [[1, 2]]
-        assert selection.second_half(items).tolist() == [[3, 4, 5]]
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

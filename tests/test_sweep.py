@@ -23,9 +23,10 @@ from trl_tempkd.commands import cell as cell_command
 from trl_tempkd.commands import sweep as command
 from trl_tempkd.files import write_atomically
 from trl_tempkd.fingerprint import by_hash, fingerprint
-from trl_tempkd.statistics import compare, holm
+from trl_tempkd.study.comparisons import comparisons
+from trl_tempkd.study.statistics import estimate, holm
+from trl_tempkd.study.table import obstacles
 from trl_tempkd.sweep import Cell, cells, launchers, read_recipe, workers
-from trl_tempkd.sweep.comparisons import comparisons, obstacles
 from trl_tempkd.sweep.grid import finished, grids_of
 
 
@@ -236,17 +237,16 @@ class TestComparisons:
         first, second = (
             [np.mean(result["scores"]["rouge_l"], axis=0) for result in results[start : start + 3]] for start in (0, 3)
         )
-        expected = compare(first, second)
-        assert rows[0]["difference"] == expected.difference and rows[0]["low"] == expected.low
-        assert [row["holm_items"] for row in rows] == holm([row["p_items"] for row in rows])
-        assert rows[0]["p_seeds"] in (0.25, 0.5, 0.75, 1.0)
+        expected = estimate(np.subtract(second, first))
+        assert rows[0]["difference"] == expected.mean and rows[0]["low"] == expected.interval()[0]
+        assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
 
     def test_only_pairs_that_started_alike(self):
         scores = [[1.0, 2.0, 4.0]]
         results = [result_of("fkl", 1, 1, scores), result_of("fkl", 2, 1, scores, initial_weights="other")]
         results += [result_of("fkl", tau, 2, scores) for tau in (1, 2)]
         [row] = comparisons(results)
-        assert (row["n_seeds"], row["n_items"], row["p_seeds"]) == (1, 3, None)
+        assert (row["n_seeds"], row["n_items"], row["p"]) == (1, 3, None)
         [line] = obstacles(results)
         assert line == "seed 1: the cells differ in their initial student: fkl-tau1-seed1; fkl-tau2-seed1"
         assert comparisons(results[:2]) == []

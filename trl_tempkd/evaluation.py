@@ -22,7 +22,6 @@ from .rollouts.sampling import as_in_use, by_length, complete, longest_prompt, s
 
 
 __all__ = [
-    "bootstrap_interval",
     "divergence_to_teacher",
     "evaluate_model",
     "evaluating",
@@ -143,33 +142,6 @@ def generate(
 ) -> list[str]:
     """The texts alone of [`sample`], which has the same arguments."""
     return [completion.text for completion in sample(model, tokenizer, prompts, **sampling)]
-
-
-def bootstrap_interval(
-    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """
-    Percentile bootstrap interval of a mean over rows. Given the differences between two models on the same rows, it
-    is the interval of the paired difference.
-
-    Args:
-        values (`Sequence[float]`):
-            One value per row.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            Share of the resampled means inside the interval.
-        resamples (`int`, *optional*, defaults to `10_000`):
-            How often the rows are drawn again, with replacement.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the drawing.
-
-    Returns:
-        `tuple[float, float]`: Lower and upper end.
-    """
-    rng, rows = np.random.default_rng(seed), np.asarray(values, dtype=float)
-    # Each resample is a number of copies per row, which spares a table of `resamples` by rows of indices into `values`
-    copies = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
-    low, high = np.quantile(copies @ rows / len(rows), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def divergence_to_teacher(
@@ -343,12 +315,9 @@ def evaluate_model(
         save(results)
     runs = results.setdefault("runs", [])
     wanted: list[int | None] = [*seeds, *([None] if greedy else [])] if rows[0]["prompt"] is not None else []
-    prompts = []
+    prompts: list[list[int]] = []
     if wanted:
-        room = longest_prompt(model, max_new_tokens)
-        ids = [text_prompt(r["prompt"], tokenizer, special=not r["templated"]) for r in rows]
-        prompts = [row[max(0, len(row) - room) :] if room else row for row in ids]  # as training does: at the start
-        results["prompts_cut"] = sum(len(a) < len(b) for a, b in zip(prompts, ids, strict=True))
+        prompts, results["prompts_cut"] = prompt_tokens(model, tokenizer, rows, max_new_tokens)
     for seed in wanted:
         if any(run["seed"] == seed for run in runs):
             continue
@@ -368,6 +337,16 @@ def evaluate_model(
         results["means"] = _over_seeds(runs)
         save(results)
     return results
+
+
+def prompt_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], max_new_tokens: int
+) -> tuple[list[list[int]], int]:
+    """The prompts' tokens, cut at the start where a completion has no room, as in training; and how many were cut."""
+    room = longest_prompt(model, max_new_tokens)
+    ids = [text_prompt(row["prompt"], tokenizer, special=not row["templated"]) for row in rows]
+    prompts = [row[max(0, len(row) - room) :] if room else row for row in ids]
+    return prompts, sum(len(a) < len(b) for a, b in zip(prompts, ids, strict=True))
 
 
 def score_completions(completions: Sequence[Completion], references: Sequence[Sequence[str]]) -> dict[str, Any]:

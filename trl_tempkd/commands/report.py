@@ -2,6 +2,7 @@
 """`trl-tempkd report`: one HTML page from the results of sweeps."""
 
 import argparse
+import json
 from pathlib import Path
 
 from ..errors import UsageError
@@ -10,8 +11,9 @@ from .arguments import HelpFormatter, OneLineParser
 
 
 DESCRIPTION = """\
-Write one HTML page from the results of `trl-tempkd sweep`: the verdict on each claim, scores over tau, every
-divergence in a table, the asymmetry of the gradients, training curves, samples, and how to repeat it.
+Write one HTML page from the results of `trl-tempkd sweep`: which objective and temperature to use, scores over tau,
+the hypotheses of its recipe, the asymmetry of the gradients, training curves, samples, and how to repeat it. The
+folder gets the same verdicts as JSON (summary/report.json) and every score of every cell as a table (results.csv).
 
 The page holds all that it shows and asks for nothing from elsewhere, so it can be sent, kept and printed. It may be
 written while a sweep still runs, from the cells that are finished. docs/report.md says what each part means."""
@@ -32,14 +34,17 @@ examples:
 
 
 def main(args: argparse.Namespace) -> int:
+    from dataclasses import replace
     from datetime import datetime
 
     from .. import __version__
     from ..files import write_atomically
-    from ..report import read
-    from ..report.images import write_images
-    from ..report.markdown import to_markdown
-    from ..report.page import Section, render
+    from ..study.hypotheses import read_declared
+    from ..study.report import read
+    from ..study.report.images import write_images
+    from ..study.report.markdown import to_markdown
+    from ..study.report.page import Section, render, verdicts_of
+    from ..study.report.tidy import to_csv
 
     if len(args.results_dirs) > 1 and not args.output:
         raise UsageError("several folders: say with --output where their page goes")
@@ -50,17 +55,20 @@ def main(args: argparse.Namespace) -> int:
     if args.png:
         check_writable(args.png, "--png")
     sections = [Section(read(folder), f"s{i}") for i, folder in enumerate(args.results_dirs, start=1)]
+    if args.hypotheses:
+        declared = read_declared(args.hypotheses, args.hypotheses)
+        sections = [replace(each, results=replace(each.results, hypotheses=declared)) for each in sections]
     for section in sections:
-        results = section.results
-        print(
-            f"{results.folder}: {len(results.cells)} finished cells; comparing them may take a minute or two",
-            flush=True,
-        )
+        print(f"{section.results.folder}: {len(section.results.cells)} finished cells", flush=True)
     date = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     write_atomically(output, render(sections, __version__, date))
     print(f"{output} ({output.stat().st_size / 1e6:.1f} MB)")
+    for section in sections:
+        folder = section.results.folder
+        write_atomically(folder / "summary" / "report.json", json.dumps(verdicts_of(section), indent=1))
+        write_atomically(folder / "results.csv", to_csv(section.results))
     if args.markdown:
-        write_atomically(Path(args.markdown), "\n".join(to_markdown(section.results) for section in sections))
+        write_atomically(Path(args.markdown), "\n".join(to_markdown(section) for section in sections))
         print(args.markdown)
     if args.png:
         for section in sections:
@@ -75,7 +83,8 @@ def make_parser(prog: str | None = None) -> OneLineParser:
         prog=prog, description=DESCRIPTION, epilog=EPILOG, formatter_class=HelpFormatter, allow_abbrev=False
     )
     parser.add_argument("results_dirs", nargs="+", metavar="RESULTS_DIR", help="folder of a sweep's results")
+    parser.add_argument("--hypotheses", metavar="FILE", help="hypotheses to decide, in place of those of the recipe")
     parser.add_argument("--output", help="the page (if left out: RESULTS_DIR/report.html)")
-    parser.add_argument("--markdown", metavar="FILE", help="the verdicts and tables as Markdown too")
+    parser.add_argument("--markdown", metavar="FILE", help="the recommendation, decisions and scores as Markdown too")
     parser.add_argument("--png", metavar="DIR", help="folder for the main figures as PNG files")
     return parser

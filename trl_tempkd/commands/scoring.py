@@ -72,11 +72,26 @@ class Scorer:
             over tokens or items; `completions`, a list per seed of sampling.
         """
         found = self.on(model, self.rows)
+        found["curve"] = self.curve(model)
         for name, rows in self.others.items():
             other = self.on(model, rows)
             for key in ("scores", "means"):
                 found[key] |= {f"{score}@{name}": value for score, value in other[key].items()}
         return found
+
+    def curve(self, model: "PreTrainedModel") -> list[dict[str, Any]]:
+        """Quality over diversity, where several temperatures of sampling are asked for."""
+        from ..evaluation import prompt_tokens
+        from ..study.diversity import measure_curve
+
+        if not self.evaluation["temperatures"] or not all(row["references"] for row in self.rows):
+            return []
+        names = ("max_new_tokens", "top_p", "batch_size")
+        sampling = {name: self.evaluation[name] for name in names}
+        prompts, _ = prompt_tokens(model, self.tokenizer, self.rows, self.evaluation["max_new_tokens"])
+        references = [row["references"] for row in self.rows]
+        over = (self.evaluation["temperatures"], self.evaluation["seeds"])
+        return measure_curve(model, self.tokenizer, prompts, references, *over, progress=False, **sampling)
 
     def on(self, model: "PreTrainedModel", rows: list[dict[str, Any]]) -> dict[str, Any]:
         from ..evaluation import evaluate_model
@@ -161,15 +176,19 @@ def baseline(
         },
         "rows": [{key: row[key] for key in ("prompt", "references")} for row in scorer.rows],
         "diagnostics": [],
+        "lifted": [],
     }
     count = evaluation["diagnostics_rows"]
     if count and training_args.teacher_model_name_or_path != STUDENT_BASE:  # an adapter starts as its own teacher
-        result["diagnostics"] = gradients(values, count)
+        result["diagnostics"], result["lifted"] = gradients(values, count)
     return {**result, "seconds": round(time.perf_counter() - start, 2)}
 
 
-def gradients(values: list[Any], count: int) -> list[dict[str, Any]]:
-    """The measures of `trl-tempkd diagnose` for both KLs, on the first rows of the training split."""
+def gradients(values: list[Any], count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """
+    The measures of `trl-tempkd diagnose` for both KLs, on the first rows of the training split; and row by row the
+    upward amount outside the teacher's top 10.
+    """
     from ..diagnostics import Plan, collect, diagnose
     from .diagnose import DiagnoseArguments, make_trainer
 
@@ -187,7 +206,14 @@ def gradients(values: list[Any], count: int) -> list[dict[str, Any]]:
     plan = Plan(["forward_kl", "reverse_kl"], TAUS, ["both", "teacher"], None)
     with TemporaryDirectory() as folder:
         trainer, _ = make_trainer(folder, args, script_args, dataset_args)
-        return diagnose(trainer, collect(trainer, trainer.train_dataset, count, args.batch_size), plan)
+        measured = diagnose(trainer, collect(trainer, trainer.train_dataset, count, args.batch_size), plan)
+        lifted: dict[tuple[str, str, float], list[float]] = {}
+        for batch in collect(trainer, trainer.train_dataset, count, batch_size=1):
+            for row in diagnose(trainer, [batch], plan):
+                if (row["measure"], row["bucket"]) == ("lifted_outside", "top_10"):
+                    lifted.setdefault((row["objective"], row["mode"], row["tau"]), []).append(row["value"])
+    names = ("objective", "mode", "tau")
+    return measured, [{**dict(zip(names, key, strict=True)), "values": each} for key, each in lifted.items()]
 
 
 def baseline_key(values: list[Any], evaluation: dict[str, Any], fingerprints: dict[str, str]) -> str:

@@ -42,6 +42,7 @@ a recipe (YAML), whose unknown keys are errors:
     # or a list of such grids, whose cells are put together
   select: {seeds: [1], score: rouge_l}   # optional: every condition on these seeds, the best ones on the others
   evaluation: {rows: 256, seeds: [10], max_new_tokens: 128}     # held-out rows, seeds of sampling
+  hypotheses: recipes/hypotheses/temperature.yaml    # optional: contrasts to decide, or a list of them
   tune_learning_rate: [5.0e-4, 1.0e-3]   # optional: for every cell the best, on rows left out of the training split
   keep_models: true                      # or false: finished cells keep their recipe and results, not their weights
   workers: 1                             # cells at a time on this machine
@@ -60,6 +61,8 @@ examples:
 
 def main(args: argparse.Namespace) -> int:
     """Run the cells that are not finished, then compare. Returns 0, or 1 where cells failed, or 130 if interrupted."""
+    from ..files import write_atomically
+    from ..study.report.results import HYPOTHESES
     from ..sweep import cells, read_recipe
     from ..sweep.launchers import import_ray
     from ..sweep.selection import choose, first_stage, second_stage, write
@@ -80,6 +83,9 @@ def main(args: argparse.Namespace) -> int:
     results_dir = Path(args.results_dir or recipe["results_dir"]).resolve()
     check_writable(results_dir, "--results_dir")
     check_cell_data(found[0])
+    if recipe["hypotheses"]:
+        declared = {"hypotheses": recipe["hypotheses"]}
+        write_atomically(results_dir / HYPOTHESES, json.dumps(declared, indent=1))
     try:
         results, failed = run_stage(stage, results_dir, args, recipe["keep_models"])
         if select:
@@ -272,7 +278,8 @@ def report(results: list[dict[str, Any]], results_dir: Path) -> None:
 
     from ..files import write_atomically
     from ..fingerprint import shown_fingerprints
-    from ..sweep.comparisons import comparisons, obstacles, values_of
+    from ..study.comparisons import comparisons
+    from ..study.table import obstacles, values_of
 
     console = Console()
     if not console.is_terminal:  # a file has room for the table
@@ -305,11 +312,10 @@ def table_of(rows: list[dict[str, Any]]) -> "Table":
         "change",
         "with",
         title="Paired differences (second less first)",
-        caption="95% bootstrap intervals over items, and over seeds where there are several. p: sign-flip tests with "
-        "Holm's correction over this table, of these students on other items, and of other training seeds "
-        "(never below 2 / 2^seeds).",
+        caption="95% intervals for other seeds and items (with one seed, for other items alone). p: after Holm's "
+        "correction over this table.",
     )
-    for column in ("difference", "95% interval", "p, items", "p, seeds", "seeds x items"):
+    for column in ("difference", "95% interval", "p", "seeds x items"):
         table.add_column(column, justify="right")
     for row in rows:
         shared = (
@@ -322,8 +328,7 @@ def table_of(rows: list[dict[str, Any]]) -> "Table":
             ", ".join(shared),
             f"{row['difference']:+.3f}",
             f"[{row['low']:+.3f}, {row['high']:+.3f}]",
-            f"{row['holm_items']:.3g}",
-            "-" if row["holm_seeds"] is None else f"{row['holm_seeds']:.3g}",
+            "-" if row["p_holm"] is None else f"{row['p_holm']:.3g}",
             f"{row['n_seeds']} x {row['n_items']}",
         ]
         table.add_row(*(Text(cell) for cell in cells))

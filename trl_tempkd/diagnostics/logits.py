@@ -186,6 +186,12 @@ def measure_logits(chunks: Iterable[Chunk], plan: Plan) -> list[dict[str, Any]]:
     for mode, tau, tau_s, tau_t in plan.cells():
         for name in plan.objectives:
             cell, factor = (name, mode, tau), rescale_factor("tau2", tau_s, tau_t)
+            for top in ("top_1", "top_10", "top_100"):
+                (lifted, tokens), (at_1, _) = (
+                    sums.totals.get((name, mode, each, "lifted_outside", top), (0.0, 0)) for each in (tau, 1.0)
+                )
+                if at_1:
+                    rows += rows_of(cell, "lifted_ratio", {top: lifted / at_1}, tokens)
             own, tokens = batch.totals[(*cell, "norm", NONE)]
             for other in [bucket for *key, measure, bucket in batch.totals if (*key, measure) == (*cell, "dot")]:
                 dot, norm = (batch.totals[(*cell, part, other)][0] for part in ("dot", "norm"))
@@ -234,9 +240,11 @@ def _measure_chunk(sums: Sums, batch: Sums, chunk: Chunk, plan: Plan) -> None:
                 sums.add(cell, "mass", share, bucket, zero)
             for bucket, up in by_rank(g_CV.clamp(max=0).abs() / total[:, None]).items():
                 sums.add(cell, "up", up, bucket, zero)
+            lifts = by_rank(g_CV.clamp(max=0).abs() * rescale_factor("tau2", tau_s, tau_t))
             for top in (1, 10, 100):
-                outside = [share for bucket, share in shares.items() if buckets[bucket].start >= top]
-                sums.add(cell, "mass_outside", sum(outside, torch.zeros_like(total)), f"top_{top}", zero)
+                for measure, parts in (("mass_outside", shares), ("lifted_outside", lifts)):
+                    outside = [part for bucket, part in parts.items() if buckets[bucket].start >= top]
+                    sums.add(cell, measure, sum(outside, torch.zeros_like(total)), f"top_{top}", zero)
             sums.add(cell, "effective_tokens", effective_number(g_CV), skip=zero)
             batch.add(cell, "norm", g_CV.square().sum(-1), skip=zero)
             others = {"tau_1": at_1[name], "difference": d_CV}

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..names import did_you_mean
+from ..study.hypotheses import read_declared
 
 
 KEYS = (
@@ -18,6 +19,7 @@ KEYS = (
     "overrides",
     "grid",
     "select",
+    "hypotheses",
     "evaluation",
     "tune_learning_rate",
     "keep_models",
@@ -25,8 +27,9 @@ KEYS = (
     "results_dir",
 )
 # How a cell's student is scored: on so many `rows` of the test split, and on other `datasets` by name. The seeds are
-# those of sampling: MiniLLM takes 10 to 50. `diagnostics_rows` are rows of the training split on which the gradients
-# of both KLs are measured once, before training.
+# those of sampling: MiniLLM takes 10 to 50. At several `temperatures` its quality over its diversity is measured too.
+# `diagnostics_rows` are rows of the training split on which the gradients of both KLs are measured once, before
+# training.
 EVALUATION: dict[str, Any] = {
     "rows": 256,
     "datasets": {},
@@ -34,6 +37,7 @@ EVALUATION: dict[str, Any] = {
     "greedy": False,
     "max_new_tokens": 128,
     "temperature": 1.0,
+    "temperatures": [],
     "top_p": 1.0,
     "batch_size": 64,
     "dtype": "auto",
@@ -133,6 +137,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         "base": base,
         "grid": recipe["grid"],
         "select": recipe.get("select"),
+        "hypotheses": read_declared(recipe.get("hypotheses") or [], str(path)),
         "evaluation": {**EVALUATION, **evaluation},
         "tune_learning_rate": rates,
         "keep_models": bool(recipe.get("keep_models", True)),

@@ -2,8 +2,7 @@
 """
 A sweep in two stages: every condition on a few seeds, and then three of each objective on the others.
 
-Chosen by the search seeds on the first half of the held-out items. What is said of the chosen is of the other seeds
-and of the second half, so of nothing that they were chosen on.
+What is said of the chosen is of the other seeds alone, whose students nothing was chosen by.
 """
 
 import json
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..files import write_atomically
+from ..study.scores import direction
 from .grid import Cell
-from .study import better
 
 
 TAU_1, BEST_TAU, BEST_RULE = "tau 1", "best tau", "best rule"
@@ -25,18 +24,6 @@ TREATMENT = ("tau", "mode", "rule")
 
 def path_of(results_dir: Path) -> Path:
     return results_dir / "summary" / "selection.json"
-
-
-def first_half(items: Any) -> np.ndarray:
-    """The items to choose by, the last axis being that of items."""
-    items = np.asarray(items, dtype=float)
-    return items[..., : items.shape[-1] // 2]
-
-
-def second_half(items: Any) -> np.ndarray:
-    """The items that nothing was chosen by."""
-    items = np.asarray(items, dtype=float)
-    return items[..., items.shape[-1] // 2 :]
 
 
 def first_stage(found: Sequence[Cell], select: dict[str, Any]) -> list[Cell]:
@@ -85,7 +72,7 @@ def choose(found: Sequence[Cell], results: dict[str, dict[str, Any]], select: di
         objectives[key] = own
         values = conditions.setdefault(key, {}).setdefault(json.dumps(treatment), [])
         scores = results.get(cell.name, {}).get("scores", {}).get(select["score"])
-        values.append(float("nan") if scores is None else float(first_half(scores).mean()))
+        values.append(float("nan") if scores is None else float(np.mean(scores)))
 
     listed = []
     for key, own in objectives.items():
@@ -100,7 +87,7 @@ def choose(found: Sequence[Cell], results: dict[str, dict[str, Any]], select: di
         chosen = {}
         for name, group in groups.items():
             if group:
-                factors, mean = max(group, key=lambda each: better(select["score"], each[1]))
+                factors, mean = max(group, key=lambda each: direction(select["score"]) * each[1])
                 chosen[name] = {"factors": factors, "score": mean, "among": len(group)}
         listed.append({"factors": own, "chosen": chosen})
     return {

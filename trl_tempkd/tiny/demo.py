@@ -319,10 +319,11 @@ def table_of(results: dict[str, Any]) -> "Table":
 
 
 def interval_of(values: list[float]) -> tuple[float, tuple[float, float]]:
-    """Mean of a value per row, and its bootstrap interval."""
-    from ..evaluation import bootstrap_interval
+    """Mean of a value per row, and its 95% interval for other rows."""
+    from ..study.statistics import estimate
 
-    return sum(values) / len(values), bootstrap_interval(values)
+    found = estimate([values])
+    return found.mean, found.interval()
 
 
 def statements(results: dict[str, Any]) -> list[str]:

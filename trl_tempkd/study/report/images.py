@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ...files import whole_file
 from .figures import FAINT, INK, Figure, Line
 
 
@@ -72,9 +73,8 @@ def _draw(figure: Figure, view: str, path: Path) -> None:
         frameon=False,
         fontsize=9,
     )
-    scratch = path.with_name(f".{path.name}")
-    canvas.savefig(scratch, dpi=150, format="png")
-    scratch.replace(path)
+    with whole_file(path) as name:
+        canvas.savefig(name, dpi=150, format="png")
 
 
 def _plot(axis, line: Line, number: int, total: int):

@@ -127,8 +127,8 @@ class Style:
 
 def style_of(series: Series) -> Style:
     """One colour and marker for a divergence, wherever it appears; the series that share it differ in their dashes."""
-    from ..divergences import DIVERGENCES
-    from ..objectives import OBJECTIVES
+    from ...divergences import DIVERGENCES
+    from ...objectives import OBJECTIVES
 
     names = list(dict.fromkeys([*DIVERGENCES, *OBJECTIVES]))
     number = names.index(series.divergence) if series.divergence in names else len(names)

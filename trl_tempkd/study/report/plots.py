@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..statistics import mean_interval
-from ..sweep.scores import better, label
+from ..scores import better, label
 from .figures import FAINT, INK, Figure, Line, Panel, style_of, tau_colour
 from .results import MODES, Results
-from .scores import all_scores, items_of, table_of
+from .scores import all_scores, items_of, mean_of, table_of
 
 
 POINTS = 120  # of a training curve
@@ -34,9 +33,9 @@ def scores_over_tau(results: Results) -> Figure | None:
     return Figure(
         "scores",
         "Scores over tau",
-        "Means over training seeds and held-out rows, with 95% bootstrap intervals that draw seeds and rows again. "
-        "Where a score is of all rows together (perplexity, calibration, distinct-n), the interval is over seeds "
-        "alone. At tau 1 both modes are the same runs.",
+        "Means over training seeds and held-out rows, with 95% intervals for other seeds and rows (with one seed, for "
+        "other rows alone). Where a score is of all rows together (perplexity, calibration, distinct-n), they are for "
+        "other seeds alone. At tau 1 both modes are the same runs.",
         panels,
         {score: label(score) for score in scores},
         "Score",
@@ -49,15 +48,18 @@ def _score_lines(results: Results, mode: str, score: str) -> list[Line]:
     lines = []
     for series in results.series:
         found = {
-            tau: mean_interval(table)
+            tau: mean
             for tau in results.taus
-            if (table := table_of(results.table.get((series, mode, tau), {}).values(), score)) is not None
+            if (mean := mean_of(table_of(results.table.get((series, mode, tau), {}).values(), score))) is not None
         }
         if found:
-            mean, low, high = ([rounded(value) for value in column] for column in zip(*found.values(), strict=True))
-            style = style_of(series)
+            style, means = style_of(series), list(found.values())
+            # A condition whose interval isn't known (one number in all) has none in the band
+            low = [rounded(mean.value if mean.low is None else mean.low) for mean in means]
+            high = [rounded(mean.value if mean.high is None else mean.high) for mean in means]
+            middle = [rounded(mean.value) for mean in means]
             lines.append(
-                Line(series.label, list(found), mean, style.colour, style.dash, style.symbol, low, high, score)
+                Line(series.label, list(found), middle, style.colour, style.dash, style.symbol, low, high, score)
             )
     ends = [results.taus[0], results.taus[-1]]
     for part, title, colour, dash in (

@@ -8,9 +8,13 @@ from typing import Any
 
 import yaml
 
+<<<<<<< HEAD:trl_tempkd/report/repeat.py
 from ..fingerprint import shown_fingerprints
-from ..sweep.comparisons import values_of
 from ..sweep.grid import RULES, TEMPERATURES, cells
+=======
+from ...sweep.grid import RULES, TEMPERATURES, cells
+>>>>>>> w-study:trl_tempkd/study/report/repeat.py
+from ..table import values_of
 from .results import Results
 
 
@@ -78,6 +82,12 @@ def overview(results: Results) -> dict[str, str]:
 
 def _values(values: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
+
+
+def provenance(results: Results) -> dict[str, str]:
+    """Machine, versions, and how long all of it took."""
+    found = {**distinct(results, "machine"), **distinct(results, "versions")}
+    return {**found, "training and evaluation, all cells": f"{hours(results):.2f} hours"}
 
 
 def hours(results: Results) -> float:

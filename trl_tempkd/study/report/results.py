@@ -3,17 +3,17 @@
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from ..sweep.comparisons import obstacles
-from ..sweep.selection import path_of
-from ..sweep.study import name_of
+from ...errors import UsageError
+from ...sweep.selection import path_of
+from ..table import name_of, obstacles
 
 
+HYPOTHESES = "summary/hypotheses.json"  # what the recipe of a sweep has declared
 MODES = {"both": "both sides softened", "teacher": "teacher alone softened"}
 Place = tuple["Series", str, float]  # series, mode, tau
 
@@ -57,6 +57,8 @@ class Results:
             By finished cell what was measured while it trained, the rows of its diagnostics.csv.
         selection (`dict`, *optional*):
             What a sweep with `select` has chosen.
+        hypotheses (`list[dict]`, *optional*):
+            What its recipe has declared.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class Results:
     errors: dict[str, str]
     live: dict[str, list[dict[str, Any]]]
     selection: dict[str, Any] | None = None
+    hypotheses: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -165,6 +168,7 @@ def read(folder: str | Path) -> Results:
             if (rows := cell.get("diagnostics") or _live(folder / cell["name"] / "diagnostics.csv"))
         },
         _json(path, "select", "objectives") if (path := path_of(folder)).is_file() else None,
+        _json(path, "hypotheses")["hypotheses"] if (path := folder / HYPOTHESES).is_file() else [],
     )
 
 
@@ -181,8 +185,8 @@ def _json(path: Path, *keys: str) -> dict[str, Any]:
 
 def _place(settings: dict[str, Any]) -> tuple[Any, ...]:
     """In the order of tau and seed by number; divergences in the order of the family, the KLs first."""
-    from ..divergences import DIVERGENCES
-    from ..objectives import OBJECTIVES
+    from ...divergences import DIVERGENCES
+    from ...objectives import OBJECTIVES
 
     factors = settings["factors"]
     name, names = divergence_of(factors["divergence"]), list(dict.fromkeys([*DIVERGENCES, *OBJECTIVES]))

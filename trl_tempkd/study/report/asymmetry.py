@@ -14,6 +14,14 @@ Values = dict[tuple[str, str, float, str, str], float]  # objective, mode, tau, 
 
 # Key -> title, caption, measure, buckets with what their lines are called, y
 MEASURES: dict[str, tuple[str, str, str, dict[str, str], str]] = {
+    "lifted": (
+        "How much it lifts other tokens",
+        "Sum of the upward gradient (where a descent raises the logit) outside the teacher's top 1, 10 and 100, with "
+        "the rescale tau2, relative to tau 1.",
+        "lifted_ratio",
+        {"top_1": "outside top 1", "top_10": "outside top 10", "top_100": "outside top 100"},
+        "upward amount, relative to tau 1",
+    ),
     "mass_outside": (
         "Where the gradient is",
         "Share of the sum of abs(gradient) outside the teacher's top 1, 10 and 100: low is the head, high the tail.",
@@ -76,12 +84,45 @@ def asymmetry(results: Results) -> list[Figure]:
             only = ["forward_kl"] if key == "fkl_rkl" else None
             panels = [_over_tau(values, mode, measure, buckets, y, only) for mode in modes]
             if any(panel.lines for panel in panels):
-                png = ("",) if key in ("mass_outside", "cosine_tau1", "fkl_rkl") else ()
+                png = ("",) if key in ("lifted", "mass_outside", "cosine_tau1", "fkl_rkl") else ()
                 figures.append(Figure(key + suffix, title + of, caption, panels, png=png, listed=True))
         histograms = _histograms(values, modes, key="ranks" + suffix, of=of)
         if histograms:
             figures.append(histograms)
     return figures
+
+
+def reading(results: Results) -> list[str]:
+    """What the temperature does to both KLs' gradients, in sentences that follow from the numbers."""
+    said = []
+    pairs = by_pair(results)
+    for pair, values in pairs.items():
+        for mode in [mode for mode in MODES if any(key[1] == mode for key in values)]:
+            taus = sorted({key[2] for key in values if key[1] == mode and key[3] == "lifted_ratio" and key[2] > 1})
+            taus = [tau for tau in taus if tau in (2.0, 4.0)] or taus[-1:]
+            found = {
+                name: [
+                    [values.get((name, mode, tau, measure, bucket)) for tau in taus]
+                    for measure, bucket in (("lifted_ratio", "top_10"), ("cosine", "tau_1"))
+                ]
+                for name in ("forward_kl", "reverse_kl")
+            }
+            if taus and all(v is not None for pairs_of in found.values() for row in pairs_of for v in row):
+                said.append(_sentence(pair if len(pairs) > 1 else "", mode, taus, found))
+    return said
+
+
+def _sentence(pair: str, mode: str, taus: list[float], found: dict[str, Any]) -> str:
+    at = " and ".join(f"{tau:g}" for tau in taus)
+    (fkl, fkl_turn), (rkl, rkl_turn) = found["forward_kl"], found["reverse_kl"]
+    lifted = [" and ".join(f"x{value:.3g}" for value in values) for values in (fkl, rkl)]
+    turned = [" and ".join(f"{value:.2f}" for value in values) for values in (fkl_turn, rkl_turn)]
+    whom = f"{pair + ': ' if pair else ''}{MODES[mode].capitalize()}"
+    return (
+        f"{whom}, from tau 1 to {at}, forward KL lifts what is outside the teacher's top 10 by {lifted[0]} and "
+        f"reverse KL by {lifted[1]}: {fkl[-1] / rkl[-1]:.2g} times as much at tau {taus[-1]:g}. Their cosines with "
+        f"themselves at tau 1 are {turned[0]} and {turned[1]}."
+    )
 
 
 def _over_tau(
