@@ -8,12 +8,8 @@ from typing import Any
 
 import yaml
 
-<<<<<<< HEAD:trl_tempkd/report/repeat.py
-from ..fingerprint import shown_fingerprints
-from ..sweep.grid import RULES, TEMPERATURES, cells
-=======
+from ...fingerprint import shown_fingerprints
 from ...sweep.grid import RULES, TEMPERATURES, cells
->>>>>>> w-study:trl_tempkd/study/report/repeat.py
 from ..table import values_of
 from .results import Results
 
