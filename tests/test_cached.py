@@ -18,7 +18,7 @@ from peft import LoraConfig
 from trl_tempkd import TemperatureKDTrainer, cli
 from trl_tempkd.commands import cache as command
 from trl_tempkd.commands import distill
-from trl_tempkd.diagnostics import Plan, collect, diagnose
+from trl_tempkd.study.diagnostics import Plan, collect, diagnose
 from trl_tempkd.teachers import CacheBuilder, TeacherCache, build
 from trl_tempkd.teachers.columns import CHECKSUM
 from trl_tempkd.teachers.layouts import MODES

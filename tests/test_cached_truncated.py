@@ -210,7 +210,7 @@ def test_what_it_cannot_serve_is_refused(make, built):
     assert losses(make(teacher_cache=folder, **fields, max_steps=1))[0] > 0
     trainer = make(teacher_cache=folder)
     with pytest.raises(ValueError, match=r"no whole rows of the teacher, which are needed here.*--mode hidden"):
-        from trl_tempkd.diagnostics import collect
+        from trl_tempkd.study.diagnostics import collect
 
         collect(trainer, trainer.train_dataset)
 

@@ -13,7 +13,8 @@ from standins import save_pair
 from trl_tempkd import DIVERGENCES, TemperatureKDTrainer, cli, kd_loss
 from trl_tempkd.commands import diagnose as command
 from trl_tempkd.commands import distill
-from trl_tempkd.diagnostics import (
+from trl_tempkd.fingerprint import fingerprint
+from trl_tempkd.study.diagnostics import (
     COLUMNS,
     DiagnosticsCallback,
     Plan,
@@ -23,9 +24,8 @@ from trl_tempkd.diagnostics import (
     measure_logits,
     measure_parameters,
 )
-from trl_tempkd.diagnostics import models as diagnostics_models
-from trl_tempkd.diagnostics.logits import cosine, difference, effective_number, rank_buckets
-from trl_tempkd.fingerprint import fingerprint
+from trl_tempkd.study.diagnostics import models as diagnostics_models
+from trl_tempkd.study.diagnostics.logits import cosine, difference, effective_number, rank_buckets
 
 
 def logits(rows: int = 6, size: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -9,11 +9,12 @@ from datasets import DatasetDict
 from peft import LoraConfig, get_peft_model
 from standins import save_pair
 
-from trl_tempkd import cli, evaluation
+from trl_tempkd import cli
 from trl_tempkd.commands.evaluate import make_parser
-from trl_tempkd.evaluation import rouge_l
 from trl_tempkd.fingerprint import fingerprint
 from trl_tempkd.prompts import alpaca_prompt
+from trl_tempkd.study import evaluation
+from trl_tempkd.study.evaluation import rouge_l
 
 
 DATA = Path(__file__).parent.parent.parent / "shared/data/self_instruct_eval_252.jsonl"

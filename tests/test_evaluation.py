@@ -8,8 +8,11 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from tokenizers.processors import TemplateProcessing
 
-from trl_tempkd import evaluation, kd_loss
-from trl_tempkd.evaluation import (
+from trl_tempkd import kd_loss
+from trl_tempkd.heads import Head
+from trl_tempkd.prompts import read_rows
+from trl_tempkd.study import evaluation
+from trl_tempkd.study.evaluation import (
     divergence_to_teacher,
     evaluate_model,
     generate,
@@ -17,8 +20,6 @@ from trl_tempkd.evaluation import (
     sample,
     tokenize,
 )
-from trl_tempkd.heads import Head
-from trl_tempkd.prompts import read_rows
 
 
 PROMPTS = ["the cat", "a teacher gives soft targets to a student", "warm logits", "what is the capital of the moon"]

@@ -18,12 +18,8 @@ FLOORS = [
     ["__main__"],
     ["cli"],
     ["commands"],
-    ["report", "tuning"],
-    ["sweep"],
-    ["statistics"],
-    ["diagnostics"],
-    ["evaluation"],
-    ["metrics", "prompts"],
+    ["study"],
+    ["prompts"],
     ["trainer"],
     ["argument_checks"],
     ["data_checks"],
@@ -45,6 +41,19 @@ FLOORS = [
     ["errors", "names"],
 ]
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}
+# The study has floors of its own
+STUDY_FLOORS = [
+    ["report"],
+    ["tune"],
+    ["sweep"],
+    ["comparisons", "derived", "hypotheses"],
+    ["diversity", "table"],
+    ["scores", "statistics"],
+    ["diagnostics"],
+    ["evaluation"],
+    ["metrics"],
+]
+STUDY_HEIGHT = {name: -floor for floor, names in enumerate(STUDY_FLOORS) for name in names}
 # Whoever makes or shows the built-in models stands at the top; loading them is at the bottom.
 PROGRAMS = {"tiny/demo.py", "tiny/train.py"}
 
@@ -86,9 +95,49 @@ def test_imports_point_down(path):
         assert HEIGHT[name] < HEIGHT[here], f"{here} imports {name}, which stands above it"
 
 
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "study").rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix()
+)
+def test_imports_of_the_study_point_down(path):
+    here = module_of(path)[1]
+    if here == "__init__":
+        return
+    package = ["trl_tempkd", *module_of(path)][:-1]
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            origin = [
+                *package[: len(package) - node.level + 1],
+                *((node.module or "").split(".") if node.module else []),
+            ]
+            names = origin[2:3] or [alias.name for alias in node.names] if origin[1:2] == ["study"] else []
+            for name in {*names} - {here}:
+                assert STUDY_HEIGHT[name] < STUDY_HEIGHT[here], f"study/{here} imports {name}, which stands above it"
+
+
 def test_every_module_has_a_floor():
     top_level = {module_of(path)[0] for path in FILES} - {"__init__"}
     assert top_level <= set(HEIGHT)
+    inside = {module_of(path)[1] for path in (PACKAGE / "study").rglob("*.py")} - {"__init__"}
+    assert inside == set(STUDY_HEIGHT)
+
+
+def test_the_core_names_no_module_of_the_study():
+    """Who only trains needs nothing of it: neither by an import nor by a name in a string."""
+    for path in FILES:
+        if module_of(path)[0] in ("study", "commands", "cli", "__main__") or str(path).endswith(tuple(PROGRAMS)):
+            continue
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and not _is_docstring(node, path):
+                assert "trl_tempkd.study" not in node.value and "trl_tempkd.commands" not in node.value, path
+        assert "study" not in imports_of(path), path
+
+
+def _is_docstring(node: ast.Constant, path: Path) -> bool:
+    return any(
+        ast.get_docstring(each, clean=False) == node.value
+        for each in ast.walk(tree_of(path))
+        if isinstance(each, ast.Module | ast.ClassDef | ast.FunctionDef)
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -10,7 +10,7 @@ from conftest import SENTENCES
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from trl_tempkd.metrics import DistinctN, RougeL, SelfBLEU, distinct_n, rouge_l, self_bleu
+from trl_tempkd.study.metrics import DistinctN, RougeL, SelfBLEU, distinct_n, rouge_l, self_bleu
 
 
 FOLDER = Path(__file__).parent.parent / "trl_tempkd/metrics"

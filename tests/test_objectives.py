@@ -14,13 +14,13 @@ from test_cached import builder_of
 from test_trainer import first_batch, logged, logits_of, parameters
 
 from trl_tempkd import kd_loss
-from trl_tempkd.diagnostics import DiagnosticsCallback
 from trl_tempkd.divergences import DIVERGENCES
 from trl_tempkd.objectives import OBJECTIVES, TemperatureState, Tokens, check_objective, token_divergence
 from trl_tempkd.objectives.distillm2 import DistiLLM2
 from trl_tempkd.objectives.minillm import MiniLLM
 from trl_tempkd.objectives.taid import Taid
 from trl_tempkd.objectives.tsld import Tsld
+from trl_tempkd.study.diagnostics import DiagnosticsCallback
 from trl_tempkd.temperature_rules import ROW_RULES, TEMPERATURE_RULES, token_adaptive
 
 

@@ -4,8 +4,8 @@
 import pytest
 from trl import maybe_apply_chat_template
 
-from trl_tempkd.evaluation import tokenize
 from trl_tempkd.prompts import alpaca_prompt, read_rows
+from trl_tempkd.study.evaluation import tokenize
 
 
 QUESTION, ANSWER = {"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat on the mat"}

@@ -26,7 +26,7 @@ from trl_tempkd.study.report.scores import all_scores, by_item, conditions, orde
 from trl_tempkd.study.report.svg import draw, ticks
 from trl_tempkd.study.scores import better, direction, label
 from trl_tempkd.study.statistics import holm
-from trl_tempkd.sweep import cells
+from trl_tempkd.study.sweep import cells
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ class TestDiversity:
         assert common_range([self.curve(5), self.curve(6)[1:]]) == (20, 30)
 
     def test_measured_without_each_part(self):
-        from trl_tempkd.evaluation import Completion
+        from trl_tempkd.study.evaluation import Completion
 
         texts = [f"a b c {'d ' * (i % 4)}" for i in range(25)]
         found = measured([Completion(text, len(text), True) for text in texts], [["a b c"]] * 25)

@@ -9,8 +9,8 @@ from made_up_sweep import write_frontier
 
 from trl_tempkd import cli
 from trl_tempkd.commands import cell as cell_command
-from trl_tempkd.sweep import Cell, launchers, selection
-from trl_tempkd.sweep.grid import EVALUATION
+from trl_tempkd.study.sweep import Cell, launchers, selection
+from trl_tempkd.study.sweep.grid import EVALUATION
 
 
 def cell_of(divergence: str, tau: float, rule: str | None = None, seed: int = 0) -> Cell:

@@ -25,9 +25,9 @@ from trl_tempkd.files import write_atomically
 from trl_tempkd.fingerprint import by_hash, fingerprint
 from trl_tempkd.study.comparisons import comparisons
 from trl_tempkd.study.statistics import estimate, holm
+from trl_tempkd.study.sweep import Cell, cells, launchers, read_recipe, workers
+from trl_tempkd.study.sweep.grid import finished, grids_of
 from trl_tempkd.study.table import obstacles
-from trl_tempkd.sweep import Cell, cells, launchers, read_recipe, workers
-from trl_tempkd.sweep.grid import finished, grids_of
 
 
 ROOT = Path(__file__).parent.parent

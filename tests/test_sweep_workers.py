@@ -11,9 +11,9 @@ from datasets import DatasetDict
 from safetensors.torch import load_file
 from standins import save_pair
 
-from trl_tempkd.sweep import Cell, launchers
-from trl_tempkd.sweep.grid import EVALUATION
-from trl_tempkd.sweep.workers import ForkingProcess, OwnProcess
+from trl_tempkd.study.sweep import Cell, launchers
+from trl_tempkd.study.sweep.grid import EVALUATION
+from trl_tempkd.study.sweep.workers import ForkingProcess, OwnProcess
 
 
 ROOT = Path(__file__).parent.parent

@@ -21,11 +21,11 @@ from trl_tempkd.commands import distill
 from trl_tempkd.commands import trial as trial_command
 from trl_tempkd.commands import tune as command
 from trl_tempkd.fingerprint import fingerprint
-from trl_tempkd.sweep import workers
-from trl_tempkd.tuning.recipe import read_tuning
-from trl_tempkd.tuning.results import row_of, state_of
-from trl_tempkd.tuning.space import Choice, Range, read_space
-from trl_tempkd.tuning.store import JOURNAL, Store
+from trl_tempkd.study.sweep import workers
+from trl_tempkd.study.tune.recipe import read_tuning
+from trl_tempkd.study.tune.results import row_of, state_of
+from trl_tempkd.study.tune.space import Choice, Range, read_space
+from trl_tempkd.study.tune.store import JOURNAL, Store
 
 
 ROOT = Path(__file__).parent.parent

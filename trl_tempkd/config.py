@@ -74,8 +74,8 @@ class KDConfig(ObjectiveConfig):
         kd_diagnostics_steps (`int`, *optional*):
             Optimizer steps between two measurements of the gradients and of the student's errors, into
             `diagnostics.csv` of the `output_dir`. `trl-tempkd distill` sees to it; in Python, add the callback that
-            measures: `trainer.add_callback(DiagnosticsCallback(trainer))`, from `trl_tempkd.diagnostics`. If `None`,
-            nothing is measured.
+            measures: `trainer.add_callback(DiagnosticsCallback(trainer))`, from `trl_tempkd.study.diagnostics`. If
+            `None`, nothing is measured.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [

@@ -22,8 +22,8 @@ from transformers import TrainerCallback
 from ..errors import UsageError
 from ..files import write_atomically
 from ..fingerprint import by_hash, fingerprint
-from ..sweep.grid import Cell, check_same_rows, finished
-from ..sweep.launchers import BUSY, DONE, FAILED, claim
+from ..study.sweep.grid import Cell, check_same_rows, finished
+from ..study.sweep.launchers import BUSY, DONE, FAILED, claim
 from . import distill
 from .scoring import baseline, baseline_key, once, other_rows, score
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from trl import DatasetMixtureConfig, ScriptArguments
 
-    from ..diagnostics import Plan
+    from ..study.diagnostics import Plan
     from ..trainer import TemperatureKDTrainer
 
 DESCRIPTION = """\
@@ -143,7 +143,7 @@ class DiagnoseArguments:
 def main(args: DiagnoseArguments, script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") -> None:
     from rich.console import Console
 
-    from ..diagnostics import Plan, collect, diagnose, measure_parameters, write_table
+    from ..study.diagnostics import Plan, collect, diagnose, measure_parameters, write_table
 
     assert not isinstance(args.objective_kwargs, str)
     check_file_writable(args.output, "--output")

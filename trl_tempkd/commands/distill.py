@@ -74,7 +74,7 @@ def main(
     check_started(training_args)
     trainer = make_trainer(script_args, training_args, model_args, dataset_args, callbacks)
     if training_args.kd_diagnostics_steps is not None:
-        from ..diagnostics import DiagnosticsCallback
+        from ..study.diagnostics import DiagnosticsCallback
 
         trainer.add_callback(DiagnosticsCallback(trainer))
     say = trainer.accelerator.print

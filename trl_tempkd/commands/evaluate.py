@@ -130,8 +130,8 @@ def main(args: EvaluateConfig) -> None:
     from rich.console import Console
     from transformers import AutoTokenizer
 
-    from ..evaluation import evaluate_model
     from ..prompts import check_rows, read_rows
+    from ..study.evaluation import evaluate_model
     from ..teachers.live import check_vocabulary
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))

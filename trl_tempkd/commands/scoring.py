@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomically
-from ..sweep.launchers import claim
+from ..study.sweep.launchers import claim
 
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ class Scorer:
 
     def curve(self, model: "PreTrainedModel") -> list[dict[str, Any]]:
         """Quality over diversity, where several temperatures of sampling are asked for."""
-        from ..evaluation import prompt_tokens
         from ..study.diversity import measure_curve
+        from ..study.evaluation import prompt_tokens
 
         if not self.evaluation["temperatures"] or not all(row["references"] for row in self.rows):
             return []
@@ -94,7 +94,7 @@ class Scorer:
         return measure_curve(model, self.tokenizer, prompts, references, *over, progress=False, **sampling)
 
     def on(self, model: "PreTrainedModel", rows: list[dict[str, Any]]) -> dict[str, Any]:
-        from ..evaluation import evaluate_model
+        from ..study.evaluation import evaluate_model
 
         names = ("seeds", "greedy", "max_new_tokens", "temperature", "top_p", "batch_size")
         sampling = {name: self.evaluation[name] for name in names}
@@ -152,8 +152,8 @@ def baseline(
     What the cells of a sweep share: the teacher's and the untrained student's scores, how peaked the teacher is on
     training rows and on held-out ones, and what the gradients of both KLs look like before training.
     """
-    from ..evaluation import divergence_to_teacher, tokenize
     from ..prompts import read_rows
+    from ..study.evaluation import divergence_to_teacher, tokenize
     from ..teachers import STUDENT_BASE
     from .data import resolve_model
 
@@ -189,7 +189,7 @@ def gradients(values: list[Any], count: int) -> tuple[list[dict[str, Any]], list
     The measures of `trl-tempkd diagnose` for both KLs, on the first rows of the training split; and row by row the
     upward amount outside the teacher's top 10.
     """
-    from ..diagnostics import Plan, collect, diagnose
+    from ..study.diagnostics import Plan, collect, diagnose
     from .diagnose import DiagnoseArguments, make_trainer
 
     script_args, training_args, model_args, dataset_args = values

@@ -18,7 +18,7 @@ from .arguments import HelpFormatter, OneLineParser
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..sweep import Cell
+    from ..study.sweep import Cell
 
 DESCRIPTION = """\
 Distil over a grid of divergence x tau x mode x seed x any other option, score every student, and compare.
@@ -63,9 +63,9 @@ def main(args: argparse.Namespace) -> int:
     """Run the cells that are not finished, then compare. Returns 0, or 1 where cells failed, or 130 if interrupted."""
     from ..files import write_atomically
     from ..study.report.results import HYPOTHESES
-    from ..sweep import cells, read_recipe
-    from ..sweep.launchers import import_ray
-    from ..sweep.selection import choose, first_stage, second_stage, write
+    from ..study.sweep import cells, read_recipe
+    from ..study.sweep.launchers import import_ray
+    from ..study.sweep.selection import choose, first_stage, second_stage, write
 
     recipe = read_recipe(args.config)
     found = cells(recipe)
@@ -113,7 +113,7 @@ def run_stage(
     stage: "list[Cell]", results_dir: Path, args: argparse.Namespace, keep_models: bool
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Run the cells that are not finished. Returns the results of those that are, and the names of those that fail."""
-    from ..sweep.grid import finished
+    from ..study.sweep.grid import finished
 
     waiting = [cell for cell in stage if finished(results_dir, cell) is None]
     failed = run(waiting, len(stage), results_dir, args, keep_models) if waiting else []
@@ -122,7 +122,7 @@ def run_stage(
 
 def what_follows(found: "list[Cell]", select: dict[str, Any]) -> str:
     """The second stage in words, before it is known."""
-    from ..sweep.selection import TREATMENT
+    from ..study.sweep.selection import TREATMENT
 
     seeds = dict.fromkeys(cell.factors["seed"] for cell in found if cell.factors["seed"] not in select["seeds"])
     names = ("seed", *TREATMENT)
@@ -140,7 +140,7 @@ def check(found: "list[Cell]") -> None:
 
     parser = distill.make_parser("trl-tempkd sweep")
     known = {action.dest for action in parser._actions}
-    from ..sweep.grid import check_keys
+    from ..study.sweep.grid import check_keys
 
     check_keys(found[0].options, known, "`base` or `overrides`")
     if found[0].options.get("resume_from_checkpoint"):
@@ -201,7 +201,7 @@ def run(
         TimeRemainingColumn,
     )
 
-    from ..sweep.launchers import DONE, FAILED, prepare, wait_until_free
+    from ..study.sweep.launchers import DONE, FAILED, prepare, wait_until_free
 
     results_dir.mkdir(parents=True, exist_ok=True)
     for cell in waiting:
@@ -249,7 +249,7 @@ def delete_weights(folder: Path) -> None:
 
 
 def start(names, results_dir: Path, args: argparse.Namespace, progress, task, failed) -> Iterator[tuple[str, int]]:
-    from ..sweep.launchers import run_local, run_ray
+    from ..study.sweep.launchers import run_local, run_ray
 
     progress.update(task, state=state_of(len(names), failed, args))
     if args.launcher == "ray":

@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 
 from ..errors import UsageError
 from ..files import write_atomically
-from ..sweep.grid import EVALUATION
-from ..sweep.launchers import DONE, FAILED
-from ..tuning.store import open_trial
+from ..study.sweep.grid import EVALUATION
+from ..study.sweep.launchers import DONE, FAILED
+from ..study.tune.store import open_trial
 from . import distill
 from .cell import end_with_parent, load_rows, parse
 from .scoring import score

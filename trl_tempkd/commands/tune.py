@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-    from ..tuning.recipe import Tuning
-    from ..tuning.store import Store
+    from ..study.tune.recipe import Tuning
+    from ..study.tune.store import Store
 
 DESCRIPTION = """\
 Choose the divergence, its parameters, tau and any other option of a distillation together, by a score that can be
@@ -82,9 +82,9 @@ class Running:
 def main(args: argparse.Namespace) -> int:
     """Run trials until there are as many as wanted. Returns 0, 1 where none is complete, or 130 if interrupted."""
     import_optuna()
-    from ..tuning.recipe import read_tuning
-    from ..tuning.results import write_results
-    from ..tuning.store import Store
+    from ..study.tune.recipe import read_tuning
+    from ..study.tune.results import write_results
+    from ..study.tune.store import Store
 
     tuning = read_tuning(args.config)
     tuning = dataclasses.replace(tuning, trials=args.trials or tuning.trials, workers=args.workers or tuning.workers)
@@ -117,8 +117,8 @@ def import_optuna() -> None:
 
 def check(tuning: "Tuning") -> None:
     """Read the options at every value of a list and at both ends of every range, as a trial will."""
-    from ..sweep.grid import check_keys
-    from ..tuning.results import options_of_factors
+    from ..study.sweep.grid import check_keys
+    from ..study.tune.results import options_of_factors
     from . import distill
 
     check_keys(
@@ -139,7 +139,7 @@ def dry_run(tuning: "Tuning") -> None:
     import optuna
     import yaml
 
-    from ..tuning.store import make_sampler, suggest
+    from ..study.tune.store import make_sampler, suggest
 
     print(f"# {tuning.trials} trials; {tuning.direction} {tuning.score} on {tuning.rows} held-out rows, over")
     print(yaml.safe_dump({"space": dict(tuning.space.lines)}, sort_keys=False, width=119))
@@ -184,7 +184,7 @@ def run(store: "Store", shown: str, gpus: float | None) -> None:
     """Run trials, so many at a time, with a progress bar."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from ..sweep.launchers import share_of_machine
+    from ..study.sweep.launchers import share_of_machine
 
     workers = store.tuning.workers
     if gpus is None:
@@ -220,8 +220,8 @@ def run(store: "Store", shown: str, gpus: float | None) -> None:
 def begin(store: "Store", environment: dict[str, str]) -> Running | None:
     """Start the next trial, if one is left."""
     from ..files import write_atomically
-    from ..sweep.workers import start
-    from ..tuning.results import options_of_factors
+    from ..study.sweep.workers import start
+    from ..study.tune.results import options_of_factors
     from .cell import on_held_out
 
     asked = store.ask()
@@ -244,8 +244,8 @@ def begin(store: "Store", environment: dict[str, str]) -> Running | None:
 
 def end(store: "Store", ended: Running, shown: str, progress: "Progress") -> None:
     """Note how a trial ended, in the store, in the files and on the screen."""
-    from ..sweep.launchers import ended as how_it_ended
-    from ..tuning.results import row_of, write_results
+    from ..study.sweep.launchers import ended as how_it_ended
+    from ..study.tune.results import row_of, write_results
 
     folder, file = store.folder_of(ended.trial.number), store.folder_of(ended.trial.number) / "result.json"
     if ended.process.stdin is not None:
@@ -289,8 +289,8 @@ def report(store: "Store", shown: str) -> None:
     from rich.console import Console
 
     from ..fingerprint import shown_fingerprints
-    from ..tuning.results import importances, write_results
-    from ..tuning.store import ranked
+    from ..study.tune.results import importances, write_results
+    from ..study.tune.store import ranked
 
     console = Console()
     if not console.is_terminal:  # a file has room for the table
@@ -317,7 +317,7 @@ def table_of(store: "Store", best: "list[optuna.trial.FrozenTrial]") -> "Table":
 
     from rich.table import Table
 
-    from ..tuning.results import state_of
+    from ..study.tune.results import state_of
 
     states = Counter(state_of(trial) for trial in store.trials)
     table = Table(title=", ".join(f"{count} {state}" for state, count in states.items()))

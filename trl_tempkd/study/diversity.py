@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..evaluation import Completion, sample
-from ..metrics import rouge_l, self_bleu
+from .evaluation import Completion, sample
+from .metrics import rouge_l, self_bleu
 
 
 GROUPS = 10  # parts of the texts, each left out once
@@ -39,7 +39,7 @@ def measure_curve(
 
     Args:
         model, tokenizer, prompts:
-            As for [`~trl_tempkd.evaluation.sample`].
+            As for [`~trl_tempkd.study.evaluation.sample`].
         references (`Sequence[Sequence[str]]`):
             Of each prompt, at least one.
         temperatures, seeds (`Iterable[float]`, `Iterable[int]`):

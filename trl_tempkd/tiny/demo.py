@@ -262,7 +262,7 @@ def score(model_path: str, teacher_path: str, rows: "Dataset") -> dict[str, Any]
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from ..evaluation import divergence_to_teacher, generate, rouge_l, tokenize
+    from ..study.evaluation import divergence_to_teacher, generate, rouge_l, tokenize
 
     logging.disable_progress_bar()  # of loading the weights
     tokenizer = AutoTokenizer.from_pretrained(model_path)

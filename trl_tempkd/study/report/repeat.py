@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ...fingerprint import shown_fingerprints
-from ...sweep.grid import RULES, TEMPERATURES, cells
+from ..sweep.grid import RULES, TEMPERATURES, cells
 from ..table import values_of
 from .results import Results
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
-from ...sweep.selection import path_of
+from ..sweep.selection import path_of
 from ..table import name_of, obstacles
 
 

@@ -11,14 +11,14 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .chat import text_prompt
-from .errors import UsageError
-from .heads import Head, backbone, gathered_head
-from .losses import chunked_kd_loss
-from .losses.chunked import CHUNK_ELEMENTS
+from ..chat import text_prompt
+from ..errors import UsageError
+from ..heads import Head, backbone, gathered_head
+from ..losses import chunked_kd_loss
+from ..losses.chunked import CHUNK_ELEMENTS
+from ..prompts import tokenize
+from ..rollouts.sampling import as_in_use, by_length, complete, longest_prompt, stop_tokens
 from .metrics import distinct_n, rouge_l, self_bleu
-from .prompts import tokenize
-from .rollouts.sampling import as_in_use, by_length, complete, longest_prompt, stop_tokens
 
 
 __all__ = [

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 from transformers import TrainerCallback
 
-from ..errors import UsageError
-from ..files import write_atomically
-from ..objectives import OBJECTIVES, token_divergence
-from ..trainer import TemperatureKDTrainer
+from ...errors import UsageError
+from ...files import write_atomically
+from ...objectives import OBJECTIVES, token_divergence
+from ...trainer import TemperatureKDTrainer
 from .logits import COLUMNS, NONE, Plan, rows_of
 from .models import Batch, collect, diagnose
 

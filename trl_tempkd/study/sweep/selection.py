@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_atomically
-from ..study.scores import direction
+from ...files import write_atomically
+from ..scores import direction
 from .grid import Cell
 
 

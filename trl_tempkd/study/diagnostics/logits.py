@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..divergences import check_divergence, head_mask
-from ..errors import UsageError
-from ..losses import kd_loss
-from ..temperature import log_softmax, rescale_factor, temperatures
+from ...divergences import check_divergence, head_mask
+from ...errors import UsageError
+from ...losses import kd_loss
+from ...temperature import log_softmax, rescale_factor, temperatures
 
 
 MODES = ("both", "teacher")

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ...errors import UsageError
+from ...heads import Head, NoHead, gathered_head, last_hidden_state
+from ...rollouts import PROMPTS
+from ...temperature import rescale_factor
+from ...trainer import TemperatureKDTrainer
 from ..evaluation import evaluating
-from ..heads import Head, NoHead, gathered_head, last_hidden_state
-from ..rollouts import PROMPTS
-from ..temperature import rescale_factor
-from ..trainer import TemperatureKDTrainer
 from .logits import NONE, Chunk, Plan, cosine, difference, effective_number, measure_logits, ratio_of, rows_of
 
 

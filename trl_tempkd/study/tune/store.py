@@ -13,7 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from ..errors import UsageError
+from ...errors import UsageError
 from ..sweep.launchers import claim
 from .recipe import Tuning
 from .space import Choice, Range

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import UsageError
+from ...errors import UsageError
 from ..sweep.grid import EVALUATION, check_keys, read_base, read_yaml, whole
 from .space import Space, read_space
 

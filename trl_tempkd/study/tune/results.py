@@ -11,8 +11,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ..files import write_atomically
-from ..fingerprint import shown_fingerprints
+from ...files import write_atomically
+from ...fingerprint import shown_fingerprints
 from ..sweep.grid import options_of
 from .recipe import Tuning
 from .store import Store, interrupted

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from ..files import write_atomically
+from ...errors import UsageError
+from ...files import write_atomically
 from .grid import Cell
 from .workers import ForkingProcess, OwnProcess
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, get_args, get_type_hints
 
-from ..divergences import DIVERGENCES
-from ..errors import UsageError
-from ..names import did_you_mean
-from ..objectives import OBJECTIVES, check_objective
+from ...divergences import DIVERGENCES
+from ...errors import UsageError
+from ...names import did_you_mean
+from ...objectives import OBJECTIVES, check_objective
+from ...temperature_rules import FROM_TAU, check_temperature_rule
 from ..sweep.grid import MODES, check_factors, check_keys, factors_of
-from ..temperature_rules import FROM_TAU, check_temperature_rule
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _divergences(found: Any, where: str) -> dict[str, dict[str, Choice | Range]]
 
 def _takes_whole(name: str) -> bool:
     """Whether a field of `KDConfig` is a whole number."""
-    from ..config import KDConfig
+    from ...config import KDConfig
 
     if name not in {field.name for field in fields(KDConfig)}:
         return False

@@ -9,9 +9,9 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from ..names import did_you_mean
-from ..study.hypotheses import read_declared
+from ...errors import UsageError
+from ...names import did_you_mean
+from ..hypotheses import read_declared
 
 
 KEYS = (
@@ -176,7 +176,7 @@ def whole(recipe: dict[str, Any], key: str, default: int, path: str | Path, leas
 
 def check_factors(grid: Any, where: str) -> None:
     """Stop at what is no option that runs of one recipe may differ in."""
-    from ..config import KDConfig
+    from ...config import KDConfig
 
     options = {field.name for field in fields(KDConfig)} - {*TEMPERATURES, *RULES, "data_seed", "output_dir"}
     options |= {"model_name_or_path"}
@@ -271,7 +271,7 @@ def _with_parameters(base: dict[str, Any], name: str, kwargs: str) -> Any:
 
 def _default(base: dict[str, Any], name: str) -> Any:
     """What an option is that a grid leaves out and another one varies."""
-    from ..config import KDConfig
+    from ...config import KDConfig
 
     if name in base:
         return base[name]
