@@ -5,22 +5,28 @@ import dataclasses
 import importlib
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import CHAT_TEMPLATE, build_tokenizer
 from datasets import Dataset, DatasetDict, IterableDataset
+from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from trl import SFTConfig, SFTTrainer
 
 from trl_tempkd import KDConfig, TemperatureKDTrainer, chunked_kd_loss, cli
+from trl_tempkd.commands.data_files import fault_of, files_of
 from trl_tempkd.counted_tokens import counted_tokens, has_target
 from trl_tempkd.data_checks import check_rows
 from trl_tempkd.divergences import DIVERGENCES, check_divergence
-from trl_tempkd.errors import UsageError, UsageTypeError
+from trl_tempkd.errors import UsageError, UsageTypeError, is_for_the_user
 from trl_tempkd.losses import TopK
 from trl_tempkd.objectives import OBJECTIVES, check_objective
+from trl_tempkd.paths import check_model_name
 from trl_tempkd.temperature_rules import ROW_RULES, TEMPERATURE_RULES, check_temperature_rule
 from trl_tempkd.tiny import tiny_model_path
 from trl_tempkd.trl_names import TRL_NAMES
@@ -583,3 +589,378 @@ def test_a_stream_that_trains_nothing(make_trainer, monkeypatch):
     few = make_trainer(train_dataset=Dataset.from_list([PAIR_ROW] * 3), dataloader_drop_last=True)
     with pytest.raises(UsageError, match="dataloader_drop_last"):
         few.train()
+
+
+# Data, packages and folders on the command line
+
+
+@pytest.fixture
+def command(monkeypatch, refused, tmp_path):
+    """`command(NAME, **options)`: the line with which a command refuses its options, before it loads a model."""
+
+    def load(*args, **kwargs):
+        raise Loaded
+
+    def launch(module, for_launch, for_script):
+        module = importlib.import_module(module)
+        values, _, _ = module.make_parser("trl-tempkd").parse(for_script, launched=True)
+        return module.main(*values)
+
+    monkeypatch.setattr("trl.SFTTrainer.__init__", load)
+    monkeypatch.setattr("trl_tempkd.commands.evaluate.load_model", load)
+    monkeypatch.setattr("trl_tempkd.commands.launch.launch", launch)
+    pair = {"model_name_or_path": "tiny:student", "teacher_model_name_or_path": "tiny:teacher"}
+
+    def call(name, **options):
+        if name == "report":
+            return refused(
+                "report", tmp_path, *(part for key, value in options.items() for part in (f"--{key}", value))
+            )
+        if name in ("sweep", "tune"):
+            where = {key: options.pop(key) for key in ("results_dir",) if key in options}
+            base = {**pair, "dataset_test_split": "train", **options}
+            study = (
+                {"grid": {"seed": [1, 2]}, "evaluation": {"rows": 2}}
+                if name == "sweep"
+                else {"space": {"tau": [1.0, 2.0]}}
+            )
+            recipe = {"base": base, "results_dir": str(tmp_path / "results"), **study, **where}
+            path = tmp_path / f"{name}.yaml"
+            path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+            return refused(name, "--config", path)
+        if name in ("distill", "cache"):
+            options = {"output_dir": tmp_path / "out", "use_cpu": True, "bf16": False, **options}
+        if name == "cache":
+            options = {"output": tmp_path / "cache", **options}
+        return refused(name, *(part for key, value in {**pair, **options}.items() for part in (f"--{key}", value)))
+
+    return call
+
+
+def rows_in(path: Path, *rows: object) -> str:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+READERS = ["distill", "cache", "evaluate", "diagnose", "sweep", "tune"]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_rows_of_another_format_on_the_command_line(command, tmp_path, name):
+    path = rows_in(tmp_path / "rows.jsonl", *[{"question": "the cat", "answer": "sat"}] * 9)
+    line = command(name, dataset_name=path)
+    assert "question, answer" in line
+    assert '`dataset.map(lambda row: {"prompt": row["question"], "completion": row["answer"]}' in line
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_malformed_rows_on_the_command_line(command, tmp_path, name):
+    path = rows_in(tmp_path / "rows.jsonl", PAIR_ROW, PAIR_ROW, '{"prompt": "a", completion: "b"}', PAIR_ROW)
+    line = command(name, dataset_name=path)
+    assert f"{path}, line 3: Expecting property name enclosed in double quotes (column 17): " in line
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_empty_file_on_the_command_line(command, tmp_path, name):
+    assert f"{tmp_path}/rows.jsonl is empty" in command(name, dataset_name=rows_in(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["distill", "cache"])
+def test_a_run_without_a_row_left(command, tmp_path, name):
+    path = rows_in(tmp_path / "rows.jsonl", *[LONG_ROW] * 3)
+    assert "nothing left to train on in any of its 3 rows" in command(name, dataset_name=path, max_length=2)
+    save = Dataset.from_list([PAIR_ROW]).select([])
+    save.save_to_disk(tmp_path / "empty")
+    assert "has no rows" in command(name, dataset_name=tmp_path / "empty")
+
+
+FAULTS = {
+    "cut.jsonl": (b'{"text": "a"}\n{"text": "b', "cut.jsonl, line 2: Unterminated string"),
+    "bytes.jsonl": (b'{"text": "a"}\n{"text": "\xff"}\n', "bytes.jsonl, line 2: byte 0xff is no UTF-8"),
+    "scalars.jsonl": (b'"a"\n"b"\n', "scalars.jsonl, line 1: a row must be an object"),
+    "blank.jsonl": (b"\n\n", "blank.jsonl has no rows"),
+    "list.json": (b'[\n{"text": "a"},\n{"text": "b"}\n{"text": "c"}]', "list.json, line 4: Expecting ',' delimiter"),
+    "ragged.csv": (
+        b"prompt,completion\na,b\na,b,c\n",
+        "ragged.csv: Error tokenizing data. C error: Expected 2 fields in line 3",
+    ),
+    "bytes.csv": (b"text\na\n\xff\n", "bytes.csv, line 3: byte 0xff is no UTF-8"),
+    "head.csv": (b"prompt,completion\n", "it has no rows"),
+    "bytes.txt": (b"a\nb\n\xfe\n", "bytes.txt, line 3: byte 0xfe is no UTF-8"),
+    "no.parquet": (b"hello", "no.parquet is no Parquet file, or damaged"),
+    "types.jsonl": (b'{"text": "a"}\n{"text": 3}\n', "row 1: has int 3 in `text`"),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_file_at_fault_is_named_with_its_line(command, tmp_path, name, streaming):
+    content, said = FAULTS[name]
+    (tmp_path / name).write_bytes(content)
+    if streaming:
+        if name in ("types.jsonl", "bytes.jsonl"):
+            return  # the first row is fine, and the second is named when its turn comes
+        said = "has no rows" if name in ("head.csv", "blank.jsonl") else said
+    assert said in command("distill", dataset_name=tmp_path / name, dataset_streaming=streaming)
+
+
+def test_a_folder_with_a_file_at_fault(command, tmp_path):
+    (tmp_path / "data").mkdir()
+    rows_in(tmp_path / "data/a.jsonl", PAIR_ROW)
+    rows_in(tmp_path / "data/b.jsonl", PAIR_ROW, "{")
+    assert "data/b.jsonl, line 2: Expecting property name" in command("distill", dataset_name=tmp_path / "data")
+    (tmp_path / "none").mkdir()
+    assert "doesn't contain any data files" in command("distill", dataset_name=tmp_path / "none")
+
+
+def test_files_whose_columns_differ(tmp_path):
+    """As far apart as `datasets` reads at a time, which in a test is two files."""
+    path = Path(rows_in(tmp_path / "rows.jsonl", PAIR_ROW, {**PAIR_ROW, "id": 1}))
+    assert fault_of(path) is None
+    assert "line 2: its columns (prompt, completion, id) aren't those of line 1" in fault_of(path, columns=True)
+    assert files_of(str(path), [SimpleNamespace(path="json", data_files={"train": [str(path)]})]) == [path, path]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "path"),
+    [
+        ("distill", "output_dir", "out"),
+        ("distill", "output_dir", "file"),
+        ("distill", "output_dir", "file/out"),
+        ("distill", "output_dir", "/proc/out"),
+        ("cache", "output", "file/cache"),
+        ("cache", "output_dir", "file"),
+        ("evaluate", "output", "file/results.json"),
+        ("evaluate", "output", "folder"),
+        ("diagnose", "output", "/proc/no/table.csv"),
+        ("sweep", "results_dir", "file/results"),
+        ("tune", "results_dir", "/proc/results"),
+        ("report", "output", "file/report.html"),
+        ("report", "markdown", "folder"),
+        ("report", "png", "file"),
+    ],
+)
+def test_an_output_that_cannot_be_written(command, tmp_path, name, option, path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "out").symlink_to("/proc/nowhere")
+    given = tmp_path / path
+    line = command(name, **{option: str(given)}, **({} if name == "report" else {"dataset_name": "tiny"}))
+    assert f"cannot write to {given} (--{option}): " in line
+    assert not Path("/proc/results").exists()
+
+
+def test_an_output_that_cannot_be_written_in_python(unloaded, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UsageError, match=r"cannot write to .*file \(`output_dir`\).*: it is a file; give another folder"
+    ):
+        unloaded(Dataset.from_list([PAIR_ROW]), output_dir=str(tmp_path / "file"))
+    with pytest.raises(Loaded):
+        unloaded(Dataset.from_list([PAIR_ROW]), output_dir=str(tmp_path / "a/b/c"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # looking leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"report_to": "trackio"}, "`report_to` has 'trackio', which isn't installed: `pip install trackio`"),
+        ({"report_to": "wandbb"}, "did you mean 'wandb'?"),
+        ({"use_vllm": True, "lmbda": 1.0}, "vLLM isn't installed"),
+        ({"optim": "adamw_bnb_8bit"}, "bitsandbytes has, and it isn't installed: `pip install bitsandbytes`"),
+        ({"optim": "schedule_free_adamw"}, "`pip install schedulefree`"),
+    ],
+)
+def test_a_package_that_is_not_installed(command, unloaded, monkeypatch, options, said):
+    monkeypatch.setattr("trl_tempkd.argument_checks.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("trl_tempkd.argument_checks.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("trl_tempkd.rollouts.vllm.is_vllm_available", lambda: False)
+    assert said in command("distill", dataset_name="tiny", **options)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        unloaded(Dataset.from_list([PAIR_ROW]), **options)
+
+
+def test_optional_packages_are_not_asked_for_in_vain(unloaded, monkeypatch):
+    monkeypatch.setattr("trl_tempkd.argument_checks.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("trl_tempkd.rollouts.vllm.is_vllm_available", lambda: False)
+    for fields in ({"use_vllm": True}, {"optim": "adamw_torch_fused"}, {"report_to": []}, {"optim": "sgd"}):
+        with pytest.raises(Loaded):
+            unloaded(Dataset.from_list([PAIR_ROW]), **fields)
+
+
+# Names
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """The Hub is switched on, and out of reach: what asks it a second time would wait."""
+    asked = []
+
+    class ConnectError(Exception):
+        pass
+
+    def head(url, timeout):
+        asked.append(url)
+        raise ConnectError("no such host")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=head))
+    return asked
+
+
+def test_a_mistyped_model_costs_no_retries(unloaded, command, online, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/student").mkdir(parents=True)
+    rows = Dataset.from_list([PAIR_ROW])
+    for model, said in (
+        ("./modles/student", "no such model (`model`): ./modles/student; did you mean 'models'?"),
+        ("models/studnet", "the Hub can't be reached (https://huggingface.co: no such host); did you mean 'student'?"),
+        ("modles/student", "it is no folder here, and there is nothing of it in the cache"),
+        ("a model", "no name on the Hub can be so"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(said)):
+            TemperatureKDTrainer(model, "tiny", KDConfig("out", use_cpu=True, bf16=False), train_dataset=rows)
+    assert len(online) == 2
+    assert "did you mean 'student'" in command("evaluate", dataset_name="tiny", model_name_or_path="models/studnet")
+    assert "the Hub can't be reached" in command("distill", dataset_name="owner/name")
+    assert "did you mean 'student'" in command(
+        "distill", dataset_name="tiny", teacher_model_name_or_path="models/studnet", output_dir=tmp_path / "out"
+    )
+
+
+def test_a_name_that_the_hub_may_know_is_left_to_it(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for answer in (lambda *args, **kwargs: None, lambda *args, **kwargs: (_ for _ in ()).throw(TimeoutError())):
+        monkeypatch.setattr("huggingface_hub.get_session", lambda answer=answer: SimpleNamespace(head=answer))
+        check_model_name("owner/name", None, "`model`")
+
+
+def test_a_model_of_the_cache_needs_no_hub(online, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: "/cache/config.json")
+    check_model_name("owner/name", None, "`model`")
+    assert not online
+
+
+# The trainer's arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kwargs", "said"),
+    [
+        (
+            lambda config, rows, tokenizer: ("m", config),
+            {},
+            "`teacher_model` is a KDConfig, which belongs into `args`",
+        ),
+        (lambda config, rows, tokenizer: ("m", rows), {}, "`teacher_model` is a Dataset, which belongs into `train_d"),
+        (lambda config, rows, tokenizer: ("m", tokenizer), {}, "which belongs into `processing_class`"),
+        (lambda config, rows, tokenizer: (config, "t"), {}, "`model` is a KDConfig, which belongs into `args`"),
+        (
+            lambda config, rows, tokenizer: (None, "t"),
+            {},
+            "`model` must be a model, or its name or folder, got NoneType",
+        ),
+        (
+            lambda config, rows, tokenizer: ("m", "t", TrainingArguments("out", use_cpu=True)),
+            {},
+            "all options of `SFTC",
+        ),
+        (lambda config, rows, tokenizer: ("m", "t", "out"), {}, "`args` must be a `KDConfig`, got `str`"),
+        (lambda config, rows, tokenizer: ("m", "t"), {"tokenizer": 1}, "it is called `processing_class` here"),
+        (
+            lambda config, rows, tokenizer: ("m", "t"),
+            {"kd_temperature": 1},
+            "`args=KDConfig(..., kd_temperature=...)`",
+        ),
+        (lambda config, rows, tokenizer: ("m", "t"), {"train_datset": 1}, "did you mean 'train_dataset'?"),
+    ],
+)
+def test_arguments_in_the_wrong_place(make_config, tokenizer, arguments, kwargs, said):
+    given = arguments(make_config(), Dataset.from_list([PAIR_ROW]), tokenizer)
+    with pytest.raises(UsageTypeError, match=re.escape(said)):
+        TemperatureKDTrainer(*given, **kwargs)
+
+
+def test_a_path_is_a_name(unloaded, make_config, monkeypatch):
+    student, teacher = (Path(tiny_model_path(name)) for name in ("student", "teacher"))
+    with pytest.raises(Loaded):
+        TemperatureKDTrainer(student, teacher, make_config(), train_dataset=Dataset.from_list([PAIR_ROW]))
+
+
+# What is for the user, and what isn't
+
+
+def test_what_a_library_says_of_the_users_values(command, refused):
+    line = command("distill", dataset_name="tiny", fp16=True, bf16=True)
+    assert "At most one of fp16 and bf16 can be True" in line
+    assert "4 bit" in refused("distill", "--use_cpu", "--load_in_4bit", "--load_in_8bit").replace("-", " ")
+
+
+def test_a_bug_while_options_are_read_is_not_the_users(monkeypatch, capsys):
+    def check(self):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(KDConfig, "_check_temperatures", check)
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["distill", *PAIR, *CPU, "--dataset_name", "tiny"])
+    monkeypatch.setattr(KDConfig, "_check_temperatures", lambda self: int("not a number"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        cli.main(["distill", *PAIR, *CPU, "--dataset_name", "tiny"])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("a bug"), TypeError("a bug"), ImportError("a bug")])
+@pytest.mark.parametrize("name", ["diagnose", "evaluate", "distill"])
+def test_a_bug_deep_inside_keeps_its_traceback(command, monkeypatch, name, error):
+    def deep(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("trl_tempkd.commands.data.select_split", deep)
+    with pytest.raises(type(error), match="a bug"):
+        command(name, dataset_name="tiny")
+
+
+def test_what_a_library_says_of_our_values_is_a_bug():
+    """The same error of a library, where a command or a constructor hands on the user's values, and elsewhere."""
+    scope = {"call": get_reporting_integration_callbacks}
+    code = "def {name}():\n    call('x')"
+    for module, name, expected in (
+        ("trl_tempkd.commands.distill", "main", True),
+        ("trl_tempkd.cli", "run", True),
+        ("trl_tempkd.config", "__post_init__", True),
+        ("trl_tempkd.trainer", "__init__", True),
+        ("trl_tempkd.trainer", "compute_loss", False),
+        ("trl_tempkd.client", "run", False),
+        ("trl_tempkd.losses.chunked", "forward", False),
+        ("somewhere.else", "anything", True),
+    ):
+        scope["__name__"] = module
+        exec(code.format(name=name), scope)
+        with pytest.raises(ValueError, match="x is not supported") as caught:
+            scope[name]()
+        assert is_for_the_user(caught.value) is expected, (module, name)
+    for bug in (lambda: int("x"), lambda: json.loads("{"), lambda: [][1], lambda: importlib.import_module("nope")):
+        with pytest.raises((ValueError, IndexError, ImportError)) as caught:
+            bug()
+        assert not is_for_the_user(caught.value)
+    assert is_for_the_user(UsageError("x"))
+
+
+def test_a_stream_that_breaks_off_in_the_middle(command, tmp_path, monkeypatch):
+    """What is read when the models are there is named too."""
+    rows = [json.dumps({"text": "the cat " * 20_000})] * 100  # more than the 10 MB that `datasets` reads at a time
+    path = rows_in(tmp_path / "rows.jsonl", *rows, '{"text": "a"', rows[0])
+
+    class Trainer:
+        accelerator = SimpleNamespace(print=print)
+
+        def __init__(self, train_dataset, **kwargs):
+            self.train_dataset = train_dataset
+
+        def train(self, **kwargs):
+            assert sum(1 for _ in self.train_dataset) > 0
+
+    monkeypatch.setattr("trl_tempkd.trainer.TemperatureKDTrainer", Trainer)
+    said = command("distill", dataset_name=path, dataset_streaming=True)
+    assert f"cannot load the data: {path}, line 101: Expecting ',' delimiter" in said

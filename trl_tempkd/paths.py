@@ -88,7 +88,17 @@ def check_writable(path: str | Path, what: str) -> None:
         what (`str`):
             The option that it comes from, for the message.
     """
-    folder = Path(path).absolute()
+    _try_to_write(Path(path).absolute(), f"{path} ({what})", "give another folder")
+
+
+def check_file_writable(path: str | Path, what: str) -> None:
+    """Stop at a file that can't be written: as [`check_writable`] of its folder."""
+    if Path(path).is_dir():
+        raise UsageError(f"cannot write to {path} ({what}): it is a folder; give the name of a file")
+    _try_to_write(Path(path).absolute().parent, f"{path} ({what})", "give another file")
+
+
+def _try_to_write(folder: Path, what: str, way_out: str) -> None:
     while not folder.is_symlink() and not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent  # what isn't there is made in what is
     try:
@@ -97,14 +107,7 @@ def check_writable(path: str | Path, what: str) -> None:
             pass
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror or str(error)
-        raise UsageError(f"cannot write to {path} ({what}): {folder}: {reason}; give another folder") from error
-
-
-def check_file_writable(path: str | Path, what: str) -> None:
-    """Stop at a file that can't be written: as [`check_writable`] of its folder."""
-    if Path(path).is_dir():
-        raise UsageError(f"cannot write {path} ({what}): it is a folder; give the name of a file")
-    check_writable(Path(path).parent, what)
+        raise UsageError(f"cannot write to {what}: {folder}: {reason}; {way_out}") from error
 
 
 def _sibling(path: Path) -> str:

@@ -59,10 +59,12 @@ def _load(script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") 
         if not path.exists():
             _check_hub(name)
         return datasets.load_dataset(name, name=script_args.dataset_config, streaming=streaming)
-    # Of names that don't exist, a Hub out of reach, files that can't be parsed, and files without a row
-    except (OSError, ValueError, StopIteration, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+    except (StopIteration, IndexError) as error:  # where `datasets` takes it for granted that there is one
+        raise UnreadableError(f"cannot load the data set {name or dataset_args.datasets}: it has no rows") from error
+    # Of names that don't exist, a Hub out of reach, and files that can't be parsed
+    except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         said = str(error if isinstance(error, OSError) else _first_cause(error))
-        said = "it has no rows" if not said or "corresponds to no data" in said else said
+        said = "it has no rows" if "corresponds to no data" in said else said
         raise UnreadableError(f"cannot load the data set {name or dataset_args.datasets}: {said}") from error
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..paths import check_writable
+from ..trl_names import hint_for
 from .arguments import HelpFormatter, OneLineParser
 
 
@@ -142,7 +143,7 @@ def check(found: "list[Cell]") -> None:
     known = {action.dest for action in parser._actions}
     from ..study.sweep.grid import check_keys
 
-    check_keys(found[0].options, known, "`base` or `overrides`")
+    check_keys(found[0].options, known, "`base` or `overrides`", hint_for)
     if found[0].options.get("resume_from_checkpoint"):
         raise UsageError("resume_from_checkpoint: the cells of a sweep start from the beginning; leave it out")
     for cell in {json.dumps({**cell.factors, "seed": None}): cell for cell in reversed(found)}.values():

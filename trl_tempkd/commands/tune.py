@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..paths import check_writable
+from ..trl_names import hint_for
 from .arguments import HelpFormatter, OneLineParser
 from .sweep import positive, read_options, share
 
@@ -125,6 +126,7 @@ def check(tuning: "Tuning") -> None:
         tuning.base,
         {action.dest for action in distill.make_parser()._actions},
         f"`base` or `overrides` in {tuning.path}",
+        hint_for,
     )
     if tuning.base.get("resume_from_checkpoint"):
         raise UsageError("resume_from_checkpoint: trials start from the beginning; leave it out")

@@ -4,14 +4,20 @@
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD:trl_tempkd/study/sweep/grid.py
 from ...errors import UsageError
 from ...names import did_you_mean
 from ..hypotheses import read_declared
+=======
+from ..errors import UsageError
+from ..names import did_you_mean
+from ..trl_names import hint_for
+>>>>>>> w-config:trl_tempkd/sweep/grid.py
 
 
 KEYS = (
@@ -83,13 +89,15 @@ class Cell:
         return json.loads(json.dumps(asdict(self)))
 
 
-def check_keys(found: Any, known: Iterable[str], where: str) -> None:
-    """Stop at a key that nobody would read, naming the closest one that somebody would."""
+def check_keys(
+    found: Any, known: Iterable[str], where: str, hint: Callable[[str, Iterable[str]], str] = did_you_mean
+) -> None:
+    """Stop at a key that nobody would read, naming the closest one that somebody would, or what `hint` says of it."""
     if not isinstance(found, dict):
         raise UsageError(f"{where}: expected a mapping, got {found!r}.")
     for key in found:
         if key not in known:
-            raise UsageError(f"Unknown key {key!r} in {where}{did_you_mean(str(key), known)}.")
+            raise UsageError(f"Unknown key {key!r} in {where}{hint(str(key), known)}.")
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -185,7 +193,7 @@ def check_factors(grid: Any, where: str) -> None:
             raise UsageError(f"{name!r} in {where}: say `tau`, and `mode: [both, teacher]` for whom it softens.")
         if name in RULES:
             raise UsageError(f"{name!r} in {where}: say `rule: [null, name, {{name: {{parameter: value}}}}]`.")
-    check_keys(grid, {*options, "tau", "mode", "rule"}, where)
+    check_keys(grid, {*options, "tau", "mode", "rule"}, where, hint_for)
 
 
 def _check_grid(grid: Any, where: str) -> None:
