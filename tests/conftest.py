@@ -10,12 +10,14 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
 import datasets
 import pytest
 import torch
+from rounding import Rounding
 from standins import save_pair
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -23,6 +25,18 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, 
 
 if TYPE_CHECKING:
     from trl_tempkd import KDConfig, TemperatureKDTrainer
+
+
+def pytest_addoption(parser):
+    parser.addoption("--rounding", type=float, default=0.0, help="share by which fp32 results are off: rounding.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    share = item.config.getoption("--rounding")
+    with Rounding(share) if share else nullcontext():
+        return (yield)
+
 
 SENTENCES = [
     "the cat sat on the mat and looked at the moon",
