@@ -22,6 +22,7 @@ from trl_tempkd.cli import COMMANDS, EXAMPLES
 from trl_tempkd.commands import cache, diagnose, distill, divergences, evaluate, report, sweep, tune
 from trl_tempkd.commands.cache import COUNT, TAUS
 from trl_tempkd.objectives.temperatures import QUANTILES
+from trl_tempkd.study.declared import read_hypotheses
 from trl_tempkd.teachers.layouts import MODES, make_layout
 from trl_tempkd.temperature_rules import ROW_RULES, TEMPERATURE_RULES
 
@@ -110,6 +111,9 @@ def test_commands_parse(source, monkeypatch, capsys):
 @pytest.mark.parametrize("source", TEXTS)
 def test_recipes_in_documents_parse(source, tmp_path):
     for block in blocks(TEXTS[source], "yaml"):
+        if "hypotheses" in (found := yaml.safe_load(block)):
+            assert read_hypotheses(found["hypotheses"], source)
+            continue
         (tmp_path / "recipe.yaml").write_text(block, encoding="utf-8")
         arguments = ["--config", str(tmp_path / "recipe.yaml"), "--use_cpu", "--bf16", "false"]
         values, _, _ = distill.make_parser().parse(arguments)

@@ -47,6 +47,7 @@ STUDY_FLOORS = [
     ["tune"],
     ["sweep"],
     ["comparisons", "derived", "hypotheses"],
+    ["declared"],
     ["diversity", "table"],
     ["scores", "statistics"],
     ["diagnostics"],

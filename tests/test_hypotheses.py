@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from trl_tempkd.errors import UsageError
-from trl_tempkd.study.hypotheses import Contrast, decide, read_hypotheses
+from trl_tempkd.study.declared import read_hypotheses
+from trl_tempkd.study.hypotheses import Contrast, decide
 from trl_tempkd.study.table import Cells, obstacles
 
 

@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
 
     from .. import __version__
     from ..files import write_atomically
-    from ..study.hypotheses import read_declared
+    from ..study.declared import read_declared
     from ..study.report import read
     from ..study.report.images import write_images
     from ..study.report.markdown import to_markdown

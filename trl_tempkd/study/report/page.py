@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from .. import hypotheses
+from ..declared import Hypothesis, read_hypotheses
 from ..derived import with_derived
-from ..hypotheses import Decision, Hypothesis, decide, read_hypotheses
+from ..hypotheses import Decision, decide
 from ..scores import better, digits, direction, label
 from ..table import name_of
 from . import repeat, svg

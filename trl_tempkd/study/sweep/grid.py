@@ -9,15 +9,10 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD:trl_tempkd/study/sweep/grid.py
 from ...errors import UsageError
 from ...names import did_you_mean
-from ..hypotheses import read_declared
-=======
-from ..errors import UsageError
-from ..names import did_you_mean
-from ..trl_names import hint_for
->>>>>>> w-config:trl_tempkd/sweep/grid.py
+from ...trl_names import hint_for
+from ..declared import read_declared
 
 
 KEYS = (
