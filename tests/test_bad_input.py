@@ -930,6 +930,8 @@ def test_what_a_library_says_of_our_values_is_a_bug():
         ("trl_tempkd.cli", "run", True),
         ("trl_tempkd.config", "__post_init__", True),
         ("trl_tempkd.trainer", "__init__", True),
+        ("trl_tempkd.rollouts.config", "__post_init__", True),
+        ("trl_tempkd.teachers.served", "__init__", False),
         ("trl_tempkd.trainer", "compute_loss", False),
         ("trl_tempkd.client", "run", False),
         ("trl_tempkd.losses.chunked", "forward", False),

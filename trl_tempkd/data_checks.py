@@ -61,7 +61,7 @@ def check_datasets(
         check_rows(rows, name, args, processing_class)
         tokenizer = _load_tokenizer(model, args, processing_class) if tokenizer is None else tokenizer
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            return
+            continue
         with_template = _with_template(rows[0], name, tokenizer, args)
         packing = args.packing if dataset is train_dataset or args.eval_packing is None else args.eval_packing
         if with_template is not None and args.max_length is not None and not packing:

@@ -9,6 +9,10 @@ import traceback
 # Whose checks of the user's values are good enough to be shown as they are
 LIBRARIES = {"trl", "transformers", "peft", "datasets", "accelerate", "huggingface_hub"}
 
+# What hands the user's values on to them: commands, and the constructors of the trainer and its configuration
+COMMANDS = re.compile(r"trl_tempkd\.(cli|commands)\b")
+CONSTRUCTED = re.compile(r"trl_tempkd\.(trainer|option_checks|config|objectives\.config|rollouts\.config)$")
+
 
 class UsageError(ValueError):
     """What the user asked for can't be done. The message names the field, the value and the way out."""
@@ -45,7 +49,8 @@ def is_for_the_user(error: BaseException) -> bool:
         (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
         for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
+    ours = [(name, function) for name, function in above if name.partition(".")[0] == "trl_tempkd"]
     return module.partition(".")[0] in LIBRARIES and all(
-        function in ("__init__", "__post_init__") or not re.match(r"trl_tempkd(?!\.(cli|commands)\b)\b", name)
-        for name, function in above
+        COMMANDS.match(name) or (CONSTRUCTED.match(name) and function in ("__init__", "__post_init__"))
+        for name, function in ours
     )

@@ -140,7 +140,10 @@ def load_teacher(
     # Distributed training requires device_map=None ("auto" fails)
     if PartialState().distributed_type in [DistributedType.MULTI_GPU, DistributedType.DEEPSPEED]:
         kwargs["device_map"] = None
-    return create_model_from_path(teacher, **kwargs)
+    try:
+        return create_model_from_path(teacher, **kwargs)
+    except OSError as error:  # a folder without weights, a revision that there isn't
+        raise UsageError(f"cannot load the teacher {teacher!r}: {str(error).splitlines()[0]}") from error
 
 
 def refuse_options(what: str, init_kwargs: Any, revision: str | None) -> None:
