@@ -81,10 +81,12 @@ class Address:
 
     def plain(self, text: str) -> str:
         """What may be shown of a text that somebody else wrote, on one line."""
-        text = plain(text, None)
+        return self.without_secrets(plain(text, None))[:_LONGEST]
+
+    def without_secrets(self, text: str) -> str:
         for secret in self.secrets:
             text = text.replace(secret, "***")
-        return text[:_LONGEST]
+        return text
 
     def proxy(self) -> str | None:
         """The environment variable by which requests go through a proxy."""

@@ -152,15 +152,18 @@ class CompletionsClient:
                 return question.read(content), None
         except TimeoutError:
             return None, Fault(f"no reply within {self.timeout:g} s (`teacher_server_timeout`)")
-        except (Malformed, httpx2.DecodingError) as error:
-            return None, Fault(address.plain(str(error)), malformed=True)
+        except Malformed as error:
+            said = f": {address.plain(error.said)[:80]!r}" if error.said else ""
+            return None, Fault(f"{error}{said}", malformed=True)
+        except httpx2.DecodingError as error:
+            return None, Fault(f"it can't be unpacked: {address.plain(str(error))}", malformed=True)
         except (httpx2.TransportError, OSError, UnicodeError) as error:
             fault = of_transport(error, address)
             hung_up = isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError)
             if hung_up and question.path not in self._known and await speaks_tls(address):
                 fault = of_tls(address)
             return None, fault
-        said = message(content)
+        said = message(content, address)
         return None, of_status(status, headers, said, address, question.path, question.hint(status, said))
 
     async def _send(self, question: Question) -> tuple[int, httpx2.Headers, bytes]:

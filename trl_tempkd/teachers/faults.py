@@ -38,7 +38,19 @@ class TeacherServerError(UsageError, ConnectionError):
 
 
 class Malformed(Exception):
-    """A reply that isn't what was asked for. The message says what "it" is."""
+    """
+    A reply that isn't what was asked for.
+
+    Args:
+        problem (`str`):
+            What "it" is, in words of our own.
+        said (`str`):
+            What it begins with, in the server's words, which may have secrets.
+    """
+
+    def __init__(self, problem: str, said: str = ""):
+        super().__init__(problem)
+        self.said = said
 
 
 class Fault(NamedTuple):
@@ -129,14 +141,14 @@ def of_status(
     return Fault(problem, way_out, final=True, refused=status >= 400)
 
 
-def message(content: bytes) -> str:
-    """What a server says about an error, in JSON, in words or on a page."""
+def message(content: bytes, address: Address) -> str:
+    """What a server says about an error, in JSON, in words or on a page, without secrets."""
     try:
         reply = json.loads(content)
         error = reply.get("error", reply) if isinstance(reply, dict) else reply
-        return str(error.get("message", error) if isinstance(error, dict) else error)
+        return address.without_secrets(str(error.get("message", error) if isinstance(error, dict) else error))
     except (ValueError, RecursionError):
-        page = content[:4096].decode(errors="replace")
+        page = address.without_secrets(content[:4096].decode(errors="replace"))
         return re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
 
 

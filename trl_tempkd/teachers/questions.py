@@ -152,7 +152,8 @@ class PromptLogprobs:
                 raise Malformed("it has log-probabilities of the first token, which nothing comes before")
             return self._answer(rows[1:])
         except _WRONG as error:
-            raise Malformed(f"it has another form than vLLM's: {error!r:.200}") from None
+            what = type(error).__name__ if isinstance(error, ValueError) else repr(error)  # which has a text of theirs
+            raise Malformed(f"it has another form than vLLM's ({what})") from None
 
     def _answer(self, rows: list[dict[str, dict[str, Any]]]) -> Answer:
         width = min(map(len, rows)) if self.logprobs is None else self.logprobs
@@ -212,14 +213,12 @@ def parse(content: bytes) -> Any:
     except RecursionError:
         raise Malformed("it is nested too deeply") from None
     except ValueError as error:
-        start = content[:200].decode(errors="replace").lstrip("\ufeff \t\r\n")
+        start = content[:1000].decode(errors="replace").lstrip("\ufeff \t\r\n")
         if not start:
             raise Malformed("it is empty") from None
         if start.startswith("<"):
-            raise Malformed(
-                f"it is a page for a browser and no JSON, as a proxy or a login sends: {start[:80]!r}"
-            ) from None
-        raise Malformed(f"it is no JSON: {error!s:.200}") from None
+            raise Malformed("it is a page for a browser and no JSON, as a proxy or a login sends", start) from None
+        raise Malformed(f"it is no JSON ({error!s:.200})", start) from None
 
 
 def _numbers(row: dict[str, dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
