@@ -35,7 +35,9 @@ FLOORS = [
     ["temperature"],
     ["divergences"],
     ["tiny"],
+    ["job"],
     ["files"],
+    ["locks", "processes"],
     ["errors", "names"],
 ]
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}

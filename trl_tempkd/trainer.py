@@ -18,6 +18,7 @@ from .citation import PAPER
 from .config import KDConfig
 from .errors import UsageError
 from .heads import backbone, check_head, gathered_head
+from .job import job
 from .meter import Meter
 from .objectives import make_objective
 from .rollouts import make_rollouts
@@ -136,6 +137,10 @@ class TemperatureKDTrainer(SFTTrainer):
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             raise UsageError("Context and sequence parallelism aren't supported. Use ZeRO-3 or FSDP2 for memory.")
+
+    def train(self, *args, **kwargs):
+        with job(self.args, writes=self.args.save_strategy != "no"):
+            return super().train(*args, **kwargs)
 
     def _prepare_dataset(self, dataset, processing_class, *args):
         if self._cache is None:

@@ -3,11 +3,9 @@
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from transformers import TrainerCallback
 
 from ..errors import UsageError
 from ..files import write_atomically
+from ..processes import end_with_input
 from ..sweep.grid import Cell, finished
 from ..sweep.launchers import BUSY, DONE, FAILED, claim
 from . import distill
@@ -235,16 +234,6 @@ def run(file: Path) -> int:
     return DONE
 
 
-def end_with_parent() -> None:
-    """End this process when whoever started it is gone, killed or not: its end of the pipe is closed then."""
-
-    def watch() -> None:
-        os.read(0, 1)  # not through sys.stdin, whose lock a process cannot end with
-        os._exit(FAILED)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 if __name__ == "__main__":
-    end_with_parent()
+    end_with_input()
     raise SystemExit(run(Path(sys.argv[1])))

@@ -58,7 +58,7 @@ examples:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the cells that are not finished, then compare. Returns 0, or 1 where cells failed, or 130 if interrupted."""
+    """Run the cells that are not finished, then compare. Returns 0, or 1 where cells failed."""
     from ..sweep import cells, read_recipe
     from ..sweep.launchers import import_ray
     from ..sweep.selection import choose, first_stage, second_stage, write
@@ -77,17 +77,13 @@ def main(args: argparse.Namespace) -> int:
         import_ray()
     args.workers = args.workers or recipe["workers"]
     results_dir = Path(args.results_dir or recipe["results_dir"]).resolve()
-    try:
-        results, failed = run_stage(stage, results_dir, args, recipe["keep_models"])
-        if select:
-            selection = choose(stage, {result["name"]: result for result in results}, select)
-            write(results_dir, selection)
-            rest = second_stage(found, select, selection)
-            chosen, failed_later = run_stage(rest, results_dir, args, recipe["keep_models"])
-            results, failed = results + chosen, failed + failed_later
-    except KeyboardInterrupt:
-        print("\ntrl-tempkd sweep: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    results, failed = run_stage(stage, results_dir, args, recipe["keep_models"])
+    if select:
+        selection = choose(stage, {result["name"]: result for result in results}, select)
+        write(results_dir, selection)
+        rest = second_stage(found, select, selection)
+        chosen, failed_later = run_stage(rest, results_dir, args, recipe["keep_models"])
+        results, failed = results + chosen, failed + failed_later
     if select:
         print(
             f"In {results_dir}: a JSON file per cell, summary/selection.json; `trl-tempkd report {results_dir}` has "

@@ -14,11 +14,12 @@ from transformers import TrainerCallback
 
 from ..errors import UsageError
 from ..files import write_atomically
+from ..processes import end_with_input
 from ..sweep.grid import EVALUATION
 from ..sweep.launchers import DONE, FAILED
 from ..tuning.store import open_trial
 from . import distill
-from .cell import end_with_parent, load_rows, parse
+from .cell import load_rows, parse
 from .scoring import score
 from .sweep import delete_weights
 
@@ -86,5 +87,5 @@ def run(file: Path) -> int:
 
 
 if __name__ == "__main__":
-    end_with_parent()
+    end_with_input()
     raise SystemExit(run(Path(sys.argv[1])))

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -79,7 +78,7 @@ class Running:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run trials until there are as many as wanted. Returns 0, 1 where none is complete, or 130 if interrupted."""
+    """Run trials until there are as many as wanted. Returns 0, or 1 where none is complete."""
     import_optuna()
     from ..tuning.recipe import read_tuning
     from ..tuning.results import write_results
@@ -100,8 +99,7 @@ def main(args: argparse.Namespace) -> int:
         with store.lock():
             store.recover()
             write_results(store, shown)
-        print("\ntrl-tempkd tune: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+        raise
     report(store, shown)
     return 0 if store.best is not None else 1
 

@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from ..files import write_atomically
+from ..locks import locked
 from .grid import Cell
 from .workers import ForkingProcess, OwnProcess
 
@@ -21,19 +22,9 @@ from .workers import ForkingProcess, OwnProcess
 DONE, FAILED, BUSY = 0, 1, 75  # exit status of a cell's process; busy: another process runs it
 
 
-@contextmanager
-def claim(folder: Path) -> Iterator[bool]:
+def claim(folder: Path) -> AbstractContextManager[bool]:
     """Context that says whether the cell of this folder is ours. The lock goes with the process, however it ends."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+    return locked(folder / "lock", wait=False)
 
 
 def run_cell(results_dir: str, name: str, process: OwnProcess) -> int:
@@ -53,7 +44,7 @@ def run_cell(results_dir: str, name: str, process: OwnProcess) -> int:
     status = process.run(folder)
     if status in (DONE, BUSY):
         return status
-    if not error.exists():
+    if not error.exists() and not process.stopped:
         error.write_text(f"The process of the cell {ended(status, folder)}\n", encoding="utf-8")
     return FAILED
 
@@ -81,8 +72,8 @@ def run_local(names: list[str], results_dir: Path, workers: int, gpus_per_cell: 
             slots.put(process)
 
     pool = ThreadPoolExecutor(workers)
+    running = {pool.submit(run, name) for name in names}
     try:
-        running = {pool.submit(run, name) for name in names}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
@@ -90,7 +81,11 @@ def run_local(names: list[str], results_dir: Path, workers: int, gpus_per_cell: 
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
-            process.close()
+            process.stop()
+        while not all(future.done() for future in running):  # interrupted: a cell may have begun meanwhile
+            time.sleep(0.1)
+            for process in processes:
+                process.stop()
 
 
 def share_of_machine(worker: int, workers: int, gpus_per_cell: float) -> dict[str, str]:

@@ -1,12 +1,10 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The store of a study: Optuna's journal in the results' folder. Several processes may work on it, and may die."""
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -14,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import UsageError
+from ..locks import locked
 from ..sweep.launchers import claim
 from .recipe import Tuning
 from .space import Choice, Range
@@ -30,17 +29,13 @@ class Lock(JournalFileOpenLock):
 
     def __init__(self, path: Path):
         super().__init__(str(path))
-        self.path = path
-        self.file: IO[str] | None = None
+        self.path, self.held = path, ExitStack()
 
     def acquire(self) -> bool:
-        self.file = self.path.open("a")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
-        return True
+        return self.held.enter_context(locked(self.path))
 
     def release(self) -> None:
-        if self.file is not None:
-            self.file.close()
+        self.held.close()
 
 
 class Store:
@@ -71,15 +66,9 @@ class Store:
         if before is not None:
             check_same(before, tuning.settings, folder)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[bool]:
         """One process at a time."""
-        lock = Lock(self.folder / "tune.lock")
-        lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return locked(self.folder / "tune.lock")
 
     @property
     def trials(self) -> list[FrozenTrial]:
