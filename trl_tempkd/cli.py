@@ -114,11 +114,12 @@ def main(argv: list[str] | None = None) -> int:
 def run(command: Command, argv: list[str]) -> int:
     """Run one command in this process, or start the processes that train."""
     from .commands.arguments import RecipeParser, usage_errors_on_one_line
+    from .files import written
 
     prog = f"trl-tempkd {command.name}"
     module = importlib.import_module(f"trl_tempkd.commands.{command.name}")
     parser = module.make_parser(prog=prog)
-    with usage_errors_on_one_line(prog):
+    with usage_errors_on_one_line(prog), written():
         if not command.launched:
             if isinstance(parser, RecipeParser):
                 return module.main(*parser.parse_here(argv)) or 0

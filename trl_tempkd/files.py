@@ -13,11 +13,17 @@ from .errors import UsageError
 from .locks import locked
 
 
-# Of a disk that is full, that takes no such file, or is read-only, and of what is in the way
-_NUMBERS = (
-    "ENOSPC EDQUOT EFBIG EROFS EIO ENODEV ESTALE EACCES EPERM ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP ENOTEMPTY"
-)
-_UNWRITABLE = {getattr(errno, name) for name in _NUMBERS.split() if hasattr(errno, name)}
+# A disk that is full or takes no such file; then what may be said of a file that is read, too
+_FULL = "ENOSPC EDQUOT EFBIG EROFS EEXIST ENOTEMPTY"
+_IN_THE_WAY = "EACCES EPERM ENOTDIR EISDIR ENAMETOOLONG ELOOP EIO ENODEV ESTALE"
+_UNWRITABLE = {getattr(errno, name) for name in f"{_FULL} {_IN_THE_WAY}".split() if hasattr(errno, name)}
+
+# Where libraries write that are told so by a variable alone
+_CACHES = ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+
+
+class Unwritable(UsageError):
+    """The disk is full or read-only, or something is in the way."""
 
 
 @contextmanager
@@ -26,14 +32,19 @@ def whole_file(path: str | Path) -> Iterator[str]:
     Gives a name to write to. What is there in the end becomes the file, on the disk before it has its name.
 
     Where writing fails, nothing of it stays, and what the file held before is untouched. What a process leaves that is
-    killed meanwhile is overwritten by the next one. Of several at once, one writes after the other.
+    killed meanwhile is overwritten by the next one. Of several at once, one writes after the other. A link stays one,
+    and a device or a pipe is written to as it is.
 
     Raises:
-        [`UsageError`]: If the disk is full, the folder read-only, or something else of this name in the way.
+        [`Unwritable`]: If the disk is full, the folder read-only, or something else of this name in the way.
     """
-    path = Path(path)
+    shown, path = path, Path(path).resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with written(shown, exactly=True):
+            yield str(path)
+        return
     temporary = path.with_name(f".{path.name}.tmp")
-    with written(path), locked(temporary):
+    with written(shown, exactly=True), locked(temporary):
         try:
             yield str(temporary)
             with temporary.open("rb+") as file:
@@ -50,13 +61,19 @@ def write_atomically(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def written(path: str | Path) -> Iterator[None]:
+def written(path: str | Path | None = None, exactly: bool = False) -> Iterator[None]:
     """
-    Context in which a file, or what is in a folder, is written: that it can't be is said in one line.
+    Context in which something is written: that it can't be is said in one line.
+
+    Args:
+        path (`str` or `pathlib.Path`, *optional*):
+            What is written, or the folder that it is written to. It is named where the error doesn't say which file.
+        exactly (`bool`, *optional*, defaults to `False`):
+            Whether to name it in any case.
 
     Raises:
-        [`UsageError`]: In place of what Python, torch, safetensors or Arrow raise where the disk is full or read-only,
-            or where something is in the way. It names the file, or if that isn't known the folder.
+        [`Unwritable`]: In place of what Python, torch, safetensors or Arrow raise where the disk is full or read-only,
+            or where something is in the way.
     """
     try:
         yield
@@ -66,25 +83,41 @@ def written(path: str | Path) -> Iterator[None]:
         reason = why_unwritable(error, path)
         if reason is None:
             raise
-        name = error.filename if isinstance(error, OSError) and error.filename is not None else path
-        raise UsageError(f"cannot write {name}: {reason}") from error
+        named = error.filename if isinstance(error, OSError) else None
+        name = path if exactly or named is None or isinstance(named, int) else named
+        variable = None if name is None else _variable(str(name))
+        way_out = "" if variable is None else f"; set {variable} to another folder"
+        raise Unwritable(f"cannot write{'' if name is None else f' {name}'}: {reason}{way_out}") from error
 
 
-def why_unwritable(error: BaseException, path: str | Path) -> str | None:
+def _variable(name: str) -> str | None:
+    """What says where a cache is, of which this is a file, or a folder on the way there."""
+    path = Path(name).absolute()
+    for variable in _CACHES:
+        told = os.environ.get(variable) or ("~/.cache" if variable == _CACHES[-1] else None)
+        if told is not None:
+            folder = Path(told).expanduser().absolute()
+            if path.is_relative_to(folder) or folder.is_relative_to(path):
+                return variable
+    return None
+
+
+def why_unwritable(error: BaseException, path: str | Path | None = None) -> str | None:
     """What keeps a file from being written, as the system says it, or `None` if the error is another one."""
-    text = str(error)
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno is not None and error.errno in _UNWRITABLE else None
+    text = str(error)
     if (number := re.search(r"\(os error (\d+)\)", text)) is not None:  # of safetensors
         return os.strerror(int(number[1])) if int(number[1]) in _UNWRITABLE else None
     if isinstance(error, RuntimeError) and re.search(r"unexpected pos|PytorchStreamWriter|write\(\): fd", text):
         said = re.search(r"failed with (.+)", text)  # torch's new format has forgotten the reason
-        return said[1] if said is not None else _find_out(Path(path)) or "not all of it was taken; is the disk full?"
-    return None
+        return said[1] if said is not None else _find_out(path) or "not all of it was taken; is the disk full?"
+    return None if error.__cause__ is None else why_unwritable(error.__cause__, path)  # of `datasets`
 
 
-def _find_out(folder: Path) -> str | None:
+def _find_out(path: str | Path | None) -> str | None:
     """Write some more, to see what happens."""
+    folder = Path(path or ".")
     folder = folder if folder.is_dir() else folder.parent
     try:
         with suppress(FileNotFoundError), tempfile.TemporaryFile(dir=folder) as file:

@@ -3,9 +3,10 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .files import written
+from .files import Unwritable, written
 from .locks import owned
 from .processes import end_with_launcher
 
@@ -34,3 +35,26 @@ def job(args: "TrainingArguments", writes: bool = True) -> Iterator[None]:
         if writes and args.process_index == 0:
             held.enter_context(owned(folder, "--output_dir"))
         yield
+
+
+@contextmanager
+def prepared(dataset: Any) -> Iterator[None]:
+    """
+    Context in which a data set is mapped: `datasets` writes the result beside it, or into its own cache.
+
+    Where the disk is full, that library leaves what it has written of it, under a name that it never looks at again.
+    """
+    import datasets
+
+    files = getattr(dataset, "cache_files", None)
+    folder = Path(files[0]["filename"]).parent if files else Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        with written(folder):
+            yield
+    except Unwritable:
+        import psutil
+
+        for file in psutil.Process().open_files():  # none of another process, which may be at it as well
+            if Path(file.path).parent == folder.resolve() and Path(file.path).name.startswith("tmp"):
+                Path(file.path).unlink(missing_ok=True)
+        raise

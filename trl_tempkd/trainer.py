@@ -18,7 +18,7 @@ from .citation import PAPER
 from .config import KDConfig
 from .errors import UsageError
 from .heads import backbone, check_head, gathered_head
-from .job import job
+from .job import job, prepared
 from .meter import Meter
 from .objectives import make_objective
 from .rollouts import make_rollouts
@@ -143,9 +143,11 @@ class TemperatureKDTrainer(SFTTrainer):
             return super().train(*args, **kwargs)
 
     def _prepare_dataset(self, dataset, processing_class, *args):
-        if self._cache is None:
-            return super()._prepare_dataset(dataset, processing_class, *args)
-        return self._cache.prepared(super()._prepare_dataset, dataset, processing_class, *args)
+        prepare = super()._prepare_dataset
+        with prepared(dataset):
+            if self._cache is None:
+                return prepare(dataset, processing_class, *args)
+            return self._cache.prepared(prepare, dataset, processing_class, *args)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

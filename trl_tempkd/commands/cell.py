@@ -24,6 +24,7 @@ from ..sweep.grid import Cell, finished
 from ..sweep.launchers import BUSY, DONE, FAILED, claim
 from . import distill
 from .scoring import baseline, baseline_key, once, score
+from .sweep import delete_weights
 
 
 if TYPE_CHECKING:
@@ -102,13 +103,15 @@ def tune(cell: Cell, folder: Path) -> dict[str, Any]:
         `dict[str, Any]`: The `chosen` one, how many `rows` it was chosen on, and `eval_kl_tau1` by learning rate.
     """
     count, data = cell.evaluation["rows"], folder / "tuning" / "data"
-    hold_out(parse(cell.options, folder), count, data)
-    options = on_held_out(cell.options, data)
     found = {}
-    for rate in cell.tune_learning_rate:
-        recorder, _ = train({**options, "learning_rate": rate}, folder / "tuning" / f"{rate:g}")
-        found[f"{rate:g}"] = recorder.evaluation["eval_kl_tau1"]
-    shutil.rmtree(folder / "tuning")
+    try:
+        hold_out(parse(cell.options, folder), count, data)
+        options = on_held_out(cell.options, data)
+        for rate in cell.tune_learning_rate:
+            recorder, _ = train({**options, "learning_rate": rate}, folder / "tuning" / f"{rate:g}")
+            found[f"{rate:g}"] = recorder.evaluation["eval_kl_tau1"]
+    finally:
+        shutil.rmtree(folder / "tuning", ignore_errors=True)
     chosen = min(cell.tune_learning_rate, key=lambda rate: found[f"{rate:g}"])
     return {"chosen": chosen, "rows": count, "eval_kl_tau1": found}
 
@@ -229,6 +232,7 @@ def run(file: Path) -> int:
                 write_atomically(results / f"{cell.name}.json", json.dumps(measure(cell, folder), indent=1))
         except (Exception, SystemExit):
             traceback.print_exc()
+            delete_weights(folder)  # it starts anew; and the disk may be full
             write_atomically(error, traceback.format_exc())
             return FAILED
     return DONE

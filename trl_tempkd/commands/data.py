@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..files import written
 from ..names import did_you_mean
 
 
@@ -25,31 +26,38 @@ def load_data(script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfi
         `datasets.DatasetDict`: One data set per split. Files have the one split `train`.
     """
     import datasets
-    from trl import get_dataset
 
     check_data(script_args, dataset_args)
     name = script_args.dataset_name
     try:
-        if name is None:
-            return get_dataset(dataset_args)
-        if name == "tiny":
-            from ..tiny import load_tiny_dataset
-
-            return load_tiny_dataset()
-        path = Path(name)
-        if path.is_file():
-            if path.suffix not in BUILDERS:
-                raise UsageError(f"cannot read {name}: expected a file of type {', '.join(BUILDERS)}")
-            streaming = script_args.dataset_streaming
-            return datasets.load_dataset(BUILDERS[path.suffix], data_files=name, streaming=streaming)
-        if (path / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(name)
-        if (path / "state.json").is_file():
-            return {"train": datasets.load_from_disk(name)}
-        return datasets.load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+        with written(datasets.config.HF_DATASETS_CACHE):
+            return _load(name, script_args, dataset_args)
     # What `datasets` raises for a name that does not exist, a Hub out of reach, and a file that it cannot parse.
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(f"cannot load the data set {name or dataset_args.datasets}: {error}") from error
+
+
+def _load(name: str | None, script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") -> Any:
+    import datasets
+    from trl import get_dataset
+
+    if name is None:
+        return get_dataset(dataset_args)
+    if name == "tiny":
+        from ..tiny import load_tiny_dataset
+
+        return load_tiny_dataset()
+    path = Path(name)
+    if path.is_file():
+        if path.suffix not in BUILDERS:
+            raise UsageError(f"cannot read {name}: expected a file of type {', '.join(BUILDERS)}")
+        streaming = script_args.dataset_streaming
+        return datasets.load_dataset(BUILDERS[path.suffix], data_files=name, streaming=streaming)
+    if (path / "dataset_dict.json").is_file():
+        return datasets.load_from_disk(name)
+    if (path / "state.json").is_file():
+        return {"train": datasets.load_from_disk(name)}
+    return datasets.load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
 
 
 def check_data(script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") -> None:

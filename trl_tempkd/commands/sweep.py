@@ -100,10 +100,12 @@ def run_stage(
     stage: "list[Cell]", results_dir: Path, args: argparse.Namespace, keep_models: bool
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Run the cells that are not finished. Returns the results of those that are, and the names of those that fail."""
+    from ..files import written
     from ..sweep.grid import finished
 
     waiting = [cell for cell in stage if finished(results_dir, cell) is None]
-    failed = run(waiting, len(stage), results_dir, args, keep_models) if waiting else []
+    with written(results_dir):
+        failed = run(waiting, len(stage), results_dir, args, keep_models) if waiting else []
     return [result for cell in stage if (result := finished(results_dir, cell)) is not None], failed
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..files import whole_file
 from .figures import FAINT, INK, Figure, Line
 
 
@@ -23,7 +24,6 @@ COLOURS = {INK: "#222222", FAINT: "#777777"}
 
 def write_images(figures: list[Figure], folder: Path, prefix: str = "") -> list[Path]:
     """Write the views that a figure names, a file for each. Returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for figure in figures:
         for view in figure.png:
@@ -72,9 +72,8 @@ def _draw(figure: Figure, view: str, path: Path) -> None:
         frameon=False,
         fontsize=9,
     )
-    scratch = path.with_name(f".{path.name}")
-    canvas.savefig(scratch, dpi=150, format="png")
-    scratch.replace(path)
+    with whole_file(path) as name:
+        canvas.savefig(name, dpi=150, format="png")
 
 
 def _plot(axis, line: Line, number: int, total: int):

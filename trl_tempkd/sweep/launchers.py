@@ -19,7 +19,8 @@ from .grid import Cell
 from .workers import ForkingProcess, OwnProcess
 
 
-DONE, FAILED, BUSY = 0, 1, 75  # exit status of a cell's process; busy: another process runs it
+# Exit status of a cell's process or a trial's; busy: another process runs it; unwritable: the disk takes no more
+DONE, FAILED, UNWRITABLE, BUSY = 0, 1, 74, 75
 
 
 def claim(folder: Path) -> AbstractContextManager[bool]:
@@ -45,7 +46,7 @@ def run_cell(results_dir: str, name: str, process: OwnProcess) -> int:
     if status in (DONE, BUSY):
         return status
     if not error.exists() and not process.stopped:
-        error.write_text(f"The process of the cell {ended(status, folder)}\n", encoding="utf-8")
+        write_atomically(error, f"The process of the cell {ended(status, folder)}\n")
     return FAILED
 
 
@@ -129,7 +130,7 @@ def run_ray(names: list[str], results_dir: Path, gpus_per_cell: float) -> Iterat
                 try:
                     yield name, ray.get(reference)
                 except ray.exceptions.RayError as error:  # a worker or a machine that died
-                    (results_dir / f"{name}.error.txt").write_text(f"{error}\n", encoding="utf-8")
+                    write_atomically(results_dir / f"{name}.error.txt", f"{error}\n")
                     yield name, FAILED
     finally:
         for reference in running:

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The store of a study: Optuna's journal in the results' folder. Several processes may work on it, and may die."""
 
+import os
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -25,17 +26,39 @@ JOURNAL = "study.log"
 
 
 class Lock(JournalFileOpenLock):
-    """A lock that goes with its process, however that ends. Those of Optuna outlive it, and are waited for."""
+    """
+    The lock of a journal. It goes with its process, however that ends. Those of Optuna outlive it, and are waited for.
+    """
 
-    def __init__(self, path: Path):
-        super().__init__(str(path))
-        self.path, self.held = path, ExitStack()
+    def __init__(self, journal: Path):
+        super().__init__(str(journal))
+        self.journal, self.held = journal, ExitStack()
 
     def acquire(self) -> bool:
-        return self.held.enter_context(locked(self.path))
+        free = self.held.enter_context(locked(self.journal.with_name(f"{self.journal.name}.lock")))
+        drop_torn_line(self.journal)
+        return free
 
     def release(self) -> None:
         self.held.close()
+
+
+def drop_torn_line(journal: Path) -> None:
+    """
+    Cut off a last line without an end, as a killed process or a full disk leaves it. With the next one behind it, it
+    would be a line that nobody can read, and the study with it.
+    """
+    with journal.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        start = end
+        while start:
+            start = max(0, start - 4096)
+            file.seek(start)
+            if (newline := file.read(4096).rfind(b"\n")) >= 0:
+                start += newline + 1
+                break
+        if start < end:
+            file.truncate(start)
 
 
 class Store:
@@ -130,7 +153,7 @@ class Store:
 
 
 def open_storage(folder: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(folder / JOURNAL), Lock(folder / f"{JOURNAL}.lock")))
+    return JournalStorage(JournalFileBackend(str(folder / JOURNAL), Lock(folder / JOURNAL)))
 
 
 def trial_id(storage: JournalStorage, number: int) -> int:
