@@ -221,8 +221,8 @@ def launched(monkeypatch):
     monkeypatch.setattr("accelerate.commands.launch.launch_command", seen.append)
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 4)
 
-    def call(flags: str) -> argparse.Namespace:
-        assert launch.launch("module", flags.split(), ["--seed", "1"]) == 0
+    def call(flags: str, use_cpu: bool = False) -> argparse.Namespace:
+        assert launch.launch("module", flags.split(), ["--seed", "1"], use_cpu) == 0
         args, _, _ = _validate_launch_command(seen.pop())
         assert (args.module, args.training_script, args.training_script_args) == (True, "module", ["--seed", "1"])
         return args
@@ -296,6 +296,35 @@ def test_an_accelerate_config_of_ones_own(launched, tmp_path):
     assert launched(f"--config_file {path} --num_processes 2").num_processes == 2
     path.write_text("distributed_type: MULTI_GPU\n", encoding="utf-8")
     assert launched(f"--accelerate_config {path}").num_processes == 4
+
+
+def test_no_more_processes_than_the_machine_has_room_for(launched, tmp_path, monkeypatch):
+    several = "--num_machines 2 --machine_rank 1 --main_process_ip node0 --main_process_port 29511"
+    (tmp_path / "mine.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 6\n", encoding="utf-8")
+    for flags, message in (
+        ("multi_gpu --num_processes 5", "--num_processes 5, but this machine has 4 GPUs: give at most 4"),
+        ("zero3 --num_processes 64", "--num_processes 64, but this machine has 4 GPUs"),
+        ("multi_gpu --gpu_ids 0,2 --num_processes 3", "--num_processes 3, but this machine has 2 GPUs"),
+        ("multi_gpu --gpu_ids 0,1,2,3,4 --num_processes 5", "--num_processes 5, but this machine has 4 GPUs"),
+        (f"{tmp_path / 'mine.yaml'}", "--num_processes 6, but this machine has 4 GPUs"),
+        (f"fsdp2 {several} --num_processes 9", "each of 2 machines .* this one has 4 GPUs: give at most 8"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            launched(f"--accelerate_config {flags}")
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    two = "--accelerate_config multi_gpu --num_processes 2"
+    assert launched(two, use_cpu=True).num_processes == 2
+    for gpus in (0, 4):
+        monkeypatch.setattr("torch.accelerator.device_count", lambda gpus=gpus: gpus)
+        with pytest.raises(UsageError, match="--num_processes 3, but this machine has 2 CPU cores: give at most 2"):
+            launched("--accelerate_config multi_gpu --num_processes 3", use_cpu=True)
+
+
+def test_no_more_processes_on_a_cpu_than_cores(refused, monkeypatch):
+    """The command line knows from the options that it is about a CPU."""
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 100)
+    many = f"--accelerate_config multi_gpu --num_processes {os.cpu_count() + 1}".split()
+    assert f"{os.cpu_count()} CPU cores" in refused("distill", "--config", TINY, "--use_cpu", *many)
 
 
 @pytest.mark.parametrize(

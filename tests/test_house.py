@@ -36,8 +36,10 @@ FLOORS = [
     ["temperature"],
     ["divergences"],
     ["tiny"],
-    ["files", "chat", "fingerprint", "paths", "option_checks", "row_formats"],
-    ["trl_names"],
+    ["job", "chat", "fingerprint", "option_checks", "row_formats"],
+    ["paths"],
+    ["files"],
+    ["locks", "processes", "trl_names"],
     ["errors", "names"],
 ]
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}

@@ -20,6 +20,7 @@ from trl_tempkd import cli
 from trl_tempkd.commands import distill
 from trl_tempkd.commands import trial as trial_command
 from trl_tempkd.commands import tune as command
+from trl_tempkd.files import Unwritable
 from trl_tempkd.fingerprint import fingerprint
 from trl_tempkd.study.sweep import workers
 from trl_tempkd.study.tune.recipe import read_tuning
@@ -86,6 +87,8 @@ def in_process(monkeypatch):
 
         def poll(self):
             return self.returncode
+
+        wait = kill = poll
 
     def start(module, file, working_dir, environment):
         number = int(file.parent.name)
@@ -280,6 +283,20 @@ class TestStore:
         held.close()
         also_held.close()
 
+    def test_a_torn_line_is_cut_off(self, tmp_path):
+        """As a killed process or a full disk leaves it: with another line behind it, nobody could read the journal."""
+        recipe = recipe_of(tmp_path, trials=4)
+        whole = drawn(recipe, tmp_path / "whole", 4)
+        folder = tmp_path / "cut"
+        assert drawn(recipe, folder, 2) == whole[:2]
+        for torn in (b'{"op_code":4,"worker_id":"x', b'{"torn":"' + b"x" * 10_000):
+            with (folder / JOURNAL).open("ab") as file:
+                file.write(torn)
+            assert len(Store(folder, read_tuning(recipe)).counted) == 2
+        assert drawn(recipe, folder, 2) == whole[2:]
+        lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
+        assert all("torn" not in json.loads(line) for line in lines)
+
     def test_another_recipe_is_an_error_that_names_the_key(self, tmp_path):
         folder = tmp_path / "results"
         Store(folder, read_tuning(recipe_of(tmp_path, base={"learning_rate": 0.1})))
@@ -346,6 +363,31 @@ def test_a_study(tiny_recipe, tmp_path, in_process, capsys, prompt_dataset):
     assert values[0].dataset_name == str(tmp_path / "data")
     distill.main(*values)
     assert (folder / "best/model.safetensors").is_file()
+
+
+def test_a_full_disk_is_no_result(tiny_recipe, tmp_path, in_process, monkeypatch, capsys):
+    """Whatever the settings, it would fail. The study stops, and the trial is run again."""
+    ran, _, _ = in_process
+    measured = trial_command.measure
+
+    def full(settings, folder):
+        (folder / "output.log").write_text("Traceback ...\n\ncannot write here: No space left on device\n")
+        if settings["trial"] == 1:
+            raise Unwritable("cannot write here: No space left on device")
+        return measured(settings, folder)
+
+    monkeypatch.setattr(trial_command, "measure", full)
+    recipe = tiny_recipe()
+    with pytest.raises(SystemExit) as stop:
+        tune(recipe)
+    assert stop.value.code == 2 and ran == [0, 1]
+    said = "error: trial 1: cannot write here: No space left on device; the same command goes on where it stopped"
+    assert said in capsys.readouterr().err
+    monkeypatch.setattr(trial_command, "measure", measured)
+    assert tune(recipe) == 0
+    found = trials_of(tmp_path / "results")
+    assert [trial["state"] for trial in found] == ["complete", "interrupted", "complete", "complete"]
+    assert found[2]["parameters"] == found[1]["parameters"]
 
 
 def test_the_same_seed_gives_the_same_scores(tiny_recipe, tmp_path, in_process):

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from . import __version__
+from .processes import say_stopped, stopped_by_signals
 
 
 @dataclass(frozen=True)
@@ -22,20 +23,43 @@ class Command:
             What it does, in one line.
         launched (`bool`, *optional*, defaults to `False`):
             Whether it may take many processes, and so starts through `accelerate launch`, as `trl sft` does.
+        again (`str`, *optional*, defaults to `""`):
+            What the same command does after an interruption, if anything of it is kept.
     """
 
     name: str
     help: str
     launched: bool = False
+    again: str = ""
 
+
+GOES_ON = "the same command goes on where it stopped"
 
 COMMANDS = [
-    Command("distill", "train a student on a teacher's distributions, at any temperature, with any divergence", True),
-    Command("cache", "run a teacher once over a recipe's data and store its exact target, to distil without it", True),
-    Command("evaluate", "generate from a model with fixed seeds, score it, and measure its distance from the teacher"),
+    Command(
+        "distill",
+        "train a student on a teacher's distributions, at any temperature, with any divergence",
+        launched=True,
+        again="with --resume_from_checkpoint auto the same command goes on from its last checkpoint",
+    ),
+    Command(
+        "cache",
+        "run a teacher once over a recipe's data and store its exact target, to distil without it",
+        launched=True,
+        again=GOES_ON,
+    ),
+    Command(
+        "evaluate",
+        "generate from a model with fixed seeds, score it, and measure its distance from the teacher",
+        again=GOES_ON,
+    ),
     Command("diagnose", "measure what objectives and temperatures do to a student's gradient, without training"),
-    Command("sweep", "distil over a grid of divergences, temperatures, modes and seeds, and compare"),
-    Command("tune", "choose divergence, temperature and other options together, by a score on held-out rows"),
+    Command("sweep", "distil over a grid of divergences, temperatures, modes and seeds, and compare", again=GOES_ON),
+    Command(
+        "tune",
+        "choose divergence, temperature and other options together, by a score on held-out rows",
+        again=GOES_ON,
+    ),
     Command("report", "write one HTML page from a sweep's results: verdicts, plots, tables, samples"),
     Command("divergences", "list divergences, objectives and temperature rules: parameters, defaults, sources"),
 ]
@@ -63,7 +87,10 @@ def help_text() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0, 2 for a mistake in the command or the recipe."""
+    """
+    Run the command line. Returns the exit status: 0, 2 for a mistake in the command or the recipe, 128 and the number
+    of a signal that told it to stop.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not sys.stderr.isatty():  # in a file or a pipe a bar hides what is said; read when the libraries are imported
         for library in ("DATASETS", "HUB"):
@@ -80,17 +107,23 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(commands)}"
         print(f"trl-tempkd: error: unknown command {argv[0]!r}; {hint}", file=sys.stderr)
         return 2
-    return run(commands[argv[0]], argv[1:])
+    command = commands[argv[0]]
+    try:
+        with stopped_by_signals():
+            return run(command, argv[1:])
+    except KeyboardInterrupt as stop:
+        return say_stopped(f"trl-tempkd {command.name}", stop, command.again)
 
 
 def run(command: Command, argv: list[str]) -> int:
     """Run one command in this process, or start the processes that train."""
     from .commands.arguments import RecipeParser, usage_errors_on_one_line
+    from .files import written
 
     prog = f"trl-tempkd {command.name}"
     module = importlib.import_module(f"trl_tempkd.commands.{command.name}")
     parser = module.make_parser(prog=prog)
-    with usage_errors_on_one_line(prog):
+    with usage_errors_on_one_line(prog), written():
         if not command.launched:
             if isinstance(parser, RecipeParser):
                 return module.main(*parser.parse_here(argv)) or 0
@@ -100,7 +133,8 @@ def run(command: Command, argv: list[str]) -> int:
         # Everything is parsed and checked here first, so that a mistake costs no start of eight processes.
         values, for_launch, for_script = parser.parse(argv)
         module.check(*values)
-        return launch(module.__name__, for_launch, for_script)
+        use_cpu = any(getattr(part, "use_cpu", False) for part in values)
+        return launch("trl_tempkd.commands.rank", for_launch, [command.name, *for_script], use_cpu)
 
 
 if __name__ == "__main__":

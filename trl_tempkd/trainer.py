@@ -20,6 +20,8 @@ from .config import KDConfig
 from .data_checks import prepared as checked
 from .errors import UsageError
 from .heads import check_head, gathered_head, last_hidden_state
+from .job import job
+from .job import prepared as written_data
 from .logged_steps import LastStep, is_logged
 from .meter import Meter
 from .objectives import make_objective
@@ -150,11 +152,16 @@ class TemperatureKDTrainer(ResumingTrainer):
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             raise UsageError("Context and sequence parallelism aren't supported. Use ZeRO-3 or FSDP2 for memory.")
 
+    def train(self, *args, **kwargs):
+        with job(self.args, writes=self.args.save_strategy != "no"):
+            return super().train(*args, **kwargs)
+
     def _prepare_dataset(self, dataset, processing_class, *args):
         prepare = partial(prepared, super()._prepare_dataset, self.chat_template)
         if self._cache is not None:
             prepare = partial(self._cache.prepared, prepare)
-        return checked(prepare, dataset, processing_class, *args)
+        with written_data(dataset):
+            return checked(prepare, dataset, processing_class, *args)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_tempkd.evaluation import sample
+from trl_tempkd.study.evaluation import sample
 from trl_tempkd.tiny.architecture import keep_layers
 
 

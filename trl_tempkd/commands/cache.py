@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """`trl-tempkd cache`: run the teacher of a recipe once over its data, and store what it says."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,13 +99,30 @@ def main(
         script_args, training_args, model_args, dataset_args:
             The recipe, as [`distill.main`] takes it.
     """
+    from ..files import written
+    from ..locks import owned
+    from ..processes import end_with_launcher
+    from .launch import check_started
+
+    end_with_launcher()
+    check_started(training_args)
+    check(args, script_args, training_args, model_args, dataset_args)
+    folder = str(args.output)
+    with written(folder), owned(folder, "--output") if training_args.process_index == 0 else nullcontext():
+        _build(args, script_args, training_args, model_args, dataset_args)
+
+
+def _build(
+    args: CacheArguments,
+    script_args: "ScriptArguments",
+    training_args: "KDConfig",
+    model_args: "ModelConfig",
+    dataset_args: "DatasetMixtureConfig",
+) -> None:
     from datasets import Dataset
 
     from ..teachers import CacheBuilder
-    from .launch import check_started
 
-    check_started(training_args)
-    check(args, script_args, training_args, model_args, dataset_args)
     training_args.teacher_cache = None
     trainer = distill.make_trainer(script_args, training_args, model_args, dataset_args)
     splits = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
@@ -175,9 +193,3 @@ def make_parser(prog: str | None = None) -> RecipeParser:
 
     dataclass_types = (CacheArguments, ScriptArguments, KDConfig, ModelConfig, DatasetMixtureConfig)
     return RecipeParser(dataclass_types, prog=prog, description=DESCRIPTION, epilog=EPILOG)
-
-
-if __name__ == "__main__":
-    from .launch import run_started
-
-    run_started(make_parser("trl-tempkd cache"), main)

@@ -3,11 +3,9 @@
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -22,10 +20,12 @@ from transformers import TrainerCallback
 from ..errors import UsageError
 from ..files import write_atomically
 from ..fingerprint import by_hash, fingerprint
+from ..processes import end_with_input
 from ..study.sweep.grid import Cell, check_same_rows, finished
 from ..study.sweep.launchers import BUSY, DONE, FAILED, claim
 from . import distill
 from .scoring import baseline, baseline_key, once, other_rows, score
+from .sweep import delete_weights
 
 
 if TYPE_CHECKING:
@@ -109,13 +109,15 @@ def tune(cell: Cell, folder: Path) -> dict[str, Any]:
         `dict[str, Any]`: The `chosen` one, how many `rows` it was chosen on, and `eval_kl_tau1` by learning rate.
     """
     count, data = cell.evaluation["rows"], folder / "tuning" / "data"
-    hold_out(parse(cell.options, folder), count, data)
-    options = on_held_out(cell.options, data)
     found = {}
-    for rate in cell.tune_learning_rate:
-        recorder, _ = train({**options, "learning_rate": rate}, folder / "tuning" / f"{rate:g}")
-        found[f"{rate:g}"] = recorder.evaluation["eval_kl_tau1"]
-    shutil.rmtree(folder / "tuning")
+    try:
+        hold_out(parse(cell.options, folder), count, data)
+        options = on_held_out(cell.options, data)
+        for rate in cell.tune_learning_rate:
+            recorder, _ = train({**options, "learning_rate": rate}, folder / "tuning" / f"{rate:g}")
+            found[f"{rate:g}"] = recorder.evaluation["eval_kl_tau1"]
+    finally:
+        shutil.rmtree(folder / "tuning", ignore_errors=True)
     chosen = min(cell.tune_learning_rate, key=lambda rate: found[f"{rate:g}"])
     return {"chosen": chosen, "rows": count, "eval_kl_tau1": found}
 
@@ -241,21 +243,12 @@ def run(file: Path) -> int:
                 write_atomically(results / f"{cell.name}.json", json.dumps(measure(cell, folder), indent=1))
         except (Exception, SystemExit):
             traceback.print_exc()
+            delete_weights(folder)  # it starts anew; and the disk may be full
             write_atomically(error, traceback.format_exc())
             return FAILED
     return DONE
 
 
-def end_with_parent() -> None:
-    """End this process when whoever started it is gone, killed or not: its end of the pipe is closed then."""
-
-    def watch() -> None:
-        os.read(0, 1)  # not through sys.stdin, whose lock a process cannot end with
-        os._exit(FAILED)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 if __name__ == "__main__":
-    end_with_parent()
+    end_with_input()
     raise SystemExit(run(Path(sys.argv[1])))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..files import written
 from ..paths import BUILDERS, check_model_name, check_path, hub_problem
 
 
@@ -36,7 +37,9 @@ def load_data(script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfi
     path = Path(script_args.dataset_name or "")
     if path.is_file() and path.suffix not in BUILDERS:
         raise UsageError(f"cannot read {path}: expected a file of type {', '.join(BUILDERS)}")
-    with data_faults(script_args, dataset_args):
+    import datasets
+
+    with data_faults(script_args, dataset_args), written(datasets.config.HF_DATASETS_CACHE):
         return _load(script_args, dataset_args)
 
 

@@ -67,11 +67,24 @@ def main(
         callbacks (`Sequence[TrainerCallback]`, *optional*, defaults to `()`):
             Callbacks for the trainer.
     """
-    from ..checkpoints import checkpoints_in
-    from .data import data_faults
+    from ..job import job
     from .launch import check_started
 
     check_started(training_args)
+    with job(training_args):
+        _train(script_args, training_args, model_args, dataset_args, callbacks)
+
+
+def _train(
+    script_args: "ScriptArguments",
+    training_args: "KDConfig",
+    model_args: "ModelConfig",
+    dataset_args: "DatasetMixtureConfig",
+    callbacks: "Sequence[TrainerCallback]",
+) -> None:
+    from ..checkpoints import checkpoints_in
+    from .data import data_faults
+
     trainer = make_trainer(script_args, training_args, model_args, dataset_args, callbacks)
     if training_args.kd_diagnostics_steps is not None:
         from ..study.diagnostics import DiagnosticsCallback
@@ -243,9 +256,3 @@ def make_parser(prog: str | None = None) -> RecipeParser:
 
     dataclass_types = (ScriptArguments, KDConfig, ModelConfig, DatasetMixtureConfig)
     return RecipeParser(dataclass_types, prog=prog, description=DESCRIPTION, epilog=EPILOG)
-
-
-if __name__ == "__main__":
-    from .launch import run_started
-
-    run_started(make_parser("trl-tempkd distill"), main)

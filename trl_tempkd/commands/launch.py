@@ -2,14 +2,17 @@
 """Starts a command through `accelerate launch`, with the configs of `trl_tempkd/accelerate_configs`."""
 
 import argparse
+import logging
+import math
 import os
+import signal
 import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .arguments import RecipeParser, usage_errors_on_one_line
+from ..processes import LAUNCHER, Stopped, pass_on
 
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ ACCELERATE_CONFIGS = ("single_gpu", "multi_gpu", "zero1", "zero2", "zero3", "fsd
 FOLDER = Path(__file__).parent.parent / "accelerate_configs"
 
 
-def launch(module: str, for_launch: list[str], for_script: list[str]) -> int:
+def launch(module: str, for_launch: list[str], for_script: list[str], use_cpu: bool = False) -> int:
     """
     Run `accelerate launch [for_launch] --module module [for_script]`.
 
@@ -31,26 +34,69 @@ def launch(module: str, for_launch: list[str], for_script: list[str]) -> int:
             Arguments of `accelerate launch`, and `--accelerate_config NAME_OR_PATH` as `trl` has it.
         for_script (`list[str]`):
             Arguments of the module.
+        use_cpu (`bool`, *optional*, defaults to `False`):
+            Whether the module trains on the CPU, whatever GPUs there are.
 
     Returns:
-        `int`: Exit status of the first process that failed, or 0.
+        `int`: Exit status of the first process that failed, 128 and the signal if one has ended it, or 0.
+
+    Raises:
+        [`Stopped`]: If a signal told this process to stop. Those that it has started are gone then.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     args = launch_command_parser().parse_args([*resolve_config(for_launch), "--module", module, *for_script])
-    # A process that fails has printed why. The launcher's own traceback would only bury that.
-    check_processes(args)
+    # A process that fails has printed why. The launcher's own traceback and log would only bury that.
+    quiet_elastic()
+    check_processes(args, use_cpu)
     try:
+        if starts_itself(args):
+            os.environ[LAUNCHER] = str(os.getpid())
         launch_command(args)
+    except KeyboardInterrupt as stop:
+        pass_on(stop)
+        raise
+    except SignalException as stop:  # torch has ended the processes
+        raise Stopped(stop.sigval) from stop
     except subprocess.CalledProcessError as error:
-        return error.returncode
+        return ended([error.returncode])
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
+        return ended([failure.exitcode for failure in sorted(error.failures.values(), key=lambda one: one.timestamp)])
     # DeepSpeed not installed, options that contradict each other, no such config file, a port that is taken
     except (ImportError, ValueError, OSError) as error:
         raise UsageError(f"accelerate launch: {error}") from error
+    finally:
+        os.environ.pop(LAUNCHER, None)
     return 0
+
+
+def quiet_elastic() -> None:
+    """Have torch's launcher log what `LOGLEVEL` asks for alone, and leave out SIGHUP where `nohup` ignores it."""
+    if "LOGLEVEL" not in os.environ:
+        for name in ("agent.server.api", "multiprocessing.api"):
+            logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
+
+
+def starts_itself(args: argparse.Namespace) -> bool:
+    """Whether the processes are started by this one, and not by one of MPI's or of another machine."""
+    several = args.use_deepspeed and (args.num_machines or 1) > 1
+    return args.mpirun_hostfile is None and (not several or args.deepspeed_multinode_launcher == "standard")
+
+
+def ended(statuses: list[int]) -> int:
+    """The exit status for those of the processes, in the order in which they ended."""
+    # What torch ends because another one has failed, and what fails because another one is gone, isn't the reason.
+    killed = [-status for status in statuses if status < 0 and -status != signal.SIGTERM]
+    if killed:
+        name = signal.Signals(killed[0]).name
+        reason = "; the machine may have run out of memory" if name == "SIGKILL" else ""
+        print(f"trl-tempkd: error: a process was ended by {name}{reason}", file=sys.stderr)
+        return 128 + killed[0]
+    return statuses[0] if statuses[0] > 0 else 128 - statuses[0]
 
 
 def resolve_config(for_launch: list[str]) -> list[str]:
@@ -70,10 +116,10 @@ def resolve_config(for_launch: list[str]) -> list[str]:
     raise UsageError(f"accelerate config {name!r} is neither a file nor one of {', '.join(ACCELERATE_CONFIGS)}")
 
 
-def check_processes(args: argparse.Namespace) -> None:
+def check_processes(args: argparse.Namespace, use_cpu: bool = False) -> None:
     """
     Start one process per GPU where nobody says how many, which accelerate does without a config only, and stop where
-    it would start a single process whatever `--num_processes` says.
+    it would start a single process whatever `--num_processes` says, or more than the machine has room for.
     """
     import torch
     import yaml
@@ -107,19 +153,25 @@ def check_processes(args: argparse.Namespace) -> None:
             f"--num_processes {asked}, but accelerate would start a single process; add --accelerate_config multi_gpu "
             "or another for many" + (", in place of --cpu" if args.cpu else "")
         )
-    if asked is None and many and (config is None or config.num_processes in (-1, None)):
-        ids = args.gpu_ids or getattr(config, "gpu_ids", None) or "all"
-        per_machine = gpus if ids == "all" else len(ids.split(","))
+    ids = args.gpu_ids or getattr(config, "gpu_ids", None) or "all"
+    per_machine = gpus if ids == "all" else len(str(ids).split(","))
+    asked = asked or getattr(config, "num_processes", None)
+    if many and (asked is None or asked == -1):
         if per_machine == 0:
             raise UsageError("no GPU found: say with --num_processes how many processes to start")
         args.num_processes = per_machine * machines
+    elif many and asked is not None and args.mpirun_hostfile is None and not args.tpu:
+        if use_cpu or not gpus:
+            check_room(asked, machines, os.cpu_count() or 1, "CPU cores")
+        else:
+            check_room(asked, machines, min(per_machine, gpus), "GPUs")
 
 
-def run_started(parser: RecipeParser, main: Callable[..., Any]) -> None:
-    """Run a command on the command line of a process that `accelerate launch` has started."""
-    with usage_errors_on_one_line(parser.prog):
-        arguments, _, _ = parser.parse(launched=True)
-        main(*arguments)
+def check_room(processes: int, machines: int, room: int, what: str) -> None:
+    """Stop where a machine has fewer GPUs or cores than processes."""
+    if math.ceil(processes / machines) > room:
+        which = "this machine" if machines == 1 else f"each of {machines} machines runs an equal part, and this one"
+        raise UsageError(f"--num_processes {processes}, but {which} has {room} {what}: give at most {room * machines}")
 
 
 def check_started(training_args: "TrainingArguments") -> None:

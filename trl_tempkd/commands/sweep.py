@@ -61,7 +61,7 @@ examples:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the cells that are not finished, then compare. Returns 0, or 1 where cells failed, or 130 if interrupted."""
+    """Run the cells that are not finished, then compare. Returns 0, or 1 where cells failed."""
     from ..files import write_atomically
     from ..study.report.results import HYPOTHESES
     from ..study.sweep import cells, read_recipe
@@ -87,17 +87,13 @@ def main(args: argparse.Namespace) -> int:
     if recipe["hypotheses"]:
         declared = {"hypotheses": recipe["hypotheses"]}
         write_atomically(results_dir / HYPOTHESES, json.dumps(declared, indent=1))
-    try:
-        results, failed = run_stage(stage, results_dir, args, recipe["keep_models"])
-        if select:
-            selection = choose(stage, {result["name"]: result for result in results}, select)
-            write(results_dir, selection)
-            rest = second_stage(found, select, selection)
-            chosen, failed_later = run_stage(rest, results_dir, args, recipe["keep_models"])
-            results, failed = results + chosen, failed + failed_later
-    except KeyboardInterrupt:
-        print("\ntrl-tempkd sweep: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    results, failed = run_stage(stage, results_dir, args, recipe["keep_models"])
+    if select:
+        selection = choose(stage, {result["name"]: result for result in results}, select)
+        write(results_dir, selection)
+        rest = second_stage(found, select, selection)
+        chosen, failed_later = run_stage(rest, results_dir, args, recipe["keep_models"])
+        results, failed = results + chosen, failed + failed_later
     if select:
         print(
             f"In {results_dir}: a JSON file per cell, summary/selection.json; `trl-tempkd report {results_dir}` has "
@@ -114,10 +110,12 @@ def run_stage(
     stage: "list[Cell]", results_dir: Path, args: argparse.Namespace, keep_models: bool
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Run the cells that are not finished. Returns the results of those that are, and the names of those that fail."""
+    from ..files import written
     from ..study.sweep.grid import finished
 
     waiting = [cell for cell in stage if finished(results_dir, cell) is None]
-    failed = run(waiting, len(stage), results_dir, args, keep_models) if waiting else []
+    with written(results_dir):
+        failed = run(waiting, len(stage), results_dir, args, keep_models) if waiting else []
     return [result for cell in stage if (result := finished(results_dir, cell)) is not None], failed
 
 

@@ -13,12 +13,13 @@ import optuna
 from transformers import TrainerCallback
 
 from ..errors import UsageError
-from ..files import write_atomically
+from ..files import Unwritable, write_atomically
+from ..processes import end_with_input
 from ..study.sweep.grid import EVALUATION
-from ..study.sweep.launchers import DONE, FAILED
+from ..study.sweep.launchers import DONE, FAILED, UNWRITABLE
 from ..study.tune.store import open_trial
 from . import distill
-from .cell import end_with_parent, load_rows, parse
+from .cell import load_rows, parse
 from .scoring import score
 from .sweep import delete_weights
 
@@ -70,21 +71,34 @@ def measure(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def run(file: Path) -> int:
-    """Run the trial of a file `RESULTS_DIR/trials/NUMBER/trial.json`. Returns the exit status."""
+    """
+    Run the trial of a file `RESULTS_DIR/trials/NUMBER/trial.json`.
+
+    Returns:
+        `int`: Exit status: `DONE`, `FAILED`, or `UNWRITABLE` where the disk takes no more, which is no result.
+    """
     folder, begin = file.parent, time.perf_counter()
     settings = json.loads(file.read_text(encoding="utf-8"))
     try:
-        result = measure(settings, folder)
-    except (Exception, SystemExit) as error:
+        try:
+            result = measure(settings, folder)
+        except Unwritable:
+            raise
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            write_atomically(folder / "error.txt", traceback.format_exc())
+            result = {"state": "failed", "reason": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+        result["seconds"] = round(time.perf_counter() - begin, 2)
+        write_atomically(folder / "result.json", json.dumps(result, indent=1))
+    except Unwritable as error:
         traceback.print_exc()
-        write_atomically(folder / "error.txt", traceback.format_exc())
-        result = {"state": "failed", "reason": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
-    delete_weights(folder)
-    result["seconds"] = round(time.perf_counter() - begin, 2)
-    write_atomically(folder / "result.json", json.dumps(result, indent=1))
+        print(f"\n{error}", flush=True)
+        return UNWRITABLE
+    finally:
+        delete_weights(folder)
     return FAILED if result["state"] == "failed" else DONE
 
 
 if __name__ == "__main__":
-    end_with_parent()
+    end_with_input()
     raise SystemExit(run(Path(sys.argv[1])))

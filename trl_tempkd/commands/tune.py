@@ -5,8 +5,8 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
-import sys
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -81,8 +81,9 @@ class Running:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run trials until there are as many as wanted. Returns 0, 1 where none is complete, or 130 if interrupted."""
+    """Run trials until there are as many as wanted. Returns 0, or 1 where none is complete."""
     import_optuna()
+    from ..files import written
     from ..study.tune.recipe import read_tuning
     from ..study.tune.results import write_results
     from ..study.tune.store import Store
@@ -95,17 +96,18 @@ def main(args: argparse.Namespace) -> int:
         return 0
     shown = args.results_dir or tuning.results_dir
     check_writable(shown, "--results_dir")
-    store = Store(Path(shown).resolve(), tuning)
-    prepare_data(store)
-    try:
-        run(store, shown, args.gpus_per_trial)
-    except KeyboardInterrupt:
-        with store.lock():
-            store.recover()
-            write_results(store, shown)
-        print("\ntrl-tempkd tune: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    report(store, shown)
+    folder = Path(shown).resolve()
+    with written(folder):
+        store = Store(folder, tuning)
+        prepare_data(store)
+        try:
+            run(store, shown, args.gpus_per_trial)
+        except KeyboardInterrupt:
+            with store.lock():
+                store.recover()
+                write_results(store, shown)
+            raise
+        report(store, shown)
     return 0 if store.best is not None else 1
 
 
@@ -169,13 +171,16 @@ def prepare_data(store: "Store") -> None:
     from .cell import hold_out
 
     datasets.disable_progress_bars()
-    data, written = store.folder / "data", store.folder / "data.part"
+    data, part = store.folder / "data", store.folder / "data.part"
     with store.lock():
         if not data.is_dir():
             values = read_options(store.tuning.base, "trl-tempkd tune", "base")
             distill.load_splits(values[0], values[1], values[3])
-            hold_out(values, store.tuning.rows, written)
-            written.rename(data)
+            try:
+                hold_out(values, store.tuning.rows, part)
+                part.rename(data)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
         if "fingerprints" not in store.study.user_attrs:
             held_out = datasets.load_from_disk(str(data))
             found = {split: fingerprint(rows) for split, rows in held_out.items()}
@@ -246,12 +251,17 @@ def begin(store: "Store", environment: dict[str, str]) -> Running | None:
 
 def end(store: "Store", ended: Running, shown: str, progress: "Progress") -> None:
     """Note how a trial ended, in the store, in the files and on the screen."""
+    from ..study.sweep.launchers import UNWRITABLE
     from ..study.sweep.launchers import ended as how_it_ended
     from ..study.tune.results import row_of, write_results
 
     folder, file = store.folder_of(ended.trial.number), store.folder_of(ended.trial.number) / "result.json"
     if ended.process.stdin is not None:
         ended.process.stdin.close()
+    if ended.process.returncode == UNWRITABLE:  # of no setting; the trial is run again
+        said = (folder / "output.log").read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+        reason = said if said.startswith("cannot write") else f"cannot write to {folder}, is the disk full?"
+        raise UsageError(f"trial {ended.trial.number}: {reason}; the same command goes on where it stopped")
     if file.is_file():
         result = json.loads(file.read_text(encoding="utf-8"))
     else:

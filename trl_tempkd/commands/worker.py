@@ -15,7 +15,8 @@ import os
 import warnings
 from pathlib import Path
 
-from .cell import end_with_parent, run
+from ..processes import end_with_input
+from .cell import run
 
 
 # What a cell imports as it goes; accelerate takes DeepSpeed along where it is installed
@@ -72,7 +73,7 @@ def run_here(folder: Path) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    end_with_parent()  # the input is silent while a cell runs, and ends with whoever started the worker
+    end_with_input()  # the input is silent while a cell runs, and ends with whoever started the worker
     return run(folder / "cell.json")
 
 

@@ -30,6 +30,7 @@ from transformers.utils import logging
 from .. import __version__
 from ..errors import UsageError
 from ..files import whole_file, write_atomically
+from ..locks import OWNER
 from .cached import HEAD
 from .columns import (
     CHECKSUM,
@@ -197,7 +198,7 @@ class CacheBuilder:
         """Check the folder and the disk. Returns the shards that are to be written."""
         if (self.folder / NAME).exists():
             Manifest.read(self.folder).check_same_build(self.manifest, self.folder)
-        elif self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+        elif self.folder.exists() and any(not path.name.startswith((".", OWNER)) for path in self.folder.iterdir()):
             raise UsageError(f"{self.folder} has something else in it than a teacher cache. Give another --output.")
         todo, there = [], 0
         for split, described in self.manifest.splits.items():

@@ -10,14 +10,15 @@ import platform
 import re
 import shutil
 import sysconfig
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import written
 from ..fingerprint import row_hash
+from ..locks import locked
 
 
 if TYPE_CHECKING:
@@ -316,17 +317,16 @@ def no_progress_bars() -> Iterator[None]:
 def _write_cache(folder: Path) -> None:
     from datasets import Dataset, DatasetDict
 
-    rows = build_rows()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with no_progress_bars():
-            DatasetDict({split: Dataset.from_list(rows[split]) for split in SPLITS}).save_to_disk(scratch)
-        # A folder appears under its final name only when it is complete. If another process was first, its copy stays.
+    # Several processes may want it at once: one builds it, and the others wait. What a killed one left is deleted.
+    lock, part = folder.with_name(f".{folder.name}.lock"), folder.with_name(f".{folder.name}.part")
+    with written(folder), locked(lock):
         try:
-            scratch.rename(folder)
-        except OSError:
+            shutil.rmtree(part, ignore_errors=True)
             if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+                rows = build_rows()
+                with no_progress_bars():
+                    DatasetDict({split: Dataset.from_list(rows[split]) for split in SPLITS}).save_to_disk(part)
+                part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            lock.unlink(missing_ok=True)

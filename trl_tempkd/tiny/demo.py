@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UsageError
-from ..files import write_atomically
+from ..files import whole_file, write_atomically
 from ..fingerprint import fingerprint, shown_fingerprints
 from . import load_tiny_dataset, resolve
 from .data import no_progress_bars
@@ -369,9 +369,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
     axes.set_title(f"The same student, teacher, rows, seed and schedule; {results['rows']} held-out rows")
     axes.legend()
     axes.grid(alpha=0.3)
-    scratch = path.with_name(f".{path.name}")
-    figure.savefig(scratch, dpi=150, format="png")
-    scratch.replace(path)
+    with whole_file(path) as name:
+        figure.savefig(name, dpi=150, format="png")
     plt.close(figure)
 
 

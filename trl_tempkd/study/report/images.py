@@ -24,7 +24,6 @@ COLOURS = {INK: "#222222", FAINT: "#777777"}
 
 def write_images(figures: list[Figure], folder: Path, prefix: str = "") -> list[Path]:
     """Write the views that a figure names, a file for each. Returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for figure in figures:
         for view in figure.png:

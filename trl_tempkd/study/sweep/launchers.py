@@ -8,32 +8,24 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
 from ...files import write_atomically
+from ...locks import locked
 from .grid import Cell
 from .workers import ForkingProcess, OwnProcess
 
 
-DONE, FAILED, BUSY = 0, 1, 75  # exit status of a cell's process; busy: another process runs it
+# Exit status of a cell's process or a trial's; busy: another process runs it; unwritable: the disk takes no more
+DONE, FAILED, UNWRITABLE, BUSY = 0, 1, 74, 75
 
 
-@contextmanager
-def claim(folder: Path) -> Iterator[bool]:
+def claim(folder: Path) -> AbstractContextManager[bool]:
     """Context that says whether the cell of this folder is ours. The lock goes with the process, however it ends."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+    return locked(folder / "lock", wait=False)
 
 
 def run_cell(results_dir: str, name: str, process: OwnProcess) -> int:
@@ -53,8 +45,8 @@ def run_cell(results_dir: str, name: str, process: OwnProcess) -> int:
     status = process.run(folder)
     if status in (DONE, BUSY):
         return status
-    if not error.exists():
-        error.write_text(f"The process of the cell {ended(status, folder)}\n", encoding="utf-8")
+    if not error.exists() and not process.stopped:
+        write_atomically(error, f"The process of the cell {ended(status, folder)}\n")
     return FAILED
 
 
@@ -81,8 +73,8 @@ def run_local(names: list[str], results_dir: Path, workers: int, gpus_per_cell: 
             slots.put(process)
 
     pool = ThreadPoolExecutor(workers)
+    running = {pool.submit(run, name) for name in names}
     try:
-        running = {pool.submit(run, name) for name in names}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
@@ -90,7 +82,11 @@ def run_local(names: list[str], results_dir: Path, workers: int, gpus_per_cell: 
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
-            process.close()
+            process.stop()
+        while not all(future.done() for future in running):  # interrupted: a cell may have begun meanwhile
+            time.sleep(0.1)
+            for process in processes:
+                process.stop()
 
 
 def share_of_machine(worker: int, workers: int, gpus_per_cell: float) -> dict[str, str]:
@@ -134,7 +130,7 @@ def run_ray(names: list[str], results_dir: Path, gpus_per_cell: float) -> Iterat
                 try:
                     yield name, ray.get(reference)
                 except ray.exceptions.RayError as error:  # a worker or a machine that died
-                    (results_dir / f"{name}.error.txt").write_text(f"{error}\n", encoding="utf-8")
+                    write_atomically(results_dir / f"{name}.error.txt", f"{error}\n")
                     yield name, FAILED
     finally:
         for reference in running:

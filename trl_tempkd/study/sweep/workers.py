@@ -28,6 +28,7 @@ def _launch(
         stdin=subprocess.PIPE,  # closed when this process ends, and the other ends with it
         stdout=out,
         stderr=log,
+        start_new_session=True,  # Ctrl-C is for this process, which then ends the other
     )
 
 
@@ -42,21 +43,32 @@ class OwnProcess:
             Variables that it has beside the ones of this process.
     """
 
+    process: "subprocess.Popen[bytes] | None" = None
+    stopped = False  # whether its cells are wanted no more
+
     def __init__(self, working_dir: str, environment: dict[str, str] | None = None):
         self.working_dir = working_dir
         self.environment = environment
 
     def run(self, folder: Path) -> int:
         """Run the cell of this folder, what it prints going to `output.log`. Returns its exit status."""
-        process = start("trl_tempkd.commands.cell", folder / "cell.json", self.working_dir, self.environment)
+        self.process = start("trl_tempkd.commands.cell", folder / "cell.json", self.working_dir, self.environment)
         try:
-            return process.wait()  # meanwhile the pipe says that somebody waits
+            return self.process.wait()  # meanwhile the pipe says that somebody waits
         finally:
-            assert process.stdin is not None
-            process.stdin.close()
+            self.close()
 
     def close(self) -> None:
-        """End the process, if there is one without a cell."""
+        """End the process, if there is one, and with it the cell that it runs."""
+        process, self.process = self.process, None
+        if process is not None and process.stdin is not None:
+            process.stdin.close()  # it ends with its input
+            process.wait()
+
+    def stop(self) -> None:
+        """End the process for good: a cell that it was running is interrupted, and hasn't failed."""
+        self.stopped = True
+        self.close()
 
 
 class ForkingProcess(OwnProcess):
@@ -64,8 +76,6 @@ class ForkingProcess(OwnProcess):
     Starts one process, which imports what cells need and then forks itself for every cell. The cells are apart as with
     [`OwnProcess`], without its seconds of importing. Not for cells on a GPU: CUDA does not survive a fork.
     """
-
-    process: "subprocess.Popen[bytes] | None" = None
 
     def run(self, folder: Path) -> int:
         (folder / "output.log").write_text("", encoding="utf-8")
@@ -87,8 +97,7 @@ class ForkingProcess(OwnProcess):
         return process.wait() or 1
 
     def close(self) -> None:
-        process, self.process = self.process, None
-        if process is not None and process.stdin is not None and process.stdout is not None:
-            process.stdin.close()  # it ends with its input, and so does its fork
-            process.wait()
+        process = self.process
+        super().close()  # a fork has the same input, and ends with it too
+        if process is not None and process.stdout is not None:
             process.stdout.close()

@@ -1,12 +1,11 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The store of a study: Optuna's journal in the results' folder. Several processes may work on it, and may die."""
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import os
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -14,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from ...errors import UsageError
+from ...locks import locked
 from ..sweep.launchers import claim
 from .recipe import Tuning
 from .space import Choice, Range
@@ -26,21 +26,39 @@ JOURNAL = "study.log"
 
 
 class Lock(JournalFileOpenLock):
-    """A lock that goes with its process, however that ends. Those of Optuna outlive it, and are waited for."""
+    """
+    The lock of a journal. It goes with its process, however that ends. Those of Optuna outlive it, and are waited for.
+    """
 
-    def __init__(self, path: Path):
-        super().__init__(str(path))
-        self.path = path
-        self.file: IO[str] | None = None
+    def __init__(self, journal: Path):
+        super().__init__(str(journal))
+        self.journal, self.held = journal, ExitStack()
 
     def acquire(self) -> bool:
-        self.file = self.path.open("a")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
-        return True
+        free = self.held.enter_context(locked(self.journal.with_name(f"{self.journal.name}.lock")))
+        drop_torn_line(self.journal)
+        return free
 
     def release(self) -> None:
-        if self.file is not None:
-            self.file.close()
+        self.held.close()
+
+
+def drop_torn_line(journal: Path) -> None:
+    """
+    Cut off a last line without an end, as a killed process or a full disk leaves it. With the next one behind it, it
+    would be a line that nobody can read, and the study with it.
+    """
+    with journal.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        start = end
+        while start:
+            start = max(0, start - 4096)
+            file.seek(start)
+            if (newline := file.read(4096).rfind(b"\n")) >= 0:
+                start += newline + 1
+                break
+        if start < end:
+            file.truncate(start)
 
 
 class Store:
@@ -71,15 +89,9 @@ class Store:
         if before is not None:
             check_same(before, tuning.settings, folder)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[bool]:
         """One process at a time."""
-        lock = Lock(self.folder / "tune.lock")
-        lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return locked(self.folder / "tune.lock")
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -146,7 +158,7 @@ class Store:
 
 
 def open_storage(folder: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(folder / JOURNAL), Lock(folder / f"{JOURNAL}.lock")))
+    return JournalStorage(JournalFileBackend(str(folder / JOURNAL), Lock(folder / JOURNAL)))
 
 
 def trial_id(storage: JournalStorage, number: int) -> int:

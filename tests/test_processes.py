@@ -1,0 +1,205 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""Processes end with whoever started them, told or killed, and say one line at most."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from datasets import Dataset, DatasetDict
+from standins import save_pair
+
+from trl_tempkd import cli, processes
+from trl_tempkd.commands import cache, distill, launch
+from trl_tempkd.processes import LAUNCHER, Stopped, stopped_by_signals
+
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 20  # that a process may take to end
+
+# A launcher, its worker, and what that has started; each writes its id
+LAUNCH = """
+import os, subprocess, sys, time
+if {told}:
+    os.environ["TRL_TEMPKD_LAUNCHER"] = str(os.getpid())
+subprocess.Popen([sys.executable, "-c", '''{worker}'''])
+time.sleep(60)
+"""
+WORKER = """
+import os, subprocess, sys, time
+from trl_tempkd.processes import end_with_launcher
+end_with_launcher()
+assert "TRL_TEMPKD_LAUNCHER" not in os.environ
+below = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(os.getpid(), below.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def all_end(below: list[psutil.Process], seconds: float = SECONDS) -> bool:
+    """Whether all of these end by themselves. They are gone afterwards in any case."""
+    until = time.monotonic() + seconds
+    while not all(map(gone, below)) and time.monotonic() < until:
+        time.sleep(0.05)
+    left = [process for process in below if not gone(process)]
+    processes.kill(left)
+    return not left
+
+
+@pytest.mark.parametrize(
+    ("program", "told", "ends"), [("any.py", True, True), ("accelerate", False, True), ("shell.py", False, False)]
+)
+def test_a_worker_ends_with_a_launcher(program, told, ends, tmp_path):
+    """With ours, which says who it is, and with others, by their names; not with a shell that somebody leaves."""
+    (tmp_path / program).write_text(LAUNCH.format(told=told, worker=WORKER))
+    parent = subprocess.Popen([sys.executable, str(tmp_path / program)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    below = [psutil.Process(int(number)) for number in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    assert len(below) == 2
+    assert all_end(below, SECONDS if ends else 2) == ends
+    parent.stdout.close()
+
+
+def test_a_launcher_that_is_gone_already():
+    """It may be killed before its worker has looked."""
+    gone_one = subprocess.Popen([sys.executable, "-c", ""])
+    gone_one.wait()
+    code = "from trl_tempkd.processes import end_with_launcher; import time; end_with_launcher(); time.sleep(60)"
+    late = subprocess.run([sys.executable, "-c", code], env={**os.environ, LAUNCHER: str(gone_one.pid)}, timeout=30)
+    assert late.returncode == 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("command", ["distill", "evaluate", "sweep", "report"])
+def test_every_command_is_stopped_by_a_line(command, number, status, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run", lambda *_: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    assert cli.main([command]) == status
+    assert signal.getsignal(number) is before
+    how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"trl-tempkd {command}: {how}")
+    assert ("the same command goes on" in line) == (command != "report")
+
+
+def test_nohup_is_kept():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopped_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+        launch.quiet_elastic()
+        assert "SIGHUP" not in os.environ.pop("PET_SIGNALS_TO_HANDLE")
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    launch.quiet_elastic()
+    assert "PET_SIGNALS_TO_HANDLE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "said"),
+    [
+        ([2, -15], 2, ""),  # it has said why
+        ([1, -9, -15], 137, "a process was ended by SIGKILL; the machine may have run out of memory"),
+        ([-11, 1], 139, "a process was ended by SIGSEGV\n"),
+        ([-15], 143, ""),
+    ],
+)
+def test_how_processes_ended(statuses, status, said, capsys):
+    assert launch.ended(statuses) == status
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [distill, cache])
+def test_trainings_look_for_their_launcher(module, monkeypatch):
+    """Also those that `accelerate launch` has started by hand, as it does `examples/distill.py`."""
+
+    class Looked(Exception):
+        pass
+
+    def look():
+        raise Looked
+
+    monkeypatch.setattr("trl_tempkd.processes.end_with_launcher", look)
+    monkeypatch.setattr("trl_tempkd.job.end_with_launcher", look)
+    options = "--dataset_name tiny --model_name_or_path tiny:student --use_cpu --bf16 false --output_dir nowhere"
+    more = ["--output", "nowhere"] if module is cache else []
+    values, _, _ = module.make_parser().parse([*options.split(), *more], launched=True)
+    with pytest.raises(Looked):
+        module.main(*values)
+
+
+@pytest.fixture
+def command(tmp_path, make_model, tokenizer, prompt_dataset) -> list[str]:
+    """The options of a run that goes on and on, on a random pair."""
+    student, teacher = save_pair(tmp_path, make_model, tokenizer)
+    DatasetDict(train=Dataset.from_list(prompt_dataset.to_list() * 1000)).save_to_disk(tmp_path / "data")
+    options = {
+        "model_name_or_path": student,
+        "teacher_model_name_or_path": teacher,
+        "dataset_name": tmp_path / "data",
+        "output_dir": tmp_path / "output",
+        "max_steps": 100_000,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "dataloader_num_workers": 1,
+    }
+    flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+    return [*flags, "--use_cpu", "--bf16", "false", "--disable_tqdm", "true"]
+
+
+TWO = "--accelerate_config multi_gpu --num_processes 2 --main_process_port 0".split()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("options", "number", "status", "said"),
+    [
+        ([], signal.SIGTERM, 143, "stopped by SIGTERM"),
+        (TWO, signal.SIGKILL, -9, ""),
+        (TWO, signal.SIGINT, 130, "interrupted"),
+    ],
+    ids=["SIGTERM", "SIGKILL-two", "SIGINT-two"],
+)
+def test_trainings_end_with_their_launcher(options, number, status, said, command, tmp_path):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with (tmp_path / "log").open("w") as log:
+        line = [sys.executable, "-m", "trl_tempkd", "distill", *command, *options]
+        launcher = subprocess.Popen(line, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+    below: list[psutil.Process] = []
+    try:
+        until = time.monotonic() + 240
+        while "'loss'" not in (output := (tmp_path / "log").read_text()):
+            assert launcher.poll() is None and time.monotonic() < until, output[-3000:]
+            time.sleep(0.1)
+        below = psutil.Process(launcher.pid).children(recursive=True)
+        assert len(below) >= (4 if options else 2)  # ranks, and the workers of their data loaders
+        assert (tmp_path / "output" / "_in_use.json").exists()
+        if number == signal.SIGINT:
+            os.killpg(launcher.pid, number)  # as a terminal does
+        else:
+            launcher.send_signal(number)
+        assert launcher.wait(60) == status
+        assert all_end(below)
+    finally:
+        processes.kill([*below, *([psutil.Process(launcher.pid)] if launcher.poll() is None else [])])
+        launcher.wait()
+    after = (tmp_path / "log").read_text().rsplit("}\n", 1)[-1]  # of the last step that was logged
+    assert said in after
+    assert len([line for line in after.splitlines() if line.strip()]) == (1 if said else 0), after
+
+
+def test_stopping_is_an_interruption():
+    """So that what tidies up after Ctrl-C does after SIGTERM too."""
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        raise Stopped(signal.SIGTERM)

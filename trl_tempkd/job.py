@@ -1,0 +1,60 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""A training as a process among others: it ends with its launcher, and has its output folder to itself."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import Unwritable, written
+from .locks import owned
+from .processes import end_with_launcher
+
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+@contextmanager
+def job(args: "TrainingArguments", writes: bool = True) -> Iterator[None]:
+    """
+    Context in which a run writes to its output folder. The first of its processes keeps other runs out.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]):
+            Of the run.
+        writes (`bool`, *optional*, defaults to `True`):
+            Whether it saves anything there. Runs that don't may share a folder.
+
+    Raises:
+        [`UsageError`]: If another run writes to the folder, or nothing can be written there, now or later.
+    """
+    end_with_launcher()
+    folder = str(args.output_dir)
+    with written(folder), ExitStack() as held:
+        if writes and args.process_index == 0:
+            held.enter_context(owned(folder, "--output_dir"))
+        yield
+
+
+@contextmanager
+def prepared(dataset: Any) -> Iterator[None]:
+    """
+    Context in which a data set is mapped: `datasets` writes the result beside it, or into its own cache.
+
+    Where the disk is full, that library leaves what it has written of it, under a name that it never looks at again.
+    """
+    import datasets
+
+    files = getattr(dataset, "cache_files", None)
+    folder = Path(files[0]["filename"]).parent if files else Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        with written(folder):
+            yield
+    except Unwritable:
+        import psutil
+
+        for file in psutil.Process().open_files():  # none of another process, which may be at it as well
+            if Path(file.path).parent == folder.resolve() and Path(file.path).name.startswith("tmp"):
+                Path(file.path).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,174 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""Processes that end with whoever started them, and commands that end with a line when they are told to stop."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+
+LAUNCHER = "TRL_TEMPKD_LAUNCHER"  # environment variable: the id of the process that has started this one to train
+# By their programs and by their modules, as `python -m` starts them
+_LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl-tempkd", "trl_tempkd"}
+_LAUNCHERS |= {"accelerate.commands.launch", "torch.distributed.run", "deepspeed.launcher.launch"}
+_SECONDS = 0.5  # between two looks at the parent
+
+_watched: int | None = None  # the process that has been seen to already: this one, or the one that it is a fork of
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal told this process to stop. What tidies up after Ctrl-C does so after any of them."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def status_of(error: KeyboardInterrupt) -> int:
+    """The exit status that a shell gives to a process that a signal has ended: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
+
+
+def say_stopped(prog: str, error: KeyboardInterrupt, again: str = "") -> int:
+    """Say on one line that a command was told to stop, and what the same command does `again`. Returns its status."""
+    how = f"stopped by {error}" if isinstance(error, Stopped) and error.number != signal.SIGINT else "interrupted"
+    start = "\n" if sys.stderr.isatty() else ""  # behind the terminal's ^C
+    print(f"{start}{prog}: {how}" + (f"; {again}" if again else ""), file=sys.stderr)
+    return status_of(error)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """
+    Inside, SIGTERM and SIGHUP raise [`Stopped`], as Ctrl-C raises `KeyboardInterrupt`. One that is ignored, as SIGHUP
+    is under `nohup`, or that somebody handles already is left alone.
+    """
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    before = {number: signal.getsignal(number) for number in numbers if ours}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def quiet_when_interrupted() -> Iterator[None]:
+    """
+    In one of many processes: Ctrl-C ends it without a word, as whoever started it says what there is to say.
+
+    The first process that goes takes away what the others wait for, and so what they end with may be any error.
+    """
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if not interrupted:  # a terminal sends it to all processes, and the launcher hands it on to them once more
+            interrupted = True
+            raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except BaseException:
+        if not interrupted:
+            raise
+        sys.exit(128 + signal.SIGINT)
+
+
+def end_with_input() -> None:
+    """
+    End this process, and those below it, when whoever holds the other end of its input is gone, killed or not.
+    """
+    _end_when(lambda: os.read(0, 1))  # not through sys.stdin, whose lock a process cannot end with
+
+
+def end_with_launcher() -> None:
+    """
+    End this process, and those below it, when the launcher that has started it is gone, killed or not: that of
+    `trl-tempkd`, which says who it is, or one that is known by its name, as `accelerate launch` and `torchrun`.
+
+    Any other parent may go: a shell that was left, or a scheduler that ends its jobs itself.
+    """
+    global _watched
+    told = os.environ.pop(LAUNCHER, None)  # not for those that this process starts
+    if _watched == os.getpid():
+        return
+    _watched = os.getpid()
+    launcher = _known_launcher() if told is None else int(told)
+    if launcher is not None:
+        _end_when(lambda: _wait_for(launcher))
+
+
+def pass_on(error: KeyboardInterrupt) -> None:
+    """
+    Tell the processes that this one has started to stop, as it was told itself, and wait until they have. Those that
+    are left below them then are killed; a second Ctrl-C, or any signal that raises, kills them all at once.
+    """
+    import psutil
+
+    below, started = descendants(), psutil.Process().children()
+    try:
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(status_of(error) - 128)
+        psutil.wait_procs(started)
+    finally:
+        kill(below)
+
+
+def _known_launcher() -> int | None:
+    """The parent, if it is a launcher."""
+    import psutil
+
+    parent = os.getppid()
+    try:
+        words = psutil.Process(parent).cmdline()
+    except psutil.Error:  # gone, or not ours to look at
+        return None
+    return parent if any(Path(word).name in _LAUNCHERS for word in words) else None
+
+
+def _wait_for(parent: int) -> None:
+    while os.getppid() == parent:  # another one takes its children over
+        time.sleep(_SECONDS)
+
+
+def _end_when(gone: Callable[[], object]) -> None:
+    def watch() -> None:
+        gone()
+        try:
+            kill(descendants())
+        finally:
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def descendants() -> list:
+    """The processes below this one, of class `psutil.Process`."""
+    import psutil
+
+    return psutil.Process().children(recursive=True)
+
+
+def kill(processes: list) -> None:
+    import psutil
+
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
