@@ -13,7 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from trl_tempkd.study.metrics import DistinctN, RougeL, SelfBLEU, distinct_n, rouge_l, self_bleu
 
 
-FOLDER = Path(__file__).parent.parent / "trl_tempkd/metrics"
+FOLDER = Path(__file__).parent.parent / "trl_tempkd/study/metrics"
 
 
 def test_distinct_n_by_hand():
