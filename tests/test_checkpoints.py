@@ -189,7 +189,7 @@ def test_nothing_is_lost_when_all_are_damaged(make_trainer, tmp_path):
 # Visible whole
 
 
-@pytest.mark.parametrize("method", ["_save", "_save_optimizer_and_scheduler", "_save_rng_state"])
+@pytest.mark.parametrize("method", ["_save", "_save_rng_state"])
 def test_a_kill_while_writing_leaves_nothing_to_be_taken_for_a_checkpoint(make_trainer, tmp_path, monkeypatch, method):
     trainer = make_trainer(**{**SAVING, "save_steps": 1})
     original = getattr(trainer, method)
@@ -230,10 +230,9 @@ def test_the_limit_never_takes_the_only_whole_one(make_trainer, tmp_path):
     assert problem_of(tmp_path / "out/checkpoint-4") is None
 
 
-@pytest.mark.parametrize("limit", [1, None])
-def test_the_best_one_stays(make_trainer, prompt_dataset, tmp_path, limit):
+def test_the_best_one_stays(make_trainer, prompt_dataset, tmp_path):
     fields = {
-        **SAVING, "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "save_total_limit": limit,
+        **SAVING, "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "save_total_limit": 1,
         "load_best_model_at_end": True, "learning_rate": 10.0, "eval_dataset": prompt_dataset,
     }  # fmt: skip
     trainer = make_trainer(**fields)
@@ -241,8 +240,7 @@ def test_the_best_one_stays(make_trainer, prompt_dataset, tmp_path, limit):
     losses = logged(trainer, "eval_loss")
     best = tmp_path / "out" / f"checkpoint-{1 + losses.index(min(losses))}"
     assert best.name != "checkpoint-4"
-    kept = {best.name, "checkpoint-4"} if limit else {f"checkpoint-{i}" for i in range(1, 5)}
-    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == kept
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {best.name, "checkpoint-4"}
     for state in (trainer.state.__dict__, json.loads((tmp_path / "out/checkpoint-4/trainer_state.json").read_text())):
         assert state["best_model_checkpoint"] == str(best)
     expected = weights(best / "model.safetensors")
@@ -279,12 +277,10 @@ def test_a_checkpoint_is_pushed_once_it_has_its_name(make_trainer, tmp_path, mon
 
 FINISHED = {
     "in an epoch": {"max_steps": 4},
-    "at its end": {"max_steps": 5},
     "uneven": {"max_steps": 4, "gradient_accumulation_steps": 2},
     "one and a half epochs": {"max_steps": -1, "num_train_epochs": 1.5},
     "on-policy": {"max_steps": 4, **ON_POLICY},
-    "stream": {"max_steps": 4, "train_dataset": "stream"},
-    "stream, over its end": {"max_steps": 7, "train_dataset": "stream", "gradient_accumulation_steps": 2},
+    "stream": {"max_steps": 7, "train_dataset": "stream", "gradient_accumulation_steps": 2},
     "by epochs": {"max_steps": -1, "num_train_epochs": 1, "save_strategy": "epoch"},
     "model alone": {"max_steps": 4, "save_only_model": True, "divergence": "taid"},
     "adapter": {"max_steps": 4, "kwargs": "lora"},
@@ -545,17 +541,17 @@ def stream_fields(**fields):
     return {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 8, **fields}
 
 
-@pytest.mark.parametrize("batches", [1, 5, 7])
+@pytest.mark.parametrize("batches", [5, 1])
 def test_a_stream_is_trained_on_as_its_rows_are(make_trainer, batches):
-    """With 5 batches and 2 to a step the third step of each pass has one: its gradient is no other step's."""
+    """With 5 batches and 3 to a step the second step of each pass has two: their gradient is no other step's."""
     rows = Dataset.from_list(ten_rows().to_list() * 2).select(range(2 * batches))
-    fields = stream_fields(train_sampling_strategy="sequential", gradient_accumulation_steps=3)
+    fields = stream_fields(train_sampling_strategy="sequential", gradient_accumulation_steps=3, max_steps=5)
     stored = make_trainer("llama", "llama", rows, **fields)
     streamed = make_trainer("llama", "llama", rows.to_iterable_dataset(), **fields)
     stored.train(), streamed.train()
     for name in ("loss", "grad_norm", "kl_tau1", "num_tokens"):
         assert logged(streamed, name) == pytest.approx(logged(stored, name), rel=1e-4), name
-    assert len(logged(stored, "loss")) == 8
+    assert len(logged(stored, "loss")) == 5
 
 
 @pytest.mark.parametrize("fields", [{}, ON_POLICY], ids=["off-policy", "on-policy"])
