@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints: whole or passed over, of this run or refused; a finished run stays finished; streams."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -15,11 +16,13 @@ from safetensors.torch import load_file
 from standins import save_pair
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
 
-from trl_tempkd.checkpoints import find_checkpoint, newest_whole, problem_of, whole
+from trl_tempkd.checkpoints import description, find_checkpoint, newest_whole, problem_of, whole
 from trl_tempkd.checkpoints.description import fingerprint, sample_of
 from trl_tempkd.commands import distill
 from trl_tempkd.errors import UsageError
+from trl_tempkd.rollouts import RolloutConfig
 
 
 RECORD = "distillation.json"
@@ -213,6 +216,27 @@ def test_a_kill_while_writing_leaves_nothing_to_be_taken_for_a_checkpoint(make_t
     assert newest_whole(tmp_path / "out") == (tmp_path / "out/checkpoint-4", {})
 
 
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_one(make_trainer, tmp_path, monkeypatch):
+    make_trainer(**SAVING).train()
+    move = shutil.move
+
+    def killed(source, target):
+        move(source, target)
+        raise KeyboardInterrupt
+
+    trainer = make_trainer(**SAVING)
+    trainer.train(resume_from_checkpoint=True)
+    monkeypatch.setattr(shutil, "move", killed)
+    with pytest.raises(KeyboardInterrupt):  # the old one is away, and the new one has no name yet
+        trainer._save_checkpoint(trainer.model, None)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+    again = make_trainer(**SAVING)
+    again.train(resume_from_checkpoint="auto")
+    assert (again.state.global_step, again.trained_steps) == (4, 0)
+    assert newest_whole(tmp_path / "out") == (tmp_path / "out/checkpoint-4", {})
+
+
 def test_the_limit_never_takes_the_only_whole_one(make_trainer, tmp_path):
     make_trainer(**{**SAVING, "save_steps": 1}).train()
     for step in (3, 4):
@@ -260,8 +284,6 @@ def test_the_best_one_stays(make_trainer, prompt_dataset, tmp_path):
 
 
 def test_a_checkpoint_is_pushed_once_it_has_its_name(make_trainer, tmp_path, monkeypatch):
-    from trl import SFTTrainer
-
     pushed = []
     monkeypatch.setattr(
         SFTTrainer, "_push_from_checkpoint", lambda self, folder: pushed.append((folder, problem_of(folder)))
@@ -411,13 +433,16 @@ def test_a_finished_job_saves_and_evaluates_what_is_there(distil, tmp_path, caps
         assert results == training if left != "nothing" else json.loads(results)["train_loss"] > 0
 
 
-def test_a_damaged_checkpoint_is_one_line(distil, tmp_path, capsys):
+def test_a_checkpoint_that_does_not_do_is_one_line(distil, tmp_path, monkeypatch):
     distil()
     damaged(tmp_path / "output/checkpoint-4/trainer_state.json", "cut off")
     with pytest.raises(UsageError, match=r"isn't whole: trainer_state\.json was cut off"):
         distil("--resume_from_checkpoint", str(tmp_path / "output/checkpoint-4"))
     distil("--resume_from_checkpoint", "auto")
     assert problem_of(tmp_path / "output/checkpoint-4") is None
+    monkeypatch.setattr("trl_tempkd.trainer.TemperatureKDTrainer.__init__", None)  # nothing is loaded for this
+    with pytest.raises(UsageError, match=r"is of another run: `kd_temperature` was 2[.]0, is 3[.]0"):
+        distil("--resume_from_checkpoint", "auto", "--kd_temperature", "3")
 
 
 # Of this run
@@ -494,6 +519,16 @@ def test_the_same_run_says_nothing(make_trainer, make_model, tmp_path, caplog):
     record = json.loads((tmp_path / "out/checkpoint-4" / RECORD).read_text())
     assert record["step"] == 4 and record["target"]["divergence_kwargs"] == {"beta": 0.5}
     assert {"seed", "processes", "versions"} <= set(record["run"])
+
+
+def test_every_option_of_the_rollouts_has_its_place():
+    own = {field.name for field in dataclasses.fields(RolloutConfig)} - set(SFTConfig.__dataclass_fields__)
+    of_the_target = {*description._SOURCES, *description._SAMPLING}
+    # What changes the cost, or what is shown
+    others = {"cache_implementation", "generation_batch_size", "ds3_gather_for_generation", "use_vllm"}
+    others |= {"log_completions", "num_completions_to_print", "log_unique_prompts"}
+    rest = {name for name in own - of_the_target - others if not name.startswith("vllm_")}
+    assert of_the_target <= own and not rest, "say in checkpoints/description.py whether it decides the target"
 
 
 def test_a_checkpoint_of_an_earlier_version(make_trainer, tmp_path, caplog):

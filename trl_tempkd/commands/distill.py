@@ -164,6 +164,7 @@ def check(
         `tuple[str, str]`: The student and the teacher, as `from_pretrained` takes them. With `--teacher_cache`
             or `--teacher_server_url` the teacher need not be named.
     """
+    from ..checkpoints import compare, options_of
     from .data import check_data, check_path, resolve_model
 
     check_data(script_args, dataset_args)
@@ -175,7 +176,9 @@ def check(
         teacher = training_args.teacher_model_name_or_path  # its name on the server
     elif training_args.teacher_cache is None or training_args.teacher_model_name_or_path:
         teacher = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
-    find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
+    checkpoint = find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
+    if checkpoint is not None:  # the options; teacher, data and the rest are compared once they are loaded
+        compare(Path(checkpoint), {"target": options_of(training_args)}, training_args.resume_with_changes)
     check_adapter(model_args, teacher)
     return student, teacher
 
