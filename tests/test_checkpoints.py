@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from trl_tempkd.checkpoints.description import fingerprint, sample_of
 from trl_tempkd.commands import distill
 from trl_tempkd.errors import UsageError
 from trl_tempkd.rollouts import RolloutConfig
+from trl_tempkd.teachers import BaseTeacher, CachedTeacher, ServedTeacher
 
 
 RECORD = "distillation.json"
@@ -556,6 +558,32 @@ def test_fingerprints(make_model):
         p.data += 0.1
     assert fingerprint(model.parameters()) not in (same, None)
     assert fingerprint(make_model().to("meta").parameters()) is None
+
+
+def test_teachers_that_are_no_model():
+    def described(kind, **attributes):
+        teacher = object.__new__(kind)
+        teacher.__dict__.update(attributes)
+        return {"teacher": description._teacher(teacher, None, "the name in the recipe")}
+
+    def cache(seed, name):
+        return described(CachedTeacher, manifest=SimpleNamespace(seed=seed, teacher_model_name_or_path=name))
+
+    def server(model, url):
+        return described(ServedTeacher, client=SimpleNamespace(model=model, url=url))
+
+    same = [
+        (cache(5, "here"), cache(5, "there")),
+        (server("large", "http://a"), server("large", "http://b")),
+        (described(BaseTeacher), described(BaseTeacher)),
+    ]
+    assert all(description.differences(*pair) == [] for pair in same)
+    others = [
+        (cache(5, "here"), cache(6, "here")),
+        (server("large", "http://a"), server("small", "http://a")),
+        (cache(5, "large"), server("large", "http://a")),
+    ]
+    assert all("`teacher." in description.differences(*pair)[0] for pair in others)
 
 
 def test_samples_of_data(make_trainer):
