@@ -107,12 +107,13 @@ def make_trainer(backend: str, scenario: dict[str, Any], watch: Watch) -> Temper
     if backend == "fsdp2":  # without it, FSDP2 on CPU is DDP without a sign
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     lora, load = scenario.get("lora"), AutoModelForCausalLM.from_pretrained if scenario.get("loaded") else str
+    train_dataset = load_from_disk(scenario["train_dataset"])
     trainer = TemperatureKDTrainer(
         model=load(scenario["student"]),
         teacher_model=load(scenario["teacher"]),
         args=args,
         processing_class=AutoTokenizer.from_pretrained(scenario["student"]),
-        train_dataset=load_from_disk(scenario["train_dataset"]),
+        train_dataset=train_dataset.to_iterable_dataset() if scenario.get("streamed") else train_dataset,
         eval_dataset=load_from_disk(scenario["eval_dataset"]),
         compute_metrics=(lambda output: {"rows": len(output.predictions)})
         if scenario.get("compute_metrics")

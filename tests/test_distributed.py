@@ -74,6 +74,8 @@ SCENARIOS = {
         "single": {"train_dataset": "ten_rows_and_two"},
         "fields": {"train_sampling_strategy": "sequential", "num_train_epochs": 1, "max_steps": -1},
     },
+    # Five batches a pass, two to a step
+    "streamed": {"train_dataset": "ten_rows", "streamed": True, "fields": ACCUMULATED},
     "unlabelled": UNLABELLED,
     # Every token of the batch is compared with those of all ranks, of which some have none
     "token_adaptive": {

@@ -588,9 +588,11 @@ def test_the_stop_tokens_of_both_models_count(make_trainer, make_model):
 
 
 def test_empty_evaluation(make_trainer, prompt_dataset):
-    trainer = make_trainer(lmbda=1.0, max_new_tokens=3, eval_dataset=prompt_dataset)
-    trainer.evaluate(trainer.eval_dataset.select([]))
-    assert trainer.rollouts.losses == {}
+    fields = {"lmbda_schedule": "adaptive", "eval_strategy": "steps", "eval_steps": 1, "max_new_tokens": 3}
+    trainer = make_trainer(**fields, eval_dataset=prompt_dataset)
+    trainer.eval_dataset = trainer.eval_dataset.select([])
+    trainer.train()
+    assert trainer.rollouts.distance is None and trainer.rollouts.share == 0
 
 
 def test_evaluation_uses_the_data_set(make_trainer, prompt_dataset):

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -22,11 +23,13 @@ from transformers.trainer_pt_utils import get_model_param_count
 
 from .. import __version__
 from ..divergences import DIVERGENCES
+from ..errors import UsageError
 from ..objectives import OBJECTIVES
 from ..objectives.config import ObjectiveConfig
 from ..rollouts import RolloutConfig
 from ..teachers import BaseTeacher, CachedTeacher, ServedTeacher
 from ..temperature_rules import TEMPERATURE_RULES
+from .whole import record_of
 
 
 # Options that decide the target: what the student is compared with, in which way, and on whose text
@@ -64,15 +67,8 @@ def describe(trainer: Any) -> dict[str, Any]:
     """
     args, unwrap = trainer.args, trainer.accelerator.unwrap_model
     student = unwrap(trainer.model)
-    target = {name: getattr(args, name) for name in [*_OBJECTIVE, *_SOURCES, *(_SAMPLING if args.generates else [])]}
-    divergence = OBJECTIVES.get(args.divergence) or DIVERGENCES[args.divergence]
-    target["divergence_kwargs"] = _completed(divergence, args.divergence_kwargs)
-    if args.kd_temperature_rule is not None:
-        rule = TEMPERATURE_RULES[args.kd_temperature_rule]
-        target["kd_temperature_rule_kwargs"] = _completed(rule, args.kd_temperature_rule_kwargs)
+    target = options_of(args)
     target["teacher"] = _teacher(trainer.teacher, unwrap, args.teacher_model_name_or_path)
-    if args.teacher_server_url is not None:
-        target["teacher_server_logprobs"] = args.teacher_server_logprobs
     target["data"] = sample_of(trainer.train_dataset)
     target["student_parameters"] = get_model_param_count(student)
     target["adapter"] = target["student_base"] = None
@@ -88,6 +84,47 @@ def describe(trainer: Any) -> dict[str, Any]:
     run["versions"] = {"trl_tempkd": __version__, "torch": torch.__version__}
     run["versions"] |= {m.__name__: m.__version__ for m in (transformers, trl, accelerate, peft, datasets)}
     return json.loads(json.dumps({"target": target, "run": run}, default=_plain))
+
+
+def options_of(args: Any) -> dict[str, Any]:
+    """What a configuration says of the target, before anything is loaded."""
+    target = {name: getattr(args, name) for name in [*_OBJECTIVE, *_SOURCES, *(_SAMPLING if args.generates else [])]}
+    divergence = OBJECTIVES.get(args.divergence) or DIVERGENCES[args.divergence]
+    target["divergence_kwargs"] = _completed(divergence, args.divergence_kwargs)
+    if args.kd_temperature_rule is not None:
+        rule = TEMPERATURE_RULES[args.kd_temperature_rule]
+        target["kd_temperature_rule_kwargs"] = _completed(rule, args.kd_temperature_rule_kwargs)
+    if args.teacher_server_url is not None:
+        target["teacher_server_logprobs"] = args.teacher_server_logprobs
+    return json.loads(json.dumps(target, default=_plain))
+
+
+def compare(checkpoint: Path, description: dict[str, Any], insisting: bool) -> list[str]:
+    """
+    Compare a checkpoint with the run that is to go on from it.
+
+    Args:
+        checkpoint (`pathlib.Path`): its folder.
+        description (`dict`): what [`describe`] says of the run, or the options of it alone.
+        insisting (`bool`): whether to go on whatever differs.
+
+    Returns:
+        `list[str]`: what is to be said of it, a sentence each.
+
+    Raises:
+        [`UsageError`]: If what decides the target differs.
+    """
+    record = record_of(checkpoint)
+    if record is None:
+        return [f"{checkpoint} doesn't say what run it is of, so it can't be compared with this one."]
+    target, run = (differences(record.get(part, {}), description.get(part, {})) for part in ("target", "run"))
+    if target and not insisting:
+        raise UsageError(
+            f"{checkpoint} is of another run: {'; '.join(target)}. Resume it with what it was made with, give another "
+            "`output_dir` to start anew, or set `resume_with_changes` to go on nevertheless."
+        )
+    changes = [*target, *run]
+    return [f"{checkpoint} was made with other options: {'; '.join(changes)}."] if changes else []
 
 
 def _plain(value: Any) -> Any:

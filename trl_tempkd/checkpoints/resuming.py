@@ -14,7 +14,7 @@ from trl import SFTTrainer
 from ..errors import UsageError
 from ..objectives import Objective
 from ..rollouts import Rollouts
-from .description import describe, differences
+from .description import compare, describe
 from .whole import (
     STATE,
     WRITING,
@@ -22,7 +22,6 @@ from .whole import (
     find_checkpoint,
     problem_of,
     publish,
-    record_of,
     rotate,
     said,
     written_under,
@@ -96,17 +95,7 @@ class ResumingTrainer(SFTTrainer):
                 f"{checkpoint} was written {f'under {under}' if under else 'with `save_only_model`'}, and what a run "
                 f"under {mine} goes on from isn't in it. Resume as it was made, or start anew with it as the student."
             )
-        record = record_of(checkpoint)
-        if record is None:
-            return [f"{checkpoint} doesn't say what run it is of, so it can't be compared with this one."]
-        target, run = (differences(record.get(part, {}), self._description[part]) for part in ("target", "run"))
-        if target and not self.args.resume_with_changes:
-            raise UsageError(
-                f"{checkpoint} is of another run: {'; '.join(target)}. Resume it with what it was made with, give "
-                "another `output_dir` to start anew, or set `resume_with_changes` to go on nevertheless."
-            )
-        changes = [*target, *run]
-        return [f"{checkpoint} was made with other options: {'; '.join(changes)}."] if changes else []
+        return compare(checkpoint, self._description, self.args.resume_with_changes)
 
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume: str | None, trial: Any

@@ -224,20 +224,23 @@ def publish(written: Path, final: Path, description: dict[str, Any]) -> None:
     record = {"format": 1, **description, "files": sizes_of(written)}
     write_atomically(written / RECORD, json.dumps(record, indent=1) + "\n")
     if final.exists():
-        final.rename(written.with_name(f"{final.name}.replaced"))
-    written.rename(final)
+        shutil.move(final, written.with_name(f"{final.name}.replaced"))
+    shutil.move(written, final)  # a rename; a copy where the file system of a cloud can't rename folders
     clear(final.parent)
 
 
 def remove(folder: Path) -> None:
     """Delete a checkpoint. It loses its name first, so that no part of it is ever taken for a checkpoint."""
     (folder.parent / WRITING).mkdir(exist_ok=True)
-    folder.rename(folder.parent / WRITING / f"{folder.name}.deleted")
+    shutil.move(folder, folder.parent / WRITING / f"{folder.name}.deleted")
     clear(folder.parent)
 
 
 def clear(output_dir: Path) -> None:
-    """Delete what a job that was stopped has left unfinished in its output folder."""
+    """Delete what a job that was stopped has left unfinished in its output folder, and name what it has finished."""
+    for written in checkpoints_in(output_dir / WRITING):
+        if (written / RECORD).is_file() and not (output_dir / written.name).exists():
+            shutil.move(written, output_dir / written.name)
     shutil.rmtree(output_dir / WRITING, ignore_errors=True)
 
 

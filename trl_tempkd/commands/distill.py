@@ -194,6 +194,7 @@ def check(
             or `--teacher_server_url` the teacher need not be named.
     """
     from ..argument_checks import check_installed
+    from ..checkpoints import compare, options_of
     from ..paths import check_path, check_writable
     from .data import check_data, resolve_model
 
@@ -206,7 +207,9 @@ def check(
         teacher = training_args.teacher_model_name_or_path  # its name on the server
     elif training_args.teacher_cache is None or training_args.teacher_model_name_or_path:
         teacher = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
-    find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
+    checkpoint = find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
+    if checkpoint is not None:  # the options; teacher, data and the rest are compared once they are loaded
+        compare(Path(checkpoint), {"target": options_of(training_args)}, training_args.resume_with_changes)
     check_adapter(model_args, teacher)
     check_installed(training_args)
     check_writable(str(training_args.output_dir), "--output_dir")
