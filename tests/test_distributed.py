@@ -76,6 +76,9 @@ SCENARIOS = {
     },
     # Five batches a pass, two to a step
     "streamed": {"train_dataset": "ten_rows", "streamed": True, "fields": ACCUMULATED},
+    # Both models are tried on such rows: under ZeRO-3 the student at its first batch, through its wrapper
+    # (Rows that fill up a batch of the evaluation can't be told apart in it.)
+    "padding_free": {"eval_dataset": "prompts", "fields": {"padding_free": True}},
     "unlabelled": UNLABELLED,
     # Every token of the batch is compared with those of all ranks, of which some have none
     "token_adaptive": {

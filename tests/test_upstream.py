@@ -67,10 +67,6 @@ def test_trl_version():
             transformers.Trainer.evaluation_loop,
             ["self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
         ),
-        (
-            transformers.models.mixtral.modeling_mixtral.load_balancing_loss_func,
-            ["gate_logits", "num_experts", "top_k", "attention_mask"],
-        ),
     ],
 )
 def test_signatures(function, expected):
