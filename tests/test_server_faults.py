@@ -32,7 +32,6 @@ from trl_tempkd.teachers.questions import Answer, Models, PromptLogprobs
 
 
 TOKENS = [5, 6, 7, 8]
-DAY = 86400.0
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +53,10 @@ def server(make_model, tokenizer):
 
 @pytest.fixture
 def connect():
-    """`connect(url)`: a client, with patience for a day."""
+    """`connect(url)`: a client, with more patience than a test may take."""
     clients = []
 
-    def connect(url, k=4, requests=4, timeout=20.0, patience=DAY):
+    def connect(url, k=4, requests=4, timeout=20.0, patience=30.0):
         clients.append(CompletionsClient(url, None, k, requests, timeout, patience, 161))
         return clients[-1]
 

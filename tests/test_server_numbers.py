@@ -13,7 +13,7 @@ from trl_tempkd.errors import UsageError
 from trl_tempkd.teachers import client as client_file
 from trl_tempkd.teachers import probe as probe_file
 from trl_tempkd.teachers.client import CompletionsClient
-from trl_tempkd.teachers.probe import probe
+from trl_tempkd.teachers.probe import _distances, probe
 
 
 @pytest.fixture(autouse=True)
@@ -303,6 +303,28 @@ def test_noise_is_no_shift(server, ask, warned):
             found, _ = ask(k)
             assert (found.normalised, found.tempered) == (True, False)
     assert not warned
+
+
+def test_a_rounding_that_flips_is_no_shift(server, ask):
+    """Where all numbers are the same but for one, in a row that can't know where the texts part."""
+
+    def flipped(reply, body):
+        rows = reply["choices"][0]["prompt_logprobs"][1:]
+        if body["temperature"] == 2:
+            row = rows[2 * len(body["prompt"]) // 3 - 1]
+            max(row.values(), key=lambda entry: entry["logprob"])["logprob"] -= 0.01
+        return reply
+
+    server.change = flipped
+    ask(8)
+
+
+def test_the_distance_of_rows_that_know_few_tokens():
+    """The last of the k may be another token for little, so what is alone may be as likely in the other row."""
+    p, q = np.array([0.6, 0.4]), np.array([0.61, 0.39])
+    assert _distances(np.array([1, 2]), p, np.array([1, 3]), q) == pytest.approx((0.01, 0.4))
+    assert _distances(np.array([1, 2]), p, np.array([2, 1]), q[::-1]) == pytest.approx((0.01, 0.01))
+    assert _distances(np.array([1, 2]), p, np.array([3, 4]), q) == pytest.approx((0.215, 1))
 
 
 # Later answers
