@@ -965,4 +965,4 @@ def test_a_stream_that_breaks_off_in_the_middle(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr("trl_tempkd.trainer.TemperatureKDTrainer", Trainer)
     said = command("distill", dataset_name=path, dataset_streaming=True)
-    assert f"cannot load the data: {path}, line 101: Expecting ',' delimiter" in said
+    assert f"cannot load the data set: {path}, line 101: Expecting ',' delimiter" in said

@@ -107,7 +107,7 @@ def data_faults(script_args: "ScriptArguments", dataset_args: "DatasetMixtureCon
         fault = next(filter(None, (fault_of(file, columns) for file in files)), None)
         if fault is None:
             raise
-        raise UsageError(f"cannot load the data: {fault}") from error
+        raise UsageError(f"cannot load the data set: {fault}") from error
 
 
 def check_data(script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") -> None:
