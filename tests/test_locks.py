@@ -2,6 +2,7 @@
 """Locks go with their process, however it ends, and keep two jobs out of one folder."""
 
 import errno
+import inspect
 import json
 import multiprocessing
 import os
@@ -12,9 +13,11 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from transformers import Trainer
 
 from trl_tempkd import locks
 from trl_tempkd.commands import cache, distill
@@ -116,6 +119,13 @@ def test_a_file_that_is_no_lock(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UsageError, match=r"cannot write to .*file.*; give another --output_dir"):
             take(folder)
+
+
+def test_the_hub_is_not_sent_the_lock():
+    """The trainer uploads its folder while it is locked."""
+    assert fnmatch(OWNER, "_*")
+    for upload in (Trainer.push_to_hub, Trainer._push_from_checkpoint):
+        assert 'ignore_patterns=["_*"' in inspect.getsource(upload)
 
 
 def test_without_locks_nobody_is_kept_out(tmp_path, monkeypatch, caplog):
