@@ -269,13 +269,14 @@ def kills(place: Place, kinds: list[str], count: int, rng: random.Random) -> lis
         place.run(*command)
         seconds = time.monotonic() - begin
         command, _ = command_of(place, kind, out)
-        done, slowest, torn = 0, 0.0, 0
+        done, training, slowest, torn = 0, 0, 0.0, 0
         while done < count:
             running = place.start(*command)
             time.sleep(rng.uniform(0, seconds))
             if running.process.poll() is None:
                 slowest = max(slowest, running.kill())
                 done += 1
+                training += "'loss'" in running.output()
             elif running.process.returncode:
                 sys.exit(f"{kind} doesn't go on after {done} kills:\n{running.output()[-4000:]}")
             elif kind != "report":  # it was through already
@@ -287,6 +288,7 @@ def kills(place: Place, kinds: list[str], count: int, rng: random.Random) -> lis
             {
                 "part": f"kills: {kind}",
                 "kills": done,
+                **({"of them after the first step": training} if kind in TRAININGS else {}),
                 "as undisturbed": read(out) == read(calm) and not torn,
                 "stray files": len(strays(out)),
                 "seconds until all processes were gone, at most": round(slowest, 2),

@@ -23,6 +23,7 @@ from trl_tempkd import locks
 from trl_tempkd.commands import cache, distill
 from trl_tempkd.errors import UsageError
 from trl_tempkd.files import whole_file, write_atomically
+from trl_tempkd.job import job
 from trl_tempkd.locks import OWNER, locked, owned
 
 
@@ -175,6 +176,27 @@ def test_what_a_killed_writer_has_left_does_not_pile_up(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [".file.tmp"]
     write_atomically(tmp_path / "file", "whole")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_training_has_left_is_deleted(tmp_path, make_config):
+    """By the next one in the folder. safetensors writes beside the file, under another name each time."""
+    code = (
+        "import os, signal, sys, threading, time, torch; from safetensors.torch import save_file\n"
+        "def kill():\n"
+        "    while not any(name.startswith('.tmp') for name in os.listdir(sys.argv[1])): pass\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "threading.Thread(target=kill).start()\n"
+        "while True: save_file({'a': torch.zeros(2**22)}, sys.argv[1] + '/model.safetensors')"
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run([sys.executable, "-c", code, str(out)], timeout=60)
+    left = [path.name for path in out.iterdir() if path.name.startswith(".tmp")]
+    assert len(left) == 1
+    for name in (".tmp_notes", ".tmpfolder"):
+        (out / name).mkdir()
+    with job(make_config()):
+        assert {path.name for path in out.iterdir()} - {"model.safetensors"} == {".tmp_notes", ".tmpfolder", OWNER}
 
 
 class Reached(Exception):
