@@ -2,6 +2,7 @@
 """Locks go with their process, however it ends, and keep two jobs out of one folder."""
 
 import errno
+import inspect
 import json
 import multiprocessing
 import os
@@ -12,14 +13,17 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from transformers import Trainer
 
 from trl_tempkd import locks
 from trl_tempkd.commands import cache, distill
 from trl_tempkd.errors import UsageError
 from trl_tempkd.files import whole_file, write_atomically
+from trl_tempkd.job import job
 from trl_tempkd.locks import OWNER, locked, owned
 
 
@@ -118,6 +122,13 @@ def test_a_file_that_is_no_lock(tmp_path):
             take(folder)
 
 
+def test_the_hub_is_not_sent_the_lock():
+    """The trainer uploads its folder while it is locked."""
+    assert fnmatch(OWNER, "_*")
+    for upload in (Trainer.push_to_hub, Trainer._push_from_checkpoint):
+        assert 'ignore_patterns=["_*"' in inspect.getsource(upload)
+
+
 def test_without_locks_nobody_is_kept_out(tmp_path, monkeypatch, caplog):
     def unsupported(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -165,6 +176,27 @@ def test_what_a_killed_writer_has_left_does_not_pile_up(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [".file.tmp"]
     write_atomically(tmp_path / "file", "whole")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_training_has_left_is_deleted(tmp_path, make_config):
+    """By the next one in the folder. safetensors writes beside the file, under another name each time."""
+    code = (
+        "import os, signal, sys, threading, time, torch; from safetensors.torch import save_file\n"
+        "def kill():\n"
+        "    while not any(name.startswith('.tmp') for name in os.listdir(sys.argv[1])): pass\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "threading.Thread(target=kill).start()\n"
+        "while True: save_file({'a': torch.zeros(2**22)}, sys.argv[1] + '/model.safetensors')"
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run([sys.executable, "-c", code, str(out)], timeout=60)
+    left = [path.name for path in out.iterdir() if path.name.startswith(".tmp")]
+    assert len(left) == 1
+    for name in (".tmp_notes", ".tmpfolder"):
+        (out / name).mkdir()
+    with job(make_config()):
+        assert {path.name for path in out.iterdir()} - {"model.safetensors"} == {".tmp_notes", ".tmpfolder", OWNER}
 
 
 class Reached(Exception):

@@ -55,12 +55,14 @@ def all_end(below: list[psutil.Process], seconds: float = SECONDS) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("program", "told", "ends"), [("any.py", True, True), ("accelerate", False, True), ("shell.py", False, False)]
+    ("program", "told", "ends"),
+    [("any.py", True, True), ("accelerate", False, True), ("shell.py", False, False)],
 )
 def test_a_worker_ends_with_a_launcher(program, told, ends, tmp_path):
     """With ours, which says who it is, and with others, by their names; not with a shell that somebody leaves."""
     (tmp_path / program).write_text(LAUNCH.format(told=told, worker=WORKER))
-    parent = subprocess.Popen([sys.executable, str(tmp_path / program)], stdout=subprocess.PIPE, text=True)
+    line = [sys.executable, "-u", str(tmp_path / program), "torchrun"]  # an argument isn't what is run
+    parent = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     below = [psutil.Process(int(number)) for number in parent.stdout.readline().split()]
     parent.kill()
@@ -90,6 +92,16 @@ def test_every_command_is_stopped_by_a_line(command, number, status, monkeypatch
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"trl-tempkd {command}: {how}")
     assert ("the same command goes on" in line) == (command != "report")
+
+
+def test_a_reader_that_has_had_enough():
+    line = [sys.executable, "-m", "trl_tempkd", "divergences", "--format", "markdown"]
+    command = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert command.stdout is not None and command.stderr is not None
+    command.stdout.close()
+    assert command.stderr.read() == ""
+    assert command.wait(60) == 141
+    command.stderr.close()
 
 
 def test_nohup_is_kept():

@@ -110,9 +110,14 @@ def main(argv: list[str] | None = None) -> int:
     command = commands[argv[0]]
     try:
         with stopped_by_signals():
-            return run(command, argv[1:])
+            status = run(command, argv[1:])
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt as stop:
         return say_stopped(f"trl-tempkd {command.name}", stop, command.again)
+    except BrokenPipeError:  # whoever reads the output, as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
 
 
 def run(command: Command, argv: list[str]) -> int:

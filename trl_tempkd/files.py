@@ -60,6 +60,16 @@ def write_atomically(path: str | Path, text: str) -> None:
         file.write(text)
 
 
+def clear(folder: Path) -> None:
+    """
+    Delete what safetensors writes aside, and a killed process leaves, in a folder that nobody else writes to. As each
+    has another name, they would pile up.
+    """
+    for path in folder.glob(".tmp??????"):
+        if path.name[4:].isalnum() and path.is_file():
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def written(path: str | Path | None = None, exactly: bool = False) -> Iterator[None]:
     """

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import Unwritable, written
+from .files import Unwritable, clear, written
 from .locks import owned
 from .processes import end_with_launcher
 
@@ -34,6 +34,7 @@ def job(args: "TrainingArguments", writes: bool = True) -> Iterator[None]:
     with written(folder), ExitStack() as held:
         if writes and args.process_index == 0:
             held.enter_context(owned(folder, "--output_dir"))
+            clear(Path(folder))
         yield
 
 

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,16 @@ def _lock(path: Path, wait: bool) -> int | None:
             return None
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                logger.warning(f"{path.parent} is on a file system without locks: no other process is kept out.")
+                _warn_once(path.parent)
                 return descriptor
             _unlock(descriptor)
             raise
         _unlock(descriptor)  # whoever had it before has deleted or renamed it
+
+
+@cache
+def _warn_once(folder: Path) -> None:
+    logger.warning(f"{folder} is on a file system without locks: no other process is kept out of it.")
 
 
 def _unlock(descriptor: int) -> None:

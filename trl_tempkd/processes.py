@@ -140,7 +140,10 @@ def _known_launcher() -> int | None:
         words = psutil.Process(parent).cmdline()
     except psutil.Error:  # gone, or not ours to look at
         return None
-    return parent if any(Path(word).name in _LAUNCHERS for word in words) else None
+    if words and Path(words[0]).name.startswith("python"):
+        words = words[1:]
+    program = next((Path(word).name for word in words if not word.startswith("-")), None)
+    return parent if program in _LAUNCHERS else None
 
 
 def _wait_for(parent: int) -> None:

@@ -29,7 +29,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..errors import UsageError
-from ..files import whole_file, write_atomically
+from ..files import clear, whole_file, write_atomically
 from ..locks import OWNER
 from .cached import HEAD
 from .columns import (
@@ -322,6 +322,7 @@ class CacheBuilder:
         write_atomically(self.folder / "dataset_dict.json", json.dumps({"splits": list(self.splits)}))
         for left in self.folder.rglob(".*.tmp"):  # of a build that was killed
             left.unlink()
+        clear(self.folder)
         if isinstance(self.layout, TopKLayout):
             self._cover(self.layout)
         self.manifest.complete = True
