@@ -17,7 +17,7 @@ import argparse
 import math
 from dataclasses import dataclass, replace
 
-from trl_tempkd.losses.chunked import CHUNK_ELEMENTS, MIN_CHUNK_ROWS
+from trl_tempkd.losses.fused import CHUNK_ELEMENTS, MIN_CHUNK_ROWS
 
 
 @dataclass(frozen=True)

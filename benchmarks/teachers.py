@@ -59,15 +59,14 @@ class NoTeacher:
         return nullcontext(NoHead())
 
 
-def cross_entropy_block(
-    spec: Any, student_RV: Tensor, target_R: Tensor, tau_s_R: Tensor, tau_t_R: Tensor, weight_R: Tensor, *_: Tensor
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def cross_entropy_block(spec: Any, products: tuple[Tensor, ...], per_row: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """In the place of the engine's `compute_block`: cross-entropy at tau 1, and nothing else."""
+    (student_RV, *_), (target_R, _, _, weight_R, *_) = products, per_row
     log_q_RV = student_RV.float().log_softmax(-1)
     loss_R = -log_q_RV.gather(-1, target_R.unsqueeze(-1)).squeeze(-1)
     is_target_RV = torch.arange(log_q_RV.shape[-1]) == target_R.unsqueeze(-1)
     student_RV.copy_((log_q_RV.exp() - is_target_RV.float()) * weight_R.unsqueeze(-1))
-    return loss_R * weight_R, loss_R, {}
+    return {"loss": loss_R * weight_R, "scaled": loss_R}
 
 
 def make_model(args: argparse.Namespace, layers: int, hidden: int) -> Any:

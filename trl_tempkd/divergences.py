@@ -20,9 +20,9 @@ from torch import Tensor
 from .errors import UsageError
 
 
-# Powers with a negative exponent blow up where a probability is zero. e^60 is finite in fp32 even after a sum over a
-# vocabulary, and no ratio that training can meet comes near it.
-MAX_LOG_POWER = 60.0
+# Powers with a negative exponent blow up where a probability is zero: from e^30 on they follow their tangent. No ratio
+# that training can meet comes near it, and the norm of such a gradient is finite in fp32, squares and all.
+MAX_LOG_POWER = 30.0
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
@@ -165,7 +165,16 @@ def adaptive_kl(log_p: Tensor, log_q: Tensor, *, mu: float = 0.5) -> Tensor:
 
 
 def _power(log_x: Tensor) -> Tensor:
-    return log_x.clamp(max=MAX_LOG_POWER).exp()
+    """exp, and beyond `MAX_LOG_POWER` its tangent: convex, so that what is made of it stays a divergence."""
+    below = log_x.clamp(max=MAX_LOG_POWER)
+    return below.exp() * (1 + log_x - below)
+
+
+def _gap(x: Tensor, y: Tensor) -> Tensor:
+    """How far [`_power`] at y lies above its tangent at x: 0 where both are beyond the bound, without cancellation."""
+    below_x, below_y = x.clamp(max=MAX_LOG_POWER), y.clamp(max=MAX_LOG_POWER)
+    power_x = below_x.exp()
+    return (below_y.exp() - power_x) * (1 + y - below_y) - power_x * (below_y - below_x)
 
 
 def alpha_beta(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.2, beta: float = 0.7) -> Tensor:
@@ -176,18 +185,21 @@ def alpha_beta(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.2, beta: float 
 
     Source: Wang et al., ABKD, arXiv 2505.04560; Cichocki et al., Generalized Alpha-Beta Divergences, Entropy 13, 2011.
     """
-    a, b = alpha, beta
+    a, b, s = alpha, beta, alpha + beta
     if a == b == 0:
         return 0.5 * (log_p - log_q).square().sum(-1)
     if a == 0:
-        return (_power(b * log_q) * b * (log_q - log_p) - _power(b * log_q) + _power(b * log_p)).sum(-1) / b**2
+        return _gap(b * log_q, b * log_p).sum(-1) / b**2
     if b == 0:
-        return (_power(a * log_p) * a * (log_p - log_q) - _power(a * log_p) + _power(a * log_q)).sum(-1) / a**2
-    if a + b == 0:
-        return (a * (log_q - log_p) + _power(a * (log_p - log_q)) - 1).sum(-1) / a**2
-    s = a + b
-    mixed = _power(a * log_p + b * log_q)
-    return (a / s * _power(s * log_p) + b / s * _power(s * log_q) - mixed).sum(-1) / (a * b)
+        return _gap(a * log_p, a * log_q).sum(-1) / a**2
+    if s == 0:
+        return _gap(torch.zeros_like(log_p), a * (log_p - log_q)).sum(-1) / a**2
+    mixed = a * log_p + b * log_q
+    if s < 0:  # the parts of p and q alone are large, and nearly cancel
+        gaps = a / s * _gap(mixed, s * log_p) + b / s * _gap(mixed, s * log_q)
+        return gaps.sum(-1) / (a * b)
+    power = torch.exp if min(a, b) >= 0 else _power
+    return (a / s * (s * log_p).exp() + b / s * (s * log_q).exp() - power(mixed)).sum(-1) / (a * b)
 
 
 def todi(log_p: Tensor, log_q: Tensor) -> Tensor:

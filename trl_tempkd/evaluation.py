@@ -14,10 +14,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from .errors import UsageError
 from .heads import Head, backbone, gathered_head
 from .losses import chunked_kd_loss
-from .losses.chunked import CHUNK_ELEMENTS
+from .losses.fused import CHUNK_ELEMENTS
 from .metrics import distinct_n, rouge_l, self_bleu
 from .prompts import tokenize
 from .rollouts.sampling import as_in_use, by_length, complete, longest_prompt, stop_tokens
+from .temperature import log_probability
 
 
 __all__ = [
@@ -269,8 +270,8 @@ def _calibration(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> torc
     bins = torch.zeros(3, ECE_BINS, dtype=torch.float64)
     for chunk in kept.split(max(1, CHUNK_ELEMENTS // head.weight.shape[0])):
         logits = head.logits(hidden[chunk].to(head.weight.dtype)).float()
-        top, choice = logits.max(-1)
-        confidence = (top - logits.logsumexp(-1)).exp().double().cpu()
+        choice = logits.argmax(-1)
+        confidence = log_probability(logits, choice).exp().double().cpu()
         correct = (choice == labels[chunk]).double().cpu()
         where = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1  # intervals (a, b]
         for sums, values in zip(bins, (torch.ones_like(confidence), confidence, correct), strict=True):

@@ -32,14 +32,37 @@ SCHEDULES = {
 RESCALES = {"none": 0, "tau": 1, "tau2": 2}
 
 
-def soften(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """`logits / temperature`, in fp32 at least. Arguments as in [`log_softmax`]."""
+def centred(logits: Tensor) -> Tensor:
+    """
+    `logits` less the largest of each row: the same softmax at every temperature, in fp32 at least.
+
+    Logits of a row often share an offset (GPT-2's lie near -130), and what is computed beside it is rounded to its
+    digits. So it goes first of all, when that costs no more than the rounding of the difference itself.
+
+    Args:
+        logits (`torch.Tensor`): shape `(..., V)`. -inf stays -inf, in rows that are -inf altogether too.
+    """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
+    return logits - logits.detach().amax(-1, keepdim=True).clamp(min=-MAX_LOGIT)
+
+
+def soften(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """`logits / temperature`, of [`centred`] logits. Arguments as in [`log_softmax`]."""
     inverse = 1 / temperature
     if isinstance(inverse, Tensor):
         inverse = inverse.to(logits.dtype).unsqueeze(-1)
     return logits * inverse
+
+
+def _partition(softened: Tensor) -> Tensor:
+    """The logarithm of the partition, `(..., 1)`; of a row that is -inf altogether a number, and so its gradient."""
+    return softened.exp().sum(-1, keepdim=True).clamp(min=torch.finfo(softened.dtype).tiny).log()
+
+
+def _floored(log_p: Tensor) -> Tensor:
+    """What lies at the floor is a constant, to either loss: `clamp` would pass a gradient where it is met exactly."""
+    return torch.nn.functional.threshold(log_p, LOG_FLOOR, LOG_FLOOR)
 
 
 def log_softmax(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
@@ -53,11 +76,15 @@ def log_softmax(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(..., V)`, in nats.
     """
-    scaled = soften(logits, temperature)
-    # logsumexp, but for its gradient in rows that are -inf altogether, which is no number: the two bounds mend that
-    largest = scaled.detach().amax(-1, keepdim=True).clamp(min=-MAX_LOGIT)
-    total = (scaled - largest).exp().sum(-1, keepdim=True).clamp(min=torch.finfo(scaled.dtype).tiny)
-    return (scaled - (largest + total.log())).clamp(min=LOG_FLOOR)
+    softened = soften(centred(logits), temperature)
+    return _floored(softened - _partition(softened))
+
+
+def log_probability(logits: Tensor, target: Tensor) -> Tensor:
+    """[`log_softmax`] at temperature 1 of one token a row, `(...,)`, without those of the others."""
+    relative = centred(logits)
+    own = relative.gather(-1, target.unsqueeze(-1)) - _partition(relative)
+    return _floored(own.squeeze(-1))
 
 
 def rescale_factor(

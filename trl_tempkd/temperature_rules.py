@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
-from .temperature import LOG_FLOOR
+from .temperature import LOG_FLOOR, centred
 
 
 # Temperatures are kept in here whatever a rule says: below, a gradient would overflow; above, nothing is left of p
@@ -31,11 +31,17 @@ BISECTIONS, NEWTON_STEPS = 9, 5
 Temperatures = tuple[Tensor, Tensor]
 
 
+def _mean(values: Tensor) -> Tensor:
+    """Over the entries of a row that are finite; 0 where none is."""
+    finite = torch.isfinite(values)
+    return torch.where(finite, values, 0).sum(-1) / finite.sum(-1).clamp(min=1)
+
+
 def _standard_deviation(logits: Tensor) -> Tensor:
-    finite = torch.isfinite(logits)
-    count = finite.sum(-1)
-    mean = torch.where(finite, logits, 0).sum(-1, keepdim=True) / count.clamp(min=1).unsqueeze(-1)
-    return (torch.where(finite, logits - mean, 0).square().sum(-1) / (count - 1).clamp(min=1)).sqrt()
+    relative = centred(logits)
+    finite = torch.isfinite(relative)
+    distance = torch.where(finite, relative - _mean(relative).unsqueeze(-1), 0)
+    return (distance.square().sum(-1) / (finite.sum(-1) - 1).clamp(min=1)).sqrt()
 
 
 def zscore(z: Tensor, v: Tensor, tau_s: Tensor, tau_t: Tensor) -> Temperatures:
@@ -62,22 +68,22 @@ def target_entropy(z: Tensor, v: Tensor, tau_s: Tensor, tau_t: Tensor, *, share:
     if not 0 < share < 1:
         raise UsageError(f"`share` must be above 0 and below 1, got {share}.")
     target = share * math.log(v.shape[-1])
-    centred = (v - v.amax(-1, keepdim=True)).clamp(min=LOG_FLOOR * HIGHEST)  # of weight 0 at every temperature
+    relative = centred(v).clamp(min=LOG_FLOOR * HIGHEST)  # of weight 0 at every temperature
     low = torch.full_like(tau_t, math.log(LOWEST))
     high = torch.full_like(tau_t, math.log(HIGHEST))
     x = (low + high) / 2
     for step in range(BISECTIONS + NEWTON_STEPS):
         inverse = (-x).exp()
-        weights = (centred * inverse.unsqueeze(-1)).exp()
-        total = weights.sum(-1)
-        weighted = weights * centred
+        weights = (relative * inverse.unsqueeze(-1)).exp()
+        total = weights.sum(-1).clamp(min=torch.finfo(v.dtype).tiny)  # 0 where no token has a logit
+        weighted = weights * relative
         mean = weighted.sum(-1) / total
         excess = total.log() - mean * inverse - target  # of the entropy
         low, high = torch.where(excess < 0, x, low), torch.where(excess < 0, high, x)
         if step < BISECTIONS - 1:
             x = (low + high) / 2
             continue
-        variance = (weighted * centred).sum(-1) / total - mean.square()
+        variance = (weighted * relative).sum(-1) / total - mean.square()
         slope = (variance * inverse.square()).clamp(min=1e-12)  # dH / d log tau
         x = (x - excess / slope).clamp(low, high)
     return x.exp(), x.exp()
@@ -93,9 +99,7 @@ def max_logit(z: Tensor, v: Tensor, tau_s: Tensor, tau_t: Tensor, *, rho: float 
         raise UsageError(f"`rho` must be positive, got {rho}.")
 
     def of(logits: Tensor) -> Tensor:
-        finite = torch.isfinite(logits)
-        mean = torch.where(finite, logits, 0).sum(-1) / finite.sum(-1).clamp(min=1)
-        return ((logits.amax(-1) - mean) / rho).clamp(min=1.0)
+        return (-_mean(centred(logits)) / rho).clamp(min=1.0)  # the largest is 0
 
     return of(z), of(v)
 

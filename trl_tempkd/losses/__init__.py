@@ -1,8 +1,11 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The distillation loss, on logits (`kd_loss`) and without ever building them in full (`chunked_kd_loss`)."""
 
-from .chunked import METRICS, ChunkedKDOutput, Logits, chunked_kd_loss, head_logits
+from .chunked import METRICS, ChunkedKDOutput, chunked_kd_loss
 from .dense import kd_loss
+from .fused import head_logits
+from .measured import Measured, measure_tokens
+from .operands import Logits
 from .sampled import Sampled
 from .truncated import TopK, Truncated
 
@@ -11,10 +14,12 @@ __all__ = [
     "METRICS",
     "ChunkedKDOutput",
     "Logits",
+    "Measured",
     "Sampled",
     "TopK",
     "Truncated",
     "chunked_kd_loss",
     "head_logits",
     "kd_loss",
+    "measure_tokens",
 ]

@@ -2,6 +2,8 @@
 """
 The arithmetic between the matmuls: logits of a few rows in, loss and gradient with respect to them out.
 
+What comes in is two tuples: the products of the matmuls, each `(R, V)`, and what each row has beside them, `(R, ...)`.
+
 Of the teacher a row has its logits, or k tokens and the mass of all others ([`TopK`]; none, for [`Sampled`]). Then the
 student's row is cut into the same k + 1 bins, everything runs on these, and the gradient of the last bin spreads over
 its tokens.
@@ -11,7 +13,6 @@ K tokens that a truncated teacher knows, B = K + 1 bins.
 """
 
 import functools
-import math
 import shutil
 import types
 from collections.abc import Callable
@@ -25,9 +26,10 @@ from torch._inductor.exc import InductorError
 from transformers.utils import logging
 
 from ..divergences import DIVERGENCES
-from ..temperature import LOG_FLOOR, RESCALES, log_softmax, rescale_factor
+from ..temperature import LOG_FLOOR, RESCALES, centred, log_probability, log_softmax, rescale_factor
 from ..temperature_rules import RESCALED_BY_TAU, row_temperatures
 from .truncated import coarse_logits
+from .values import OF_STUDENT, OF_TEACHER, own, truncated_values, whole_values
 
 
 logger = logging.get_logger(__name__)
@@ -37,10 +39,10 @@ BLOCK_ELEMENTS = 3 * 2**19
 # Compiling takes some seconds: on CPU it pays for large losses only.
 COMPILE_ELEMENTS = 2**24
 
-# Metrics that are there anyway, or come without the softmaxes of the others
-TAU_METRICS = {"student_tau", "teacher_tau", "student_tau_grad", "teacher_tau_grad"}
+# Metrics that come without the softmaxes of the others
+TAU_METRICS = ("student_tau", "teacher_tau", "student_tau_grad", "teacher_tau_grad")
 
-BlockOutput = tuple[Tensor, Tensor, dict[str, Tensor]]
+Tensors = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class BlockSpec:
     """
     What decides the arithmetic of a block; hashable, so that each is compiled once.
 
-    `rows` names the tensors `(R,)` that come before the teacher: `kd_weight`, `ce_weight`, parameters of the
-    divergence.
+    `rows` names the tensors `(R,)` that come before what there is of the teacher: `kd_weight`, `ce_weight`, parameters
+    of the divergence.
     """
 
     divergence: str
@@ -60,7 +62,6 @@ class BlockSpec:
     teacher_scale: float
     student_cap: float | None
     teacher_cap: float | None
-    has_labels: bool
     takes_target: bool
     truncated: bool
     with_grad: bool
@@ -71,76 +72,58 @@ class BlockSpec:
     rule_sides: str = "both"
 
 
+@dataclass(frozen=True)
+class MeasureSpec:
+    """What decides the arithmetic of metrics without a loss."""
+
+    metrics: tuple[str, ...]
+    student_scale: float
+    teacher_scale: float
+    student_cap: float | None
+    teacher_cap: float | None
+
+    @property
+    def student(self) -> bool:
+        """Whether one of them looks at the student's logits."""
+        return not set(self.metrics) <= OF_TEACHER
+
+    @property
+    def teacher(self) -> bool:
+        return not set(self.metrics) <= OF_STUDENT
+
+
 def logits_of(raw: Tensor, scale: float, cap: float | None) -> Tensor:
     """Head output to logits, in fp32 at least: scale first (Cohere, Granite), then soft-capping (Gemma)."""
-    logits = (raw if raw.dtype == torch.float64 else raw.float()) * scale
+    logits = raw if raw.dtype == torch.float64 else raw.float()
+    logits = logits if scale == 1 else logits * scale
     return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def _block_values(spec: BlockSpec, z_RV: Tensor, v_RV: Tensor, kd_R: Tensor, target_R: Tensor) -> dict[str, Tensor]:
-    """The metrics of a block: a second pair of softmaxes, at tau 1."""
-    log_q, log_p = log_softmax(z_RV), log_softmax(v_RV)
-    q, p = log_q.exp(), log_p.exp()
-    # argmax does not vectorise on CPU: ask instead for the student's best among the teacher's first
-    best_of_teacher = torch.where(v_RV == v_RV.amax(-1, keepdim=True), z_RV, -math.inf).amax(-1)
-    values = {
-        "kd": kd_R,
-        "kl_tau1": (p * (log_p - log_q)).sum(-1),
-        "student_entropy": -(q * log_q).sum(-1),
-        "teacher_entropy": -(p * log_p).sum(-1),
-        "agreement": (best_of_teacher == z_RV.amax(-1)).to(kd_R.dtype),
-    }
-    if spec.has_labels:
-        values["ce"] = -log_q.gather(-1, target_R.unsqueeze(-1)).squeeze(-1)
-        values["teacher_ce"] = -log_p.gather(-1, target_R.unsqueeze(-1)).squeeze(-1)
-    return values
-
-
-def _truncated_values(
-    spec: BlockSpec, z_RV: Tensor, kd_R: Tensor, target_R: Tensor, ids_RK: Tensor, log_p_RB: Tensor, *at_1: Tensor
-) -> dict[str, Tensor]:
-    """Those metrics of a block for which the teacher's bins are enough; `at_1` are its log-probabilities at tau 1."""
-    log_q = log_softmax(z_RV)
-    values = {"kd": kd_R, "student_entropy": -(log_q.exp() * log_q).sum(-1)}
-    if "agreement" in spec.metrics:
-        log_p_RK = log_p_RB[:, :-1]
-        best = torch.where(log_p_RK == log_p_RK.amax(-1, keepdim=True), z_RV.gather(-1, ids_RK), -math.inf).amax(-1)
-        values["agreement"] = (best == z_RV.amax(-1)).to(kd_R.dtype)
-    if "kl_tau1_coarse" in spec.metrics:
-        coarse = log_softmax(coarse_logits(z_RV, ids_RK, 1.0)[0])
-        values["kl_tau1_coarse"] = (at_1[0].exp() * (at_1[0] - coarse)).sum(-1)
-    if spec.has_labels:
-        values["ce"] = -log_q.gather(-1, target_R.unsqueeze(-1)).squeeze(-1)
-    return values
 
 
 def _temperature_gradients(
     spec: BlockSpec, jacobian_RV: Tensor, logits_RV: Tensor, kd_R: Tensor, tau_R: Tensor, factor_R: Tensor | float
 ) -> Tensor:
     """d(rescaled divergence) / d(tau) of one side: through its softmax, and through the rescaling."""
-    through_softmax = torch.where(jacobian_RV != 0, -jacobian_RV * logits_RV, 0).sum(-1) / tau_R.square()
+    # A row of the Jacobian sums to 0, up to rounding, which an offset of the logits would multiply
+    through_softmax = torch.where(jacobian_RV != 0, -jacobian_RV * centred(logits_RV), 0).sum(-1) / tau_R.square()
     return factor_R * (through_softmax + RESCALES[spec.rescale] / 2 * kd_R / tau_R)
 
 
-def compute_block(
-    spec: BlockSpec,
-    student_RV: Tensor,
-    target_R: Tensor,
-    tau_s_R: Tensor,
-    tau_t_R: Tensor,
-    weight_R: Tensor,
-    *others: Tensor,
-) -> BlockOutput:
+def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors) -> dict[str, Tensor]:
     """
-    Loss per token (times its weight), rescaled divergence per token, and metrics of a block of rows.
+    `loss` (times the row's weight), `scaled` (the rescaled divergence) and metrics of a block, `(R,)` each.
 
-    With `spec.with_grad`, the student's head output is overwritten by the gradient of the loss with respect to it.
-    `others` are those of `spec.rows`, then the teacher: its head output `(R, V)`, or with `spec.truncated` what its
-    `at` gives.
+    Args:
+        spec ([`BlockSpec`]): what to compute. With its `with_grad`, the student's head output is overwritten by the
+            gradient of the loss with respect to it.
+        products (`tuple[torch.Tensor, ...]`): head output `(R, V)` of the student, and of a teacher that has a head.
+        per_row (`tuple[torch.Tensor, ...]`): target, temperatures of student and teacher, weight, those of
+            `spec.rows`; then of a teacher without a head its logits, or with `spec.truncated` what its `at` gives.
     """
+    student_RV, *teacher = products
+    target_R, tau_s_R, tau_t_R, weight_R, *others = per_row
     kwargs: dict[str, Any] = dict(spec.divergence_kwargs)
     kwargs.update(zip(spec.rows, others, strict=False))
-    teacher = others[len(spec.rows) :]
+    teacher += others[len(spec.rows) :]
     kd_weight, ce_weight = kwargs.pop("kd_weight", 1.0), kwargs.pop("ce_weight", 0.0)
     kd_share, ce_share = spec.kd_ratio * kd_weight, 1 - spec.kd_ratio + ce_weight
 
@@ -191,47 +174,66 @@ def compute_block(
     scaled_R = kd_R * factor_R
     loss_R = kd_share * scaled_R
     if spec.kd_ratio < 1 or "ce_weight" in spec.rows:
-        log_q1_RV = log_softmax(z_RV)
-        loss_R = loss_R - ce_share * log_q1_RV.gather(-1, target_R.unsqueeze(-1)).squeeze(-1)
-        is_target_RV = torch.arange(z_RV.shape[-1], device=z_RV.device) == target_R.unsqueeze(-1)
-        ce_RV = log_q1_RV.exp() - is_target_RV.to(z_RV.dtype)
-        grad_RV = grad_RV + (ce_share.unsqueeze(-1) if isinstance(ce_share, Tensor) else ce_share) * ce_RV
+        if spec.with_grad:
+            log_q1_RV = log_softmax(z_RV)
+            log_q1_R = own(log_q1_RV, target_R)
+            is_target_RV = torch.arange(z_RV.shape[-1], device=z_RV.device) == target_R.unsqueeze(-1)
+            ce_RV = log_q1_RV.exp() - is_target_RV.to(z_RV.dtype)
+            grad_RV = grad_RV + (ce_share.unsqueeze(-1) if isinstance(ce_share, Tensor) else ce_share) * ce_RV
+        else:
+            log_q1_R = log_probability(z_RV, target_R)
+        loss_R = loss_R - ce_share * log_q1_R
 
-    if set(spec.metrics) - TAU_METRICS:
-        metrics |= (
-            _truncated_values(spec, z_RV, kd_R, target_R, ids_RK, log_p_RV, *at_1)
-            if spec.truncated
-            else _block_values(spec, z_RV, v_RV, kd_R, target_R)
-        )
-    metrics |= {"student_tau": tau_s_R, "teacher_tau": tau_t_R}
+    metrics |= {"kd": kd_R, "student_tau": tau_s_R, "teacher_tau": tau_t_R}
+    others_asked = [name for name in spec.metrics if name not in metrics]
+    metrics |= (
+        truncated_values(others_asked, z_RV, target_R, ids_RK, log_p_RV, *at_1)
+        if spec.truncated
+        else whole_values(others_asked, z_RV, v_RV, target_R)
+    )
     if spec.with_grad:
         if spec.student_cap is not None:
             grad_RV = grad_RV * (1 - (z_RV / spec.student_cap).square())
         student_RV.copy_(grad_RV * (weight_R * spec.student_scale).unsqueeze(-1))
-    return loss_R * weight_R, scaled_R, {name: metrics[name] for name in spec.metrics}
+    return {"loss": loss_R * weight_R, "scaled": scaled_R, **{name: metrics[name] for name in spec.metrics}}
+
+
+def measure_block(spec: MeasureSpec, products: Tensors, per_row: Tensors) -> dict[str, Tensor]:
+    """The metrics of a block, `(R,)` each. `per_row` is the target, and the logits of a teacher without a head."""
+    target_R, *others = per_row
+    logits = iter((*products, *others))
+    z_RV = logits_of(next(logits), spec.student_scale, spec.student_cap) if spec.student else None
+    v_RV = logits_of(next(logits), spec.teacher_scale, spec.teacher_cap) if spec.teacher else None
+    return whole_values(spec.metrics, z_RV, v_RV, target_R)
+
+
+def compute(spec: BlockSpec | MeasureSpec, products: Tensors, per_row: Tensors) -> dict[str, Tensor]:
+    if isinstance(spec, MeasureSpec):
+        return measure_block(spec, products, per_row)
+    return compute_block(spec, products, per_row)
 
 
 @functools.cache
-def compiled_block(spec: BlockSpec) -> Callable[..., BlockOutput]:
-    """[`compute_block`] of this spec by `torch.compile`; eager, with a warning, where the compiler fails."""
+def compiled_block(spec: BlockSpec | MeasureSpec) -> Callable[..., dict[str, Tensor]]:
+    """[`compute`] of this spec by `torch.compile`; eager, with a warning, where the compiler fails."""
 
-    def block(*tensors: Tensor) -> BlockOutput:
-        return compute_block(spec, *tensors)
+    def block(products: Tensors, per_row: Tensors) -> dict[str, Tensor]:
+        return compute(spec, products, per_row)
 
     # Dynamo counts recompilations by code object and gives up after a few: each spec gets a code object of its own.
     own = types.FunctionType(block.__code__.replace(), block.__globals__, closure=block.__closure__)
     compiled = torch.compile(own, dynamic=False)
     failed = False
 
-    def compiled_or_eager(*tensors: Tensor) -> BlockOutput:
+    def compiled_or_eager(products: Tensors, per_row: Tensors) -> dict[str, Tensor]:
         nonlocal failed
         if not failed:
             try:
-                return compiled(*tensors)
+                return compiled(products, per_row)
             except (TorchDynamoException, InductorError) as error:  # raised before anything has run
                 failed = True
-                logger.warning(f"torch.compile failed for {spec.divergence}, going on without it: {error}")
-        return block(*tensors)
+                logger.warning(f"torch.compile failed for {spec}, going on without it: {error}")
+        return block(products, per_row)
 
     return compiled_or_eager
 
@@ -244,12 +246,12 @@ def pays_to_compile(n_elements: int, device: torch.device) -> bool:
 
 
 def run_blocks(
-    block: Callable, step: int, whole: bool, student_CV: Tensor, per_row: list[Tensor], buffers: list[Tensor]
-) -> list[BlockOutput]:
+    block: Callable, step: int, whole: bool, products: list[Tensor], per_row: list[Tensor]
+) -> list[dict[str, Tensor]]:
     """
     Apply `block` to the chunk's rows, `step` at a time; `per_row` tensors tell how many rows there are.
 
-    A compiled block sees one shape only (`whole`): the last one runs on over rows of the buffers that nobody reads.
+    A compiled block sees one shape only (`whole`): the last one runs on over rows of the products that nobody reads.
     """
     n, results = per_row[0].shape[0], []
     for start in range(0, n, step):
@@ -258,9 +260,7 @@ def run_blocks(
         missing = rows.stop - n if whole else 0
         if missing > 0:
             own = [torch.cat([t, t.new_ones(missing, *t.shape[1:])]) for t in own]
-        loss_R, scaled_R, metrics = block(student_CV[rows], *own, *(t[rows] for t in buffers))
+        values = block(tuple(t[rows] for t in products), tuple(own))
         # Copies: what a compiled block returns may live in the storage of its (R, V) intermediates, and keep it
-        keep = min(step, n - start)
-        kept = {name: value[:keep].clone() for name, value in metrics.items()}
-        results.append((loss_R[:keep].clone(), scaled_R[:keep].clone(), kept))
+        results.append({name: value[: min(step, n - start)].clone() for name, value in values.items()})
     return results

@@ -6,10 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..divergences import DIVERGENCES, check_divergence, needs_target
+from ..divergences import DIVERGENCES, needs_target
 from ..errors import UsageError
-from ..temperature import log_softmax, rescale_factor, soften
-from ..temperature_rules import RESCALED_BY_TAU, ROW_RULES, check_temperature_rule, row_temperatures
+from ..temperature import centred, log_softmax, rescale_factor
+from ..temperature_rules import RESCALED_BY_TAU, row_temperatures
+from .arguments import check_labels, check_options, check_targets, per_token
+
+
+FP16_MAX = torch.finfo(torch.float16).max
 
 
 def kd_loss(
@@ -50,61 +54,77 @@ def kd_loss(
     Raises:
         `ValueError`: an argument is unknown, out of range or missing.
     """
-    check_divergence(divergence, divergence_kwargs)
-    check_temperatures(student_temperature, teacher_temperature)
-    check_rule(temperature_rule, temperature_rule_kwargs, temperature_rule_sides)
+    check_options(
+        divergence,
+        divergence_kwargs,
+        student_temperature,
+        teacher_temperature,
+        rescale,
+        temperature_rule,
+        temperature_rule_kwargs,
+        temperature_rule_sides,
+    )
     if reduction not in ("none", "mean", "sum"):
         raise UsageError(f"`reduction` must be one of none, mean, sum, got {reduction!r}.")
-    if labels is None and needs_target(divergence):
-        raise UsageError(f"`labels` is required: {divergence} looks at the target token. Pass shape `(...,)` labels.")
-    size = min(student_logits.shape[-1], teacher_logits.shape[-1])
-    student_logits, teacher_logits = student_logits[..., :size], teacher_logits[..., :size]
     rows = student_logits.shape[:-1]
+    if not student_logits.dim() or not teacher_logits.dim() or teacher_logits.shape[:-1] != rows:
+        raise UsageError(
+            "`student_logits` and `teacher_logits` must have shapes (..., V_s) and (..., V_t) with the same tokens, "
+            f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}."
+        )
+    size = min(student_logits.shape[-1], teacher_logits.shape[-1])
+    check_labels(labels, rows, divergence if needs_target(divergence) else None)
+    kept = None
+    if labels is not None:
+        labels = labels.long()
+        kept = labels != -100
+        if not torch.compiler.is_compiling():  # on a GPU this waits, which the loss that is made for training doesn't
+            check_targets(labels, size)
+    student_logits, teacher_logits = student_logits[..., :size], teacher_logits[..., :size].detach()
+    in_fp16 = student_logits.dtype == torch.float16 and student_logits.requires_grad
+    student_logits = student_logits.float() if in_fp16 else student_logits
     tau_s, tau_t = (
-        t.to(student_logits.device).expand(rows) if isinstance(t, Tensor) else t
-        for t in (student_temperature, teacher_temperature)
+        per_token(f"{side}_temperature", t.to(student_logits.device) if isinstance(t, Tensor) else t, rows)
+        for side, t in (("student", student_temperature), ("teacher", teacher_temperature))
     )
+    kwargs = {
+        name: per_token(f"divergence_kwargs[{name!r}]", value, rows) if getattr(value, "ndim", 0) else value
+        for name, value in (divergence_kwargs or {}).items()
+    }
 
     factor = rescale_factor(rescale, tau_s, tau_t)
     if temperature_rule is not None:
-        logits = soften(student_logits, 1.0), soften(teacher_logits, 1.0)  # in fp32 at least
+        logits = centred(student_logits), centred(teacher_logits)  # in fp32 at least
         tau_s, tau_t = (torch.as_tensor(t).to(logits[0]).expand(rows) for t in (tau_s, tau_t))
-        kwargs = temperature_rule_kwargs or {}
-        tau_s, tau_t = row_temperatures(temperature_rule, kwargs, *logits, tau_s, tau_t, temperature_rule_sides)
+        options = temperature_rule_kwargs or {}
+        tau_s, tau_t = row_temperatures(temperature_rule, options, *logits, tau_s, tau_t, temperature_rule_sides)
         if temperature_rule not in RESCALED_BY_TAU:
             factor = rescale_factor(rescale, tau_s, tau_t)
-    log_p, log_q = log_softmax(teacher_logits.detach(), tau_t), log_softmax(student_logits, tau_s)
+    log_p, log_q = log_softmax(teacher_logits, tau_t), log_softmax(student_logits, tau_s)
     target = (labels.clamp(min=0),) if labels is not None and needs_target(divergence) else ()
-    loss = DIVERGENCES[divergence](log_p, log_q, *target, **(divergence_kwargs or {}))
-    loss = loss * factor
-    if labels is not None:
-        loss = torch.where(labels != -100, loss, 0)
-    if reduction == "none":
-        return loss
-    count = loss.numel() if labels is None else (labels != -100).sum()
-    return loss.sum() if reduction == "sum" else loss.sum() / max(count, 1)
+    loss = DIVERGENCES[divergence](log_p, log_q, *target, **kwargs) * factor
+    if kept is not None:
+        loss = torch.where(kept, loss, 0)
+    if reduction != "none":
+        count = max(loss.numel(), 1) if kept is None else kept.sum().clamp(min=1)
+        loss = loss.sum() if reduction == "sum" else loss.sum() / count
+    if in_fp16 and not torch.compiler.is_compiling():
+        _bound_gradient(student_logits, loss)
+    return loss
 
 
-def check_temperatures(student_temperature: float | Tensor, teacher_temperature: float | Tensor) -> None:
+def _bound_gradient(logits: Tensor, loss: Tensor) -> None:
     """
-    Raises:
-        `ValueError`: a temperature is not a positive number. (Tensors are not read: that would stall a GPU.)
-    """
-    for name, value in (("student_temperature", student_temperature), ("teacher_temperature", teacher_temperature)):
-        if not isinstance(value, Tensor) and not 0 < value < float("inf"):
-            raise UsageError(f"`{name}` must be positive and finite, got {value}.")
+    Keep the gradient of logits that were fp16 within what fp16 can hold: alpha_beta's has no bound worth having.
 
+    It is that of the loss itself which is bounded. What a loss scale brings to overflow is infinite, as it must be.
+    """
+    above: dict[str, Tensor] = {}
 
-def check_rule(rule: str | None, kwargs: dict[str, Any] | None, sides: str) -> None:
-    """
-    Raises:
-        `ValueError`: there is no such rule for rows of logits, a parameter doesn't fit it, or `sides` is unknown.
-    """
-    check_temperature_rule(rule, kwargs)
-    if rule is not None and rule not in ROW_RULES:
-        raise UsageError(
-            f"`temperature_rule` must be one of {', '.join(ROW_RULES)}, got {rule!r}, which needs more than a token's "
-            "logits: pass the temperatures that it gives as tensors."
-        )
-    if sides not in ("both", "student", "teacher"):
-        raise UsageError(f"`temperature_rule_sides` must be one of both, student, teacher, got {sides!r}.")
+    def bounded(grad: Tensor) -> Tensor:
+        scale = above["grad"].abs().clamp(min=1)
+        most = FP16_MAX * (scale.unsqueeze(-1) if scale.dim() else scale)
+        return torch.minimum(torch.maximum(grad, -most), most)
+
+    loss.register_hook(lambda grad: above.update(grad=grad))
+    logits.register_hook(bounded)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..temperature import MAX_LOGIT, log_softmax, soften
+from ..temperature import MAX_LOGIT, centred, log_softmax, soften
 
 
 # sum q f(p / q) for a convex f: what bins can't exceed
@@ -37,7 +37,7 @@ def coarse_logits(z_RV: Tensor, ids_RK: Tensor, temperature: float | Tensor) -> 
 
     The share `(R, V)` is q renormalised over the others, and 0 at the K tokens: d log q_rest / d log q.
     """
-    scaled_RV = soften(z_RV, temperature)
+    scaled_RV = soften(centred(z_RV), temperature)
     others_RV = scaled_RV.scatter(-1, ids_RK, -math.inf)
     largest = others_RV.amax(-1, keepdim=True).clamp(min=-MAX_LOGIT)
     share_RV = (others_RV - largest).exp()
@@ -171,9 +171,9 @@ class TopK(Truncated):
 
     def log_bins(self, tau: float, dtype: torch.dtype) -> Tensor:
         """Log-probabilities of the bins at a temperature of the grid, of shape `(N, B)`."""
-        i = self.index(tau)
-        logits = soften(self.logits.to(dtype), tau)
-        return log_softmax(torch.cat([logits, self.rest[:, i : i + 1].to(dtype)], -1))
+        # In fp64: the logits may share an offset, which can't be taken out of `rest` in fewer digits
+        i, logits = self.index(tau), soften(self.logits.double(), tau)
+        return log_softmax(torch.cat([logits, self.rest[:, i : i + 1].double()], -1)).to(dtype)
 
     def at(self, tau: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
         log_p = self.log_bins(tau, dtype)

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..files import write_atomically
 from ..heads import Head, NoHead
-from ..losses import Logits, Truncated, chunked_kd_loss
+from ..losses import Logits, Truncated, chunked_kd_loss, measure_tokens
 from .method import Method
 from .temperatures import TemperatureState
 from .tokens import Tokens
@@ -82,22 +81,19 @@ class Objective:
             [`BatchLoss`]
         """
         options = self._options
-        compute = partial(
-            chunked_kd_loss,
-            student_hidden=hidden,
-            teacher_hidden=teacher_rows,
+        operands: dict[str, Any] = {
+            "student_hidden": hidden,
+            "teacher_hidden": teacher_rows,
             **head.arguments("student"),
             **teacher_head.arguments("teacher"),
-            labels=targets.flatten(),
-            chunk_size=options.kd_chunk_size,
-        )
-        tokens = Tokens(targets, on_policy)
-        needed = () if self._method is None else self._method.needed(on_policy)
-        if needed:
-            with torch.no_grad():
-                tokens = Tokens(targets, on_policy, compute(divergence="tvd", metrics=needed).metrics)
+            "labels": targets.flatten(),
+            "chunk_size": options.kd_chunk_size,
+        }
+        needed = (*(() if self._method is None else self._method.needed(on_policy)), *self.temperatures.needed)
+        measured = measure_tokens(**operands, metrics=needed) if needed else None
+        tokens = Tokens(targets, on_policy, {} if measured is None else measured.metrics)
         arguments = self._arguments(tokens)
-        taus = self.temperatures.arguments(tokens.kept, partial(_distance, compute))
+        taus = self.temperatures.arguments(tokens)
         if "kd_weight" in arguments:
             taus["kd_weight"] = taus.get("kd_weight", 1.0) * arguments.pop("kd_weight")
         if "ce_weight" in arguments:  # a part of the objective, not of the cross-entropy with the labels
@@ -105,13 +101,15 @@ class Objective:
         own = self.temperatures.metrics if training else ()
         by_token = ("student_tau", "teacher_tau") if "temperature_rule" in taus else ()
         names = tuple(name for name in (*self._metrics, *by_token) if logged) + own
-        out = compute(
+        out = chunked_kd_loss(
+            **operands,
             **arguments,
             **taus,
             rescale=options.kd_temperature_rescale,
             kd_ratio=options.kd_ratio,
             normalizer=normalizer,
             metrics=names,
+            measured=measured,
         )
         kd_share = options.kd_ratio * taus.get("kd_weight", 1.0)
         if training:
@@ -187,10 +185,3 @@ class Objective:
                     "another objective. Resume with the options that it was made with, or start anew."
                 )
             state.update(found[name])
-
-
-def _distance(compute: Any) -> Tensor:
-    """Hellinger's distance at tau 1: alpha_beta at (1/2, 1/2) is four times its square."""
-    with torch.no_grad():
-        squared = compute(divergence="alpha_beta", divergence_kwargs={"alpha": 0.5, "beta": 0.5}).per_token / 4
-    return squared.clamp(min=0).sqrt()

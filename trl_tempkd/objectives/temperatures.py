@@ -3,7 +3,6 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from ..temperature import scheduled_temperature, temperatures
 from ..temperature_rules import HIGHEST, LOWEST, ROW_RULES, curriculum, parameters, sigmoid, token_adaptive
 from .method import Reduce
+from .tokens import Tokens
 
 
 QUANTILES = {"q10": 0.1, "q50": 0.5, "q90": 0.9}
@@ -65,14 +65,13 @@ class TemperatureState:
         """The temperatures of student and teacher that are asked for."""
         return temperatures(self.tau, self._options.student_kd_temperature, self._options.teacher_kd_temperature)
 
-    def arguments(self, kept: Tensor, distance: Callable[[], Tensor]) -> dict[str, Any]:
-        """
-        Keyword arguments of `chunked_kd_loss`.
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Metrics of the tokens that their temperatures depend on."""
+        return ("hellinger",) if self.rule == "token_adaptive" else ()
 
-        Args:
-            kept (`torch.Tensor` of shape `(N,)`): whether each token counts.
-            distance (`Callable`): computes the Hellinger distance of the two models at tau 1, of shape `(N,)`.
-        """
+    def arguments(self, tokens: Tokens) -> dict[str, Any]:
+        """Keyword arguments of `chunked_kd_loss`; what is [`needed`] has been measured."""
         tau_s, tau_t = self.pair()
         asked: dict[str, Any] = {"student_temperature": tau_s, "teacher_temperature": tau_t}
         if self.rule in ROW_RULES:
@@ -80,7 +79,7 @@ class TemperatureState:
             return {**asked, **rule, "temperature_rule_sides": self.sides}
         if self.rule != "token_adaptive":
             return asked
-        new_s, new_t, weight = self._adapted(kept, distance(), tau_s, tau_t)
+        new_s, new_t, weight = self._adapted(tokens.kept, tokens.measured["hellinger"], tau_s, tau_t)
         if self.sides != "teacher":
             asked["student_temperature"] = new_s
         if self.sides != "student":

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..heads import Head
 from ..losses import METRICS, Sampled, TopK, Truncated, head_logits
 from ..losses.sampled import draw
-from ..temperature import log_softmax, soften
+from ..temperature import centred, log_softmax, soften
 from .manifest import Manifest
 
 
@@ -140,6 +140,7 @@ class TopKLayout(_TruncatedLayout):
         return {"rest": (torch.float32, (len(self.taus),)), "logits": (self.dtype, k), "ids": (self.ids, k)}
 
     def tokens(self, v_RV: Tensor, uniform_RT: Tensor) -> dict[str, Tensor]:
+        v_RV = centred(v_RV)  # in bf16, and beside an offset that the logits share, few digits would be left
         logits, ids = v_RV.topk(self.count, dim=-1)
         others_RV = v_RV.scatter(-1, ids, -torch.inf)
         rest = torch.stack([soften(others_RV, tau).logsumexp(-1) for tau in self.taus], -1)
