@@ -146,7 +146,9 @@ def message(content: bytes, address: Address) -> str:
     try:
         reply = json.loads(content)
         error = reply.get("error", reply) if isinstance(reply, dict) else reply
-        return address.without_secrets(str(error.get("message", error) if isinstance(error, dict) else error))
+        if isinstance(error, dict):
+            error = error.get("message", error.get("detail", error))
+        return address.without_secrets(str(error))
     except (ValueError, RecursionError):
         page = address.without_secrets(content[:4096].decode(errors="replace"))
         return re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
