@@ -456,7 +456,7 @@ REFUSALS = {
     (404, "The model `x` does not exist."): "It must serve 'teacher', as it did at the start",
     (404, "Not Found"): r"It must take POST /v1/completions.*--runner generate",
     (405, "Method Not Allowed"): "It must take POST /v1/completions",
-    (407, "Proxy Authentication Required"): "HTTP 407",
+    (407, "Proxy Authentication Required"): "A proxy stands before the server, and wants to know who asks",
     (413, "Request Entity Too Large"): "client_max_body_size",
     (418, "I'm a teapot"): r"refuses a request, with HTTP 418: I'm a teapot\.$",
     (501, "Not Implemented"): "refuses a request, with HTTP 501",
