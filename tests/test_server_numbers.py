@@ -231,7 +231,7 @@ HONEST = {
 }
 
 
-@pytest.mark.parametrize("k", [None, 2, 20, 120])
+@pytest.mark.parametrize("k", [None, 2, 64])
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_servers_are_believed(server, ask, warned, name, k):
     server.change = HONEST[name]
@@ -281,10 +281,10 @@ TEACHERS = {
 def test_honest_teachers_are_believed(server, ask, warned, make_model, name, dtype):
     server.model = TEACHERS[name](make_model).eval()
     server.change = rounded_to(dtype)
-    for k in (None, 8, 64, 161):
+    for k in (None, 20):
         found, _ = ask(k)
         assert (found.normalised, found.tempered) == (True, False)
-        assert found.whole or k is not None  # all 161 that are ever said may be the whole
+        assert found.whole == (k is None)
     assert not warned
 
 
@@ -298,10 +298,9 @@ def test_noise_is_no_shift(server, ask, warned):
         return output
 
     server.model.forward = noisy
-    for k in (None, 2, 8, 64):
-        for _ in range(3):
-            found, _ = ask(k)
-            assert (found.normalised, found.tempered) == (True, False)
+    for k in (None, 2, 2, 8, 8, 64):
+        found, _ = ask(k)
+        assert (found.normalised, found.tempered) == (True, False)
     assert not warned
 
 

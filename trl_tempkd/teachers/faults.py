@@ -146,7 +146,9 @@ def message(content: bytes, address: Address) -> str:
     try:
         reply = json.loads(content)
         error = reply.get("error", reply) if isinstance(reply, dict) else reply
-        return address.without_secrets(str(error.get("message", error) if isinstance(error, dict) else error))
+        if isinstance(error, dict):
+            error = error.get("message", error.get("detail", error))
+        return address.without_secrets(str(error))
     except (ValueError, RecursionError):
         page = address.without_secrets(content[:4096].decode(errors="replace"))
         return re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
@@ -215,13 +217,15 @@ def _way_out(status: int, said: str, address: Address) -> str:
             return f"Put its key into the environment variable {KEY}."
         return f"It doesn't take the {_credentials(address)}."
     if status == 403:
-        return f"It forbids this to the {_credentials(address)}. {_past_the_proxy(address)}".strip()
+        return f"It forbids this to the {_credentials(address)}. {_past_the_proxy(address)}"
     if status == 404:
         return "Is that the address of an OpenAI-compatible server, without the `/v1` and what follows?"
     if status == 405:
         return "What stands at that address takes no such request: is it an OpenAI-compatible server?"
-    if status in (407, 511) or status in _GATEWAY:
-        return _past_the_proxy(address)
+    if status in (407, 511):
+        return _past_the_proxy(address) or "A proxy stands before the server, and wants to know who asks."
+    if status in _GATEWAY:
+        return _past_the_proxy(address) or "Is the server behind that address running?"
     if status == 413:
         return (
             "It is too large for the server, or for a proxy before it (nginx's client_max_body_size): raise that, or "
@@ -250,7 +254,7 @@ def _other_scheme(address: Address) -> str:
 def _past_the_proxy(address: Address) -> str:
     proxy, host = address.proxy(), urlsplit(address.url).hostname
     if proxy is None:
-        return "Is the server behind that address running?"
+        return ""
     return f"The environment variable {proxy} sends requests through a proxy; NO_PROXY={host} goes past it."
 
 
