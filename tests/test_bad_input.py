@@ -545,7 +545,7 @@ def test_a_template_that_refuses_a_row(unloaded, make_trainer, tokenizer):
     tokenizer.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}x y"
     )
-    with pytest.raises(UsageError, match="`train_dataset`, row 0: the tokenizer can't write it: no system here"):
+    with pytest.raises(UsageError, match="`train_dataset`, row 0: the chat template can't write it: no system here"):
         unloaded(
             Dataset.from_list([{"messages": [{"role": "system", "content": "s"}, USER]}]), processing_class=tokenizer
         )

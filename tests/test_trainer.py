@@ -59,7 +59,6 @@ def parameters(model):
 # The loss
 
 
-@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_loss_and_gradients_equal_the_dense_ones(make_trainer, architecture):
     trainer = make_trainer(
@@ -86,12 +85,12 @@ def test_loss_and_gradients_equal_the_dense_ones(make_trainer, architecture):
         expected = expected + trainer.router_aux_loss_coef * aux_loss
         assert trainer.router_aux_loss_coef > 0
     expected.backward()
-    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     for name, parameter in trainer.model.named_parameters():
         if parameter.grad is None:
             assert gradients[name] is None, name
         else:
-            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-9, msg=name)
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -101,11 +100,10 @@ def test_moe_aux_loss_is_trained_and_logged(make_trainer, steps):
     aux_loss, kd_loss = logged(trainer, "aux_loss")[0], logged(trainer, "kd_loss")[0]
     assert aux_loss > 0.5
     # A mean over micro-batches, while what is logged weighs by tokens
-    tolerance = 1e-4 if steps == 1 else 1e-2
+    tolerance = 1e-5 if steps == 1 else 1e-2
     assert logged(trainer, "loss")[0] == pytest.approx(4 * kd_loss + 0.5 * aux_loss, rel=tolerance)
 
 
-@pytest.mark.usefixtures("float64")
 def test_equal_models_have_no_loss_and_no_gradient(make_trainer, make_model):
     model = make_model()
     trainer = make_trainer(model, copy.deepcopy(model), kd_temperature=4.0)
@@ -120,11 +118,10 @@ def test_kd_ratio_zero_is_sft(make_trainer, make_model, tokenizer, prompt_datase
     trainer.train()
     sft = SFTTrainer(make_model(), args=trainer.args, train_dataset=prompt_dataset, processing_class=tokenizer)
     sft.train()
-    assert logged(trainer, "loss") == pytest.approx(logged(sft, "loss"), rel=1e-3)  # TRL's loss has no float64
-    assert logged(trainer, "ce_loss") == pytest.approx(logged(sft, "loss"), rel=1e-3)
+    assert logged(trainer, "loss") == pytest.approx(logged(sft, "loss"), rel=1e-5)
+    assert logged(trainer, "ce_loss") == pytest.approx(logged(sft, "loss"), rel=1e-5)
 
 
-@pytest.mark.usefixtures("float64")
 def test_padded_vocabulary(make_trainer, make_model, tokenizer):
     trainer = make_trainer(
         make_model(vocab_size=len(tokenizer) + 3), make_model(seed=1, vocab_size=len(tokenizer) + 8)
@@ -138,7 +135,7 @@ def test_teacher_of_another_size_and_dtype(make_trainer, make_model):
     trainer = make_trainer("llama", teacher)
     batch = first_batch(trainer)
     torch.testing.assert_close(
-        trainer.compute_loss(trainer.model, batch), dense_loss(trainer, batch), rtol=5e-2, atol=0
+        trainer.compute_loss(trainer.model, batch), dense_loss(trainer, batch), rtol=2e-2, atol=0
     )
     assert trainer.teacher_model.dtype == torch.bfloat16
 
@@ -191,7 +188,6 @@ FORMATS = {
 }
 
 
-@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", FORMATS)
 def test_data_formats(make_trainer, request, name):
     dataset, fields = FORMATS[name]
@@ -206,7 +202,6 @@ def test_data_formats(make_trainer, request, name):
     assert logged(trainer, "loss")[0] > 0
 
 
-@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("fields", [FORMATS["bfd"][1], FORMATS["padding-free"][1]], ids=["bfd", "padding-free"])
 def test_packing_changes_no_token(make_trainer, text_dataset, fields):
     # The first token of a document has no predecessor, also when another document stands before it
@@ -217,13 +212,12 @@ def test_packing_changes_no_token(make_trainer, text_dataset, fields):
         )
         losses.append(trainer.evaluate())
     for name in ("eval_loss", "eval_kl_tau1", "eval_ce_loss", "eval_student_entropy"):
-        assert losses[0][name] == pytest.approx(losses[1][name], rel=1e-9)
+        assert losses[0][name] == pytest.approx(losses[1][name], rel=1e-5)
 
 
 # Normalisation
 
 
-@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
 def test_accumulation_is_exact(make_trainer, text_dataset, architecture):
     # Rows of different lengths, so a mean of means would differ. GPT-2: absolute positions, and a class name from
@@ -245,14 +239,13 @@ def test_accumulation_is_exact(make_trainer, text_dataset, architecture):
         if batch_size == 4:
             expected = dense_loss(trainer, first_batch(trainer)).item()
         trainer.train()
-        assert logged(trainer, "loss")[0] == pytest.approx(expected, rel=1e-9)
+        assert logged(trainer, "loss")[0] == pytest.approx(expected, rel=1e-5)
         results.append(({n: logged(trainer, n) for n in ("loss", "kl_tau1", "num_tokens")}, parameters(trainer.model)))
     for name, values in results[0][0].items():
-        assert values == pytest.approx(results[1][0][name], rel=1e-9), name
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-9, atol=1e-9)
+        assert values == pytest.approx(results[1][0][name], rel=1e-5), name
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing(make_trainer, use_reentrant):
     plain = make_trainer()
@@ -261,8 +254,8 @@ def test_gradient_checkpointing(make_trainer, use_reentrant):
     checkpointed = make_trainer(**fields)
     checkpointed.train()
     assert checkpointed.model.is_gradient_checkpointing
-    assert logged(plain, "loss") == pytest.approx(logged(checkpointed, "loss"), rel=1e-9)
-    torch.testing.assert_close(parameters(plain.model), parameters(checkpointed.model), rtol=1e-9, atol=1e-9)
+    assert logged(plain, "loss") == pytest.approx(logged(checkpointed, "loss"), rel=1e-5)
+    torch.testing.assert_close(parameters(plain.model), parameters(checkpointed.model))
 
 
 def test_bf16(make_trainer):
@@ -276,7 +269,7 @@ def test_bf16(make_trainer):
     mixed.train()
     assert dtypes == {"student": torch.bfloat16, "teacher": torch.bfloat16}
     assert mixed.model.dtype == torch.float32
-    assert logged(mixed, "loss") == pytest.approx(logged(exact, "loss"), rel=0.1)
+    assert logged(mixed, "loss") == pytest.approx(logged(exact, "loss"), rel=3e-2)
     assert logged(mixed, "loss") != logged(exact, "loss")
 
 
@@ -316,7 +309,6 @@ def test_one_sided_temperature(make_trainer, calls):
     assert logged(trainer, "teacher_kd_temperature") == pytest.approx([4.0, 3.0])
 
 
-@pytest.mark.usefixtures("float64")
 def test_resume_reproduces_the_run(make_trainer, tmp_path):
     fields = {
         "max_steps": 6,
@@ -332,14 +324,13 @@ def test_resume_reproduces_the_run(make_trainer, tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
     for name in ("loss", "kd_temperature", "kl_tau1", "num_tokens"):
         assert len(logged(resumed, name)) == 6
-        assert logged(resumed, name) == pytest.approx(logged(whole, name), rel=1e-9)
-    torch.testing.assert_close(parameters(resumed.model), parameters(whole.model), rtol=1e-9, atol=1e-9)
+        assert logged(resumed, name) == logged(whole, name)
+    torch.testing.assert_close(parameters(resumed.model), parameters(whole.model), rtol=0, atol=0)
 
 
 # Metrics and evaluation
 
 
-@pytest.mark.usefixtures("float64")
 def test_metrics_of_a_step(make_trainer):
     trainer = make_trainer(kd_temperature=3.0, kd_ratio=0.5, max_steps=1)
     inputs = dict(first_batch(trainer))
@@ -362,8 +353,8 @@ def test_metrics_of_a_step(make_trainer):
     }
     trainer.train()
     entry = trainer.state.log_history[0]
-    assert {name: entry[name] for name in expected} == pytest.approx(expected, rel=1e-9)
-    assert entry["loss"] == pytest.approx(0.5 * 9 * entry["kd_loss"] + 0.5 * entry["ce_loss"], rel=1e-9)
+    assert {name: entry[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert entry["loss"] == pytest.approx(0.5 * 9 * entry["kd_loss"] + 0.5 * entry["ce_loss"], rel=1e-5)
     assert entry["tokens_per_second"] > 0
 
 
@@ -373,7 +364,8 @@ def test_metrics_are_computed_only_where_they_are_logged(make_trainer, prompt_da
         eval_dataset=prompt_dataset,
     )  # fmt: skip
     trainer.train()
-    assert [bool(call["metrics"]) for call in calls] == [True, True, False, True, True, True]  # the last one too
+    # The first step, every second one, the last one, and the evaluation
+    assert [bool(call["metrics"]) for call in calls] == [True, True, False, True, True, True]
     assert len(logged(trainer, "kl_tau1")) == 4
     # Counted over all steps, logged or not
     assert logged(trainer, "num_tokens")[-1] > 4 * 4 * 4
@@ -423,19 +415,17 @@ def test_logging_strategies(make_trainer, strategy, calls):
     assert len(logged(trainer, "kl_tau1")) == (strategy == "epoch")
 
 
-@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_evaluation_weighs_every_token_the_same(make_trainer, text_dataset, batch_size):
     trainer = make_trainer(eval_dataset=text_dataset, per_device_eval_batch_size=batch_size, kd_ratio=0.5)
     everything = trainer.data_collator(list(trainer.eval_dataset.select_columns(["input_ids", "labels"])))
     metrics = trainer.evaluate()
-    assert metrics["eval_loss"] == pytest.approx(dense_loss(trainer, everything).item(), rel=1e-9)
-    assert metrics["eval_loss"] == pytest.approx(2 * metrics["eval_kd_loss"] + 0.5 * metrics["eval_ce_loss"], rel=1e-9)
+    assert metrics["eval_loss"] == pytest.approx(dense_loss(trainer, everything).item(), rel=1e-5)
+    assert metrics["eval_loss"] == pytest.approx(2 * metrics["eval_kd_loss"] + 0.5 * metrics["eval_ce_loss"], rel=1e-5)
     assert metrics["eval_kd_temperature"] == 2.0
     assert trainer.state.log_history[-1]["eval_kl_tau1"] == metrics["eval_kl_tau1"]
 
 
-@pytest.mark.usefixtures("float64")
 def test_evaluation_sets_keep_their_names_and_current_tau(make_trainer, text_dataset, prompt_dataset):
     trainer = make_trainer(
         eval_dataset={"a": text_dataset, "b": prompt_dataset},
@@ -448,15 +438,14 @@ def test_evaluation_sets_keep_their_names_and_current_tau(make_trainer, text_dat
     a, b = logged(trainer, "eval_a_kl_tau1"), logged(trainer, "eval_b_kl_tau1")
     assert len(a) == len(b) == 1 and a != b
     assert logged(trainer, "eval_a_kd_temperature") == [1.0]  # the schedule has reached its end
-    assert logged(trainer, "eval_b_loss") == pytest.approx(logged(trainer, "eval_b_kd_loss"), rel=1e-9)
+    assert logged(trainer, "eval_b_loss") == pytest.approx(logged(trainer, "eval_b_kd_loss"), rel=1e-5)
 
 
-@pytest.mark.usefixtures("float64")
 def test_predict_gives_the_logits(make_trainer, text_dataset, tokenizer):
     trainer = make_trainer(eval_dataset=text_dataset)
     output = trainer.predict(trainer.eval_dataset)
     assert output.predictions.shape[0] == len(text_dataset) and output.predictions.shape[-1] == len(tokenizer)
-    assert output.metrics["test_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-9)
+    assert output.metrics["test_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
 
 
 # The teacher

@@ -9,8 +9,13 @@ from transformers import PreTrainedTokenizerBase
 from trl import maybe_convert_to_chatml
 from trl.data_utils import common_prefix_length
 
+from .errors import UsageError
 from .rollouts.config import RolloutConfig
 from .row_formats import Row, is_chat, is_from_value
+
+
+class UnwritableError(UsageError):
+    """A conversation that the chat template refuses."""
 
 
 def counted_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, args: RolloutConfig) -> list[bool]:
@@ -27,6 +32,9 @@ def counted_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, args: RolloutCo
 
     Returns:
         `list[bool]`: One for each token.
+
+    Raises:
+        [`UnwritableError`]: If the chat template refuses the row.
     """
     if is_from_value(row.get("conversations")):
         row = maybe_convert_to_chatml(copy.deepcopy(dict(row)))
@@ -37,7 +45,7 @@ def counted_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, args: RolloutCo
         whole = dict(row)
     elif "prompt" in row:
         whole = _written(row, row["prompt"] + row["completion"], tokenizer, args)
-        prompt = _written(row, row["prompt"], tokenizer, args, add_generation_prompt=True)
+        prompt = _written(row, row["prompt"], tokenizer, args, prompt=True)
         start = common_prefix_length(prompt["input_ids"], whole["input_ids"])
         whole["completion_mask"] = [i >= start for i in range(len(whole["input_ids"]))]
     else:
@@ -62,19 +70,17 @@ def described(counted: list[bool]) -> str:
     return f"The first row has {len(counted)} tokens, {first}."
 
 
-def _written(row: Row, what: Any, tokenizer: Any, args: RolloutConfig, **kwargs: Any) -> dict[str, Any]:
-    """The tokens of a text, with its end, or of a conversation, as TRL's preparation makes them."""
+def _written(row: Row, what: Any, tokenizer: Any, args: RolloutConfig, prompt: bool = False) -> dict[str, Any]:
+    """The tokens of a text or a conversation, with its end unless it is a prompt, as TRL's preparation makes them."""
     if isinstance(what, str):
-        return dict(tokenizer(text=what if kwargs else what + (tokenizer.eos_token or "")))
+        return dict(tokenizer(text=what if prompt else what + (tokenizer.eos_token or "")))
     tools = row.get("tools")
-    return dict(
-        tokenizer.apply_chat_template(
-            what,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=args.assistant_only_loss and not kwargs,
-            tools=json.loads(tools) if isinstance(tools, str) else tools,
-            **kwargs,
-            **(row.get("chat_template_kwargs") or {}),
-        )
-    )
+    kwargs = {
+        "tools": json.loads(tools) if isinstance(tools, str) else tools,
+        **({"add_generation_prompt": True} if prompt else {"return_assistant_tokens_mask": args.assistant_only_loss}),
+        **(row.get("chat_template_kwargs") or {}),
+    }
+    try:
+        return dict(tokenizer.apply_chat_template(what, tokenize=True, return_dict=True, **kwargs))
+    except Exception as error:  # whatever a template does with what it doesn't expect
+        raise UnwritableError(f"the chat template can't write it: {error}") from error

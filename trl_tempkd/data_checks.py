@@ -19,7 +19,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.trainer.utils import get_config_model_id
 
-from .counted_tokens import counted_tokens, described, has_target
+from .counted_tokens import UnwritableError, counted_tokens, described, has_target
 from .errors import UsageError, UsageTypeError
 from .rollouts.config import RolloutConfig
 from .row_formats import Expected, Row, is_chat, problem_of
@@ -164,9 +164,11 @@ def _load_tokenizer(model: Any, args: RolloutConfig, processing_class: Any) -> A
     """The tokenizer that the trainer will use, or `None` where it can't be had before the model."""
     if processing_class is not None:
         return processing_class
-    name, revision = model, (args.model_init_kwargs or {}).get("revision")
+    name, revision = model, None
     if not isinstance(model, str):
-        name, revision = get_config_model_id(model.config) if hasattr(model, "config") else None, None
+        name = get_config_model_id(model.config) if hasattr(model, "config") else None
+    elif isinstance(args.model_init_kwargs, dict):
+        revision = args.model_init_kwargs.get("revision")
     if not name:
         return None
     try:
@@ -225,8 +227,8 @@ def _check_lengths(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, 
         _checked(name, expected, row, number)
         try:
             counted = counted_tokens(row, tokenizer, args)
-        except Exception as error:  # of the template or the tokenizer, neither of which is ours
-            raise UsageError(f"{name}, row {number}: the tokenizer can't write it: {error}") from error
+        except UnwritableError as error:
+            raise UsageError(f"{name}, row {number}: {error}") from error
         if has_target(counted, args):
             return
         first = counted if first is None else first
