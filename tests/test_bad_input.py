@@ -203,7 +203,7 @@ def test_a_metric_that_a_truncated_teacher_has_no_numbers_for():
     whole = torch.randn(3, 8).log_softmax(-1)
     teacher = TopK.from_log_probs(*reversed(whole.topk(4)), size=8)
     ask = lambda *names: chunked_kd_loss(hidden, weight, teacher, labels=torch.tensor([1, 2, 3]), metrics=names)  # noqa: E731
-    with pytest.raises(UsageError, match=r"`metrics` has 'kl_tau1', and of this teacher there are kd, kl_tau1_coarse"):
+    with pytest.raises(UsageError, match=r"`metrics` must be of kd, kl_tau1_coarse.*got 'kl_tau1'"):
         ask("kl_tau1")
     with pytest.raises(UsageError, match="teacher_ce"):
         ask("teacher_ce")
@@ -400,8 +400,6 @@ def test_rows_that_are_not_what_they_should_be(unloaded, make_config, row, said)
         {"messages": [{"role": "system", "content": ""}, USER, ASSISTANT], "extra": 1},
         {"input_ids": [3, 4, 5]},
         {"input_ids": [3, 4, 5], "labels": [-100, 4, 5]},
-        {"prompt": "the cat"},
-        {"prompt": [USER]},
         {"text": "the cat", "messages": None},
         {"prompt": "", "completion": "sat"},
     ],
@@ -553,7 +551,6 @@ def test_a_template_that_refuses_a_row(unloaded, make_trainer, tokenizer):
 
 BAD_LATER = [
     ([CHAT_ROW, {"messages": []}], {}, "no messages in `messages`"),
-    ([PAIR_ROW, {"prompt": "a", "completion": None}], {}, r"nothing \(None\) in `completion`"),
     ([CHAT_ROW, {"messages": [USER]}], {"assistant_only_loss": True}, "has no message of the assistant"),
     ([{"input_ids": [3, 4], "labels": [3, 4]}, {"input_ids": [3, 4], "labels": [3]}], {}, "`input_ids`"),
 ]
@@ -601,7 +598,7 @@ def command(monkeypatch, refused, tmp_path):
     def load(*args, **kwargs):
         raise Loaded
 
-    def launch(module, for_launch, for_script):
+    def launch(module, for_launch, for_script, use_cpu=False):
         module = importlib.import_module(module)
         values, _, _ = module.make_parser("trl-tempkd").parse(for_script, launched=True)
         return module.main(*values)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..files import written
+from ..files import why_unwritable, written
 from ..paths import BUILDERS, check_model_name, check_path, hub_problem
 
 
@@ -66,6 +66,8 @@ def _load(script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") 
         raise UnreadableError(f"cannot load the data set {name or dataset_args.datasets}: it has no rows") from error
     # Of names that don't exist, a Hub out of reach, and files that can't be parsed
     except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        if why_unwritable(error) is not None:
+            raise
         said = str(error if isinstance(error, OSError) else _first_cause(error))
         said = "it has no rows" if "corresponds to no data" in said else said
         raise UnreadableError(f"cannot load the data set {name or dataset_args.datasets}: {said}") from error
