@@ -599,8 +599,9 @@ def command(monkeypatch, refused, tmp_path):
         raise Loaded
 
     def launch(module, for_launch, for_script, use_cpu=False):
-        module = importlib.import_module(module)
-        values, _, _ = module.make_parser("trl-tempkd").parse(for_script, launched=True)
+        name, *options = for_script
+        module = importlib.import_module(f"trl_tempkd.commands.{name}")
+        values, _, _ = module.make_parser("trl-tempkd").parse(options, launched=True)
         return module.main(*values)
 
     monkeypatch.setattr("trl.SFTTrainer.__init__", load)
