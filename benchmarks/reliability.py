@@ -70,13 +70,12 @@ class Place:
     def __init__(self, folder: Path):
         self.folder = folder
         self.models()
+        from datasets import DatasetDict
+
         from trl_tempkd.tiny import load_tiny_dataset
 
         rows = load_tiny_dataset()
-        for name, part in (("train", rows["train"].take(96)), ("test", rows["test"].take(16))):
-            part.to_json(folder / "rows" / f"{name}.jsonl")
-        from datasets import DatasetDict
-
+        rows["train"].take(2000).to_json(folder / "many.jsonl")
         DatasetDict(train=rows["train"].take(96), test=rows["test"].take(16)).save_to_disk(folder / "data")
         self.base = {
             "model_name_or_path": str(folder / "student"),
@@ -256,8 +255,6 @@ def command_of(place: Place, kind: str, out: Path) -> tuple[list[str], Callable[
 
 
 def kills(place: Place, kinds: list[str], count: int, rng: random.Random) -> list[dict[str, Any]]:
-    rows = (place.folder / "rows" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    (place.folder / "many.jsonl").write_text("\n".join(rows * 20), encoding="utf-8")
     records = []
     for kind in kinds:
         calm, out = place.folder / f"{kind}-calm", place.folder / f"{kind}-killed"
@@ -424,7 +421,7 @@ def soak(place: Place) -> list[dict[str, Any]]:
     kinds = {
         "off-policy": {},
         "on-policy": {"lmbda": 1.0, "replay_size": 32, "replay_ratio": 0.5},
-        "with states": {"kd_temperature_rule": "curriculum", "divergence": "taid"},
+        "taid and token_adaptive": {"kd_temperature_rule": "token_adaptive", "divergence": "taid"},
     }
     return [shown(measured(place, f"soak {name}", {**often, **options})) for name, options in kinds.items()]
 
