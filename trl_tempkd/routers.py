@@ -25,7 +25,7 @@ def leave_routers(model: PreTrainedModel) -> None:
     forward, such as those of generation, would compute the auxiliary loss too, or fail where there is no router.
     """
     config = model.config.get_text_config()
-    if hasattr(config, "output_router_logits"):
+    if hasattr(config, "output_router_logits") and hasattr(config, "router_aux_loss_coef"):  # as TRL decides it
         config.output_router_logits = False
 
 
