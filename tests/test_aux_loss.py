@@ -106,6 +106,18 @@ def test_it_says_once_that_there_is_none(make_moe_trainer, monkeypatch):
     assert len(said) == 2  # a coefficient that nobody asked for has nothing to say
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_it_says_that_reentrant_checkpointing_hides_the_routers(monkeypatch, use_reentrant):
+    said = []
+    monkeypatch.setattr(logging.getLogger("trl_tempkd.routers"), "warning_once", said.append, raising=False)
+    model = tiny_model("mixtral").train()
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    _, aux_loss = run_backbone(model, {"input_ids": torch.arange(3, 9)[None]}, aux_loss=True)
+    assert aux_loss.requires_grad is not use_reentrant
+    assert ["use_reentrant" in line for line in said] == [True] * use_reentrant
+
+
 @pytest.mark.parametrize("coefficient", [None, 0.25])
 @pytest.mark.parametrize("architecture", DENSE)
 def test_a_dense_model_of_the_family_trains(make_moe_trainer, architecture, coefficient):

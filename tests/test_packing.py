@@ -134,9 +134,25 @@ def test_a_collator_of_ones_own_is_found_at_its_first_batch(make_trainer, make_m
     trainer.train()
     pair[["student", "teacher"].index(side)] = tiny_model("mamba", dtype=torch.float32)
     trainer = make_trainer(*pair, train_dataset=text_dataset, kwargs={"data_collator": flattened})
-    with pytest.raises(UsageError, match=f"The {side}, Mamba.*the data collator lays end to end.*attention_mask"):
+    with pytest.raises(UsageError, match=f"The {side}, Mamba.*the data collator lays end to end.*Let it pad the rows"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+def test_a_mask_beside_positions_that_start_anew(make_trainer, make_model, text_dataset):
+    # A mask of ones says that the whole row is one sequence, and the positions are then not looked at for borders
+    def collate(rows):
+        batch = flattened(rows)
+        return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
+
+    def padded(rows):
+        batch = DataCollatorForLanguageModeling(pad_token_id=1)(rows)
+        return {**batch, "position_ids": (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)}
+
+    trainer = make_trainer(make_model(), train_dataset=text_dataset, kwargs={"data_collator": collate})
+    with pytest.raises(UsageError, match=r"The teacher, Llama.*the data collator lays end to end"):
+        trainer.train()
+    make_trainer(make_model(), train_dataset=text_dataset, kwargs={"data_collator": padded}).train()
 
 
 def test_a_sharded_student_is_checked_at_its_first_batch(make_trainer, make_model, monkeypatch):

@@ -83,7 +83,7 @@ class PackingCheck:
         Raises:
             [`UsageError`]: If a sequence's hidden states depend on what lies in the row beside it.
         """
-        if self._passed or "attention_mask" in batch or "position_ids" not in batch:
+        if self._passed or not _is_end_to_end(batch):
             return
         model = unwrap_adapter(model)
         training = model.training
@@ -98,7 +98,9 @@ class PackingCheck:
     def _compare(self, model: PreTrainedModel, hidden_states: HiddenStates, names: set[str]) -> None:
         sequences = _sequences(model)
         alone = [hidden_states({"input_ids": x[None], "attention_mask": torch.ones_like(x)[None]}) for x in sequences]
-        batch = {name: value for name, value in _end_to_end(sequences).items() if name in names}
+        everything = _end_to_end(sequences)
+        everything["attention_mask"] = torch.ones_like(everything["input_ids"])
+        batch = {name: value for name, value in everything.items() if name in names}
         try:
             together = hidden_states(batch).split(LENGTHS, dim=1)
         except (TypeError, ValueError, RuntimeError) as error:  # the model has just run on each alone
@@ -114,7 +116,7 @@ class PackingCheck:
             raise self._refusal(model, problem, hint)
 
     def _refusal(self, model: PreTrainedModel, problem: str, hint: str = "") -> UsageError:
-        where, way_out = "the data collator", "Let the data collator pad the rows and give an `attention_mask`"
+        where, way_out = "the data collator", "Let it pad the rows instead, each with one sequence"
         if self.option is not None:
             where, way_out = f"`{self.option}` (True)", f"Leave `{self.option}` out"
         return UsageError(
@@ -127,6 +129,16 @@ def _sequences(model: PreTrainedModel) -> list[torch.Tensor]:
     """Two sequences of ids from the whole vocabulary but its ends, where control and image tokens are."""
     length, vocabulary = sum(LENGTHS), model.config.get_text_config().vocab_size
     return list((torch.arange(1, length + 1, device=model.device) * vocabulary // (length + 1)).split(LENGTHS))
+
+
+def _is_end_to_end(batch: dict[str, Any]) -> bool:
+    """Whether a row has several sequences: positions without a mask, or such as start anew within it."""
+    positions, mask = batch.get("position_ids"), batch.get("attention_mask")
+    if positions is None or mask is None:
+        return positions is not None
+    if positions.shape != mask.shape:
+        return False
+    return bool(((positions.diff(dim=1) != 1) & mask[:, 1:].bool() & mask[:, :-1].bool()).any())
 
 
 def _end_to_end(sequences: list[torch.Tensor]) -> dict[str, Any]:

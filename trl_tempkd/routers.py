@@ -25,7 +25,7 @@ def leave_routers(model: PreTrainedModel) -> None:
     forward, such as those of generation, would compute the auxiliary loss too, or fail where there is no router.
     """
     config = model.config.get_text_config()
-    if hasattr(config, "output_router_logits"):
+    if hasattr(config, "output_router_logits") and hasattr(config, "router_aux_loss_coef"):  # as TRL decides it
         config.output_router_logits = False
 
 
@@ -55,8 +55,14 @@ def run_backbone(
     logits, model = getattr(outputs, "router_logits", None), unwrap_adapter(model)
     if logits is None or len(logits) == 0:
         return outputs.last_hidden_state, None
-    replayed = type(model).forward(_replay(model, body, outputs), **inputs)
-    return outputs.last_hidden_state, getattr(replayed, "aux_loss", None)
+    own = getattr(type(model).forward(_replay(model, body, outputs), **inputs), "aux_loss", None)
+    if own is not None and outputs.last_hidden_state.requires_grad and not own.requires_grad:
+        logger.warning_once(
+            "The auxiliary loss of the routers has no gradient, so it is logged but not trained: reentrant "
+            "checkpointing (`use_reentrant` in `gradient_checkpointing_kwargs`) hides the routers, or nothing before "
+            "them is trained."
+        )
+    return outputs.last_hidden_state, own
 
 
 def warn_of_none(model: nn.Module, coefficient: float) -> None:
