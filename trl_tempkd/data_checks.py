@@ -21,6 +21,7 @@ from trl.trainer.utils import get_config_model_id
 
 from .counted_tokens import UnwritableError, counted_tokens, described, has_target
 from .errors import UsageError, UsageTypeError
+from .rollouts import PROMPTS
 from .rollouts.config import RolloutConfig
 from .row_formats import Expected, Row, is_chat, problem_of
 
@@ -64,7 +65,10 @@ def check_datasets(
             continue
         with_template = _with_template(rows[0], name, tokenizer, args)
         packing = args.packing if dataset is train_dataset or args.eval_packing is None else args.eval_packing
-        if with_template is not None and args.max_length is not None and not packing:
+        answered = not (
+            args.generates_always and dataset is train_dataset
+        )  # else the prompt suffices, which stays whole
+        if with_template is not None and args.max_length is not None and answered and not packing:
             _check_lengths(dataset, name, with_template, args)
 
 
@@ -147,7 +151,8 @@ def _checked(name: str, expected: Expected, row: Row, number: int) -> bool:
 
 def _expected(args: RolloutConfig, processing_class: Any) -> Expected:
     template = getattr(processing_class, "chat_template", None)
-    return Expected(args.dataset_text_field, assistant=args.assistant_only_loss, template=str(template or ""))
+    answered = args.assistant_only_loss and not args.generates_always
+    return Expected(args.dataset_text_field, assistant=answered, template=str(template or ""))
 
 
 def _is_prepared_elsewhere(args: RolloutConfig, dataset: Any, row: Row) -> bool:
@@ -222,7 +227,7 @@ def _check_lengths(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, 
     first: list[bool] | None = None
     number = -1
     for number, row in enumerate(islice(dataset, most)):
-        if "prompt" in row and "completion" not in row:
+        if "prompt" in row and row.get("completion") is None:
             return  # what is to be trained on isn't there yet
         _checked(name, expected, row, number)
         try:
@@ -247,7 +252,8 @@ def _check_left(dataset: Dataset, result: Any, name: str, packing: bool, args: R
     if "labels" not in (result.column_names or ()):
         return
     labels = result.select_columns("labels")
-    if not any(label != -100 for row in labels for label in row["labels"][1:]):
+    asks = args.generates and PROMPTS in result.column_names  # rows that have nothing to ask are left out
+    if not (asks and len(result)) and not any(label != -100 for row in labels for label in row["labels"][1:]):
         raise UsageError(
             f"{name} has nothing to train on: of {len(dataset)} rows none has a token that counts once they are cut "
             f"at `max_length` {args.max_length}. Raise `max_length`, or look at what is masked "

@@ -108,7 +108,8 @@ def _tokens(row: Row) -> str | None:
 
 
 def _prompt(row: Row, expected: Expected) -> str | None:
-    values = {name: row[name] for name in ("prompt", "completion") if name in row}
+    # A table has a column for all of its rows: nothing in it is no completion
+    values = {name: row[name] for name in ("prompt", "completion") if name == "prompt" or row.get(name) is not None}
     for name, value in values.items():
         problem = (
             _text(name, value)
@@ -117,7 +118,7 @@ def _prompt(row: Row, expected: Expected) -> str | None:
         )
         if problem:
             return problem
-    if expected.completion and "completion" not in row:
+    if expected.completion and "completion" not in values:
         return (
             "has a `prompt` and no `completion`, which takes an `lmbda` of 1, or `seq_kd`, with which completions are "
             f"generated.{conversion(row)}"

@@ -105,8 +105,8 @@ class TemperatureKDTrainer(ResumingTrainer):
             args = KDConfig(f"{model_name.split('/')[-1]}-KD")
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
         self._cache = open_cache(teacher_model, args)
-        check_run(model, teacher_model, args, kwargs)
         check_answers(args, {"train": kwargs.get("train_dataset"), "eval": kwargs.get("eval_dataset")})
+        check_run(model, teacher_model, args, kwargs)
         super().__init__(model, args=args, **kwargs)
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs

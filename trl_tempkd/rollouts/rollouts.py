@@ -127,11 +127,12 @@ class Rollouts:
         alone writes in training. What is drawn depends on the seed and the prompts alone, so each evaluation draws the
         same. Every rank must call.
         """
-        self.on_policy = PROMPTS in batch and self.samplers["student"] is not None
+        self.on_policy = False
         if PROMPTS not in batch:
             return batch
         rows = rows_of(batch)
         asked = [i for i, row in enumerate(rows) if row.prompt and not row.targets]
+        self.on_policy = bool(asked) and self.samplers["student"] is not None
         prompts = [self._shortened(rows[i].prompt) for i in asked]
         sampler = self.samplers["student"] or self.samplers["teacher"]
         assert sampler is not None
