@@ -36,6 +36,7 @@ FLOORS = [
     ["temperature"],
     ["divergences"],
     ["tiny"],
+    ["vocabularies"],
     ["job", "chat", "fingerprint", "option_checks", "row_formats"],
     ["paths"],
     ["files"],

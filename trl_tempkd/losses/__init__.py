@@ -6,6 +6,7 @@ from .dense import kd_loss
 from .fused import head_logits
 from .measured import Measured, measure_tokens
 from .operands import Logits
+from .pooled import Pooled, Stretches
 from .sampled import Sampled
 from .truncated import TopK, Truncated
 
@@ -15,7 +16,9 @@ __all__ = [
     "ChunkedKDOutput",
     "Logits",
     "Measured",
+    "Pooled",
     "Sampled",
+    "Stretches",
     "TopK",
     "Truncated",
     "chunked_kd_loss",

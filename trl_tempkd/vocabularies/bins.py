@@ -1,0 +1,86 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""
+Bins that both vocabularies are pooled into, so that their distributions can be compared.
+
+`bytes` asks for the next byte alone: 256 bins, one for the end of the text, and one for what stands for no text. It is
+a coarse-graining of both distributions over strings. `shared` gives each byte string that is a token of both a bin of
+its own, and is finer: an approximation, since a tokenizer may never write that token there.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .alignment import Side
+
+
+ALIGNMENTS = ("bytes", "shared", "uld")
+END, NOTHING = "the end of the text", "no text"
+
+
+@dataclass(frozen=True)
+class Bins:
+    """
+    Attributes:
+        student, teacher (`torch.Tensor` of shape `(V_s,)` and `(V_t,)`):
+            The bin of each token.
+        count (`int`):
+            Number of bins.
+        in_both (`tuple[torch.Tensor, torch.Tensor]`):
+            Of each vocabulary, whether the other has a token of the same meaning.
+    """
+
+    student: torch.Tensor
+    teacher: torch.Tensor
+    count: int
+    in_both: tuple[torch.Tensor, torch.Tensor]
+
+
+def make_bins(student: Side, teacher: Side, alignment: str) -> Bins:
+    """
+    Args:
+        student, teacher ([`Side`]): both.
+        alignment (`str`): `bytes` or `shared`.
+    """
+    meanings = [_meanings(side) for side in (student, teacher)]
+    both = {*meanings[0]} & {*meanings[1]} - {NOTHING}
+    numbers: dict[str | bytes, int] = {}
+
+    def bin_of(meaning: str | bytes) -> int:
+        if meaning not in both or (alignment == "bytes" and meaning != END):
+            own = f"byte {meaning[0]}" if isinstance(meaning, bytes) else NOTHING
+            meaning = END if meaning == END else own
+        return numbers.setdefault(meaning, len(numbers))
+
+    columns = [torch.tensor([bin_of(meaning) for meaning in of_side]) for of_side in meanings]
+    known = [torch.tensor([meaning in both for meaning in of_side]) for of_side in meanings]
+    return Bins(columns[0], columns[1], len(numbers), (known[0], known[1]))
+
+
+def _meanings(side: Side) -> list[str | bytes]:
+    """What each id stands for: bytes, the end, or nothing; in the words of a special token if it isn't the end."""
+    spelling = side.spelling
+    return [
+        END
+        if i in side.frame.ends
+        else part or (f"special {spelling.special[i]}" if i in spelling.special else NOTHING)
+        for i, part in enumerate(spelling.tokens)
+    ]
+
+
+def describe(student: Side, teacher: Side, bins: Bins) -> str:
+    """What has a counterpart in the other vocabulary and what hasn't, in a few lines."""
+
+    def written(side: Side, ids: set[int]) -> str:
+        return ", ".join(repr(side.spelling.special.get(i, i)) for i in sorted(ids)) or "none"
+
+    lines = []
+    of_both = {*student.spelling.special.values()} & {*teacher.spelling.special.values()}
+    for name, side, known in (("student", student, bins.in_both[0]), ("teacher", teacher, bins.in_both[1])):
+        size = sum(part is not None for part in side.spelling.tokens)
+        alone = {i for i, text in side.spelling.special.items() if text not in of_both and i not in side.frame.ends}
+        lines.append(
+            f"{name}: {side.spelling.kind}, {size} tokens of text, {int(known.sum())} of all tokens in both; end of "
+            f"text {written(side, side.frame.ends)}; special tokens without a counterpart {written(side, alone)}"
+        )
+    return "; ".join(lines) + f". {bins.count} bins."
