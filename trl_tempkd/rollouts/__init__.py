@@ -10,11 +10,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from ..row_formats import PROMPTS
 from ..teachers import Teacher
 from .config import RolloutConfig
 from .preparation import TRAIN, check_answers, prepared
 from .rollouts import Collator, Rollouts
-from .rows import PROMPTS, CarryingCollator, rows_of
+from .rows import CarryingCollator, rows_of
 from .sampling import ModelSampler, Sampler, longest_prompt, room_for_prompts, stop_tokens
 from .vllm import VLLMSampler
 
@@ -66,7 +67,8 @@ def make_rollouts(
     """
     if not args.generates:
         return Rollouts(args, accelerator, tokenizer, collator, stops=[])
-    models = [accelerator.unwrap_model(model()) for model in (student, teacher.wrapped)]
+    writers = [student, teacher.wrapped] if teacher.can_generate or args.seq_kd else [student]
+    models = [accelerator.unwrap_model(model()) for model in writers]
     stops = sorted({token for model in models for token in stop_tokens(model, tokenizer)})
     _check_parallelism(accelerator, models[0])
     if dataset is not None:

@@ -15,8 +15,9 @@ from trl import pack_dataset
 
 from ..chat import chat_prompt, context_of, text_prompt
 from ..errors import UsageError
+from ..row_formats import PROMPTS
 from .config import RolloutConfig
-from .rows import IGNORED, PROMPTS, prompt_before
+from .rows import IGNORED, prompt_before
 
 
 Rows = Any  # `Dataset` or `IterableDataset`, which ship no types

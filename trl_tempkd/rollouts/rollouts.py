@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..files import whole_file
+from ..row_formats import PROMPTS
 from .config import RolloutConfig
-from .rows import IGNORED, PROMPTS, ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
+from .rows import IGNORED, ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
 from .samples import log_samples
 from .sampling import Sampler, most_over_ranks
 
