@@ -11,9 +11,9 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, TrainingArguments
-from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl import SFTTrainer
 
+from .compat import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from .config import KDConfig
 from .data_checks import check_datasets
 from .errors import UsageError, UsageImportError, UsageTypeError

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from trl import maybe_convert_to_chatml
-from trl.data_utils import common_prefix_length
 
+from .compat import common_prefix_length
 from .errors import UsageError
 from .rollouts.config import RolloutConfig
 from .row_formats import Row, is_chat, is_from_value

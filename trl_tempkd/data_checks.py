@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 from accelerate.logging import get_logger
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import AutoProcessor, PreTrainedTokenizerBase
-from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-from trl.trainer.utils import get_config_model_id
 
+from .compat import get_config_model_id, get_training_chat_template, has_generation_markers
 from .counted_tokens import UnwritableError, counted_tokens, described, has_target
 from .errors import UsageError, UsageTypeError
 from .rollouts.config import RolloutConfig

@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""Distillation as a TRL trainer: `SFTTrainer` with another loss. The only file that knows TRL's inner names."""
+"""Distillation as a TRL trainer: `SFTTrainer` with another loss. What it overrides of it is tested too."""
 
 from functools import partial
 from typing import Any, ClassVar
@@ -9,13 +9,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
-from trl.models.utils import _ForwardRedirection
-from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
 from .accumulation import filled
 from .argument_checks import check_arguments, check_run
 from .checkpoints import ResumingTrainer
 from .citation import PAPER
+from .compat import ForwardRedirection, disable_dropout_in_model, get_config_model_id
 from .config import KDConfig
 from .data_checks import prepared as checked
 from .errors import UsageError
@@ -132,7 +131,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         parts = (self._tokenizer, self.accelerator, self._get_collator_with_removed_columns(self.data_collator))
         self.rollouts = make_rollouts(student, self.teacher, *parts, args, self.train_dataset)
 
-        self._forward_redirection = _ForwardRedirection()
+        self._forward_redirection = ForwardRedirection()
         self.objective = make_objective(args, self.accelerator, self.teacher.metrics)
         measures = ["loss", *(_NAMES.get(name, name) for name in self.teacher.metrics)]
         measures += ["aux_loss"] * self.aux_loss_enabled

@@ -17,9 +17,9 @@ import transformers
 import trl
 import xxhash
 from peft import PeftModel
-from transformers.trainer_pt_utils import get_model_param_count
 
 from .. import __version__
+from ..compat import get_model_param_count
 from ..divergences import DIVERGENCES
 from ..errors import UsageError
 from ..objectives import OBJECTIVES

@@ -191,7 +191,8 @@ def load_model(name: str, revision: str | None, args: EvaluateConfig, option: st
     """A causal language model, or an adapter on its base."""
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
-    from transformers.utils.peft_utils import find_adapter_config_file
+
+    from ..compat import find_adapter_config_file
 
     kwargs = {"revision": revision, "trust_remote_code": args.trust_remote_code, "dtype": args.dtype}
     try:

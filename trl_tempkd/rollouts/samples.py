@@ -7,8 +7,8 @@ import pandas as pd
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
-from trl.trainer.utils import print_prompt_completions_sample
 
+from ..compat import print_prompt_completions_sample
 from ..files import whole_file
 from .config import RolloutConfig
 

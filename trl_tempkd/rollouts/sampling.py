@@ -21,9 +21,8 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from trl.distributed import DistributedBackend
-from trl.models.utils import _ForwardRedirection, add_hooks, remove_hooks
 
+from ..compat import DistributedBackend, ForwardRedirection, add_hooks, remove_hooks
 from ..errors import UsageError
 from ..heads import unwrap_adapter
 from .config import RolloutConfig
@@ -284,7 +283,7 @@ def with_whole_model(
     if accelerator.is_fsdp2:
         with _kept_whole(model) if gather else nullcontext():
             # Through the root's forward, which gathers what belongs to no layer and must be the first to run
-            _ForwardRedirection()(wrapped, model, partial(run, model, in_step))
+            ForwardRedirection()(wrapped, model, partial(run, model, in_step))
     elif not DistributedBackend(accelerator).is_zero3:
         run(model, False)
     elif gather:

@@ -8,9 +8,8 @@ from operator import gt
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
-from trl.generation.vllm_generation import VLLMGeneration
-from trl.import_utils import is_vllm_available
 
+from ..compat import VLLMGeneration, is_vllm_available
 from ..errors import UsageImportError
 from .config import RolloutConfig
 from .sampling import most_over_ranks

@@ -11,14 +11,17 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.models import prepare_deepspeed
-from trl.models.utils import _ForwardRedirection
-from trl.trainer.utils import create_model_from_path, get_config_model_id
 
+from ..compat import (
+    ForwardRedirection,
+    create_model_from_path,
+    fsdp2_prepare_model,
+    get_config_model_id,
+    prepare_deepspeed,
+)
 from ..errors import UsageError
 from ..heads import Head, check_head, gathered_head, last_hidden_state
 from ..packing import PackingCheck
@@ -69,7 +72,7 @@ class LiveTeacher(Teacher):
         check_separate(unwrapped, model)
         check_vocabulary(tokenizer, unwrapped, model, **origin)
         self._accelerator = accelerator
-        self._forward_redirection = _ForwardRedirection()
+        self._forward_redirection = ForwardRedirection()
         self._packing = PackingCheck("teacher", options)
         self._prepare(model)
 

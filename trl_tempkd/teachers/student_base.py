@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
-from trl.models.utils import _ForwardRedirection
 
+from ..compat import ForwardRedirection
 from ..errors import UsageError
 from ..heads import Head, gathered_head, last_hidden_state
 from .base import Batch, Teacher
@@ -55,7 +55,7 @@ class StudentBaseTeacher(Teacher):
         self, student: Callable[[], nn.Module], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
     ) -> None:
         self._wrapped, self._accelerator = student, accelerator
-        self._forward_redirection = _ForwardRedirection()
+        self._forward_redirection = ForwardRedirection()
         check_base(self._student())
 
     def _student(self) -> PeftModel:
