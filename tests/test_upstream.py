@@ -37,6 +37,21 @@ SIGNATURES = {
     "fsdp2_prepare_model": ["accelerator", "model"],
     "add_hooks": ["model"],
     "remove_hooks": ["model"],
+    "common_prefix_length": ["ids", "other_ids"],
+    "get_training_chat_template": ["processing_class", "tokenizer"],
+    "has_generation_markers": ["chat_template"],
+    "print_prompt_completions_sample": [
+        "prompts",
+        "completions",
+        "rewards",
+        "advantages",
+        "step",
+        "num_samples",
+        "extra",
+    ],
+    "get_model_param_count": ["model", "trainable_only"],
+    "launch_command": ["args"],
+    "load_config_from_file": ["config_file"],
 }
 METHODS = {
     "ForwardRedirection": {"__call__": ["self", "wrapper_module", "original_module", "method", "args", "kwargs"]},

@@ -18,7 +18,7 @@ import trl
 import xxhash
 from peft import PeftModel
 
-from .. import __version__
+from .._version import __version__
 from ..compat import get_model_param_count
 from ..divergences import DIVERGENCES
 from ..errors import UsageError

@@ -261,7 +261,7 @@ def environment(device: Any) -> dict[str, Any]:
     """What the numbers were made with."""
     import torch
 
-    from .. import __version__
+    from .._version import __version__
 
     packages = ("torch", "transformers", "trl", "datasets", "evaluate", "rouge-score", "tokenizers", "peft")
     return {
