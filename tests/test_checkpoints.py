@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from standins import save_pair
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from trl_tempkd.checkpoints import description, find_checkpoint, newest_whole, problem_of, whole
 from trl_tempkd.checkpoints.description import sample_of
 from trl_tempkd.commands import distill
 from trl_tempkd.errors import UsageError
 from trl_tempkd.parameters import parameter_hash
-from trl_tempkd.rollouts import RolloutConfig
+from trl_tempkd.rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, VLLMOptions
 from trl_tempkd.teachers import CachedTeacher, ServedTeacher, StudentBaseTeacher
 
 
@@ -525,7 +525,8 @@ def test_the_same_run_says_nothing(make_trainer, make_model, tmp_path, caplog):
 
 
 def test_every_option_of_the_rollouts_has_its_place():
-    own = {field.name for field in dataclasses.fields(RolloutConfig)} - set(SFTConfig.__dataclass_fields__)
+    groups = (RolloutOptions, GenerationOptions, VLLMOptions, CompletionLogOptions)
+    own = {field.name for group in groups for field in dataclasses.fields(group)}
     of_the_target = {*description._SOURCES, *description._SAMPLING}
     # What changes the cost, or what is shown
     others = {"cache_implementation", "generation_batch_size", "ds3_gather_for_generation", "use_vllm"}

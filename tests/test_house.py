@@ -36,7 +36,7 @@ FLOORS = [
     ["temperature"],
     ["divergences"],
     ["tiny"],
-    ["job", "chat", "fingerprint", "option_checks", "parameters", "row_formats"],
+    ["job", "chat", "fingerprint", "option_checks", "option_groups", "parameters", "row_formats"],
     ["paths"],
     ["files"],
     ["locks", "processes", "trl_names"],

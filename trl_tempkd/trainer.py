@@ -103,8 +103,8 @@ class TemperatureKDTrainer(ResumingTrainer):
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = KDConfig(f"{model_name.split('/')[-1]}-KD")
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
-        self.teacher = make_teacher(teacher_model, args)
         check_run(model, args, kwargs)
+        self.teacher = make_teacher(teacher_model, args)
         check_answers(args, {"train": kwargs.get("train_dataset"), "eval": kwargs.get("eval_dataset")})
         super().__init__(model, args=args, **kwargs)
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one

@@ -23,17 +23,14 @@ from ..compat import get_model_param_count
 from ..divergences import DIVERGENCES
 from ..errors import UsageError
 from ..objectives import OBJECTIVES
-from ..objectives.config import ObjectiveConfig
+from ..objectives.options import DivergenceOptions, TemperatureOptions
 from ..parameters import parameter_hash
-from ..rollouts import RolloutConfig
 from ..temperature_rules import TEMPERATURE_RULES
 from .whole import record_of
 
 
 # Options that decide the target: what the student is compared with, in which way, and on whose text
-_OBJECTIVE = [
-    field.name for field in dataclasses.fields(ObjectiveConfig) if field.name not in RolloutConfig.__dataclass_fields__
-]
+_OBJECTIVE = [field.name for group in (DivergenceOptions, TemperatureOptions) for field in dataclasses.fields(group)]
 _SOURCES = ["lmbda", "lmbda_schedule", "seq_kd", "replay_size", "replay_ratio"]
 _SAMPLING = ["max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"]
 # Options that change the way there

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UsageError
 from ..row_formats import PROMPTS
 from ..teachers import Teacher
-from .config import RolloutConfig
+from .options import RolloutOptions
 from .preparation import TRAIN, check_answers, prepared
 from .rollouts import Collator, Rollouts
 from .rows import CarryingCollator, rows_of
@@ -24,7 +24,7 @@ __all__ = [
     "PROMPTS",
     "TRAIN",
     "CarryingCollator",
-    "RolloutConfig",
+    "RolloutOptions",
     "Rollouts",
     "check_answers",
     "make_rollouts",
@@ -38,7 +38,7 @@ def make_rollouts(
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     collator: Collator,
-    args: RolloutConfig,
+    args: RolloutOptions,
     dataset: Iterable[dict[str, Any]] | None = None,
 ) -> Rollouts:
     """
@@ -55,7 +55,7 @@ def make_rollouts(
             Accelerator of the trainer.
         collator (`Callable`):
             Data collator of the trainer.
-        args ([`RolloutConfig`]):
+        args ([`RolloutOptions`]):
             Options.
         dataset (`Iterable`, *optional*):
             Training data as the trainer has prepared it, to be checked.

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..files import whole_file
 from ..row_formats import PROMPTS
-from .config import RolloutConfig
+from .options import RolloutOptions
 from .rows import IGNORED, ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
 from .samples import log_samples
 from .sampling import Sampler, most_over_ranks
@@ -48,7 +48,7 @@ class Rollouts:
     Source: GKD (arXiv 2306.13649), algorithm 1; DistiLLM (arXiv 2402.03898), section 3.2 and algorithm 1.
 
     Args:
-        args ([`RolloutConfig`]):
+        args ([`RolloutOptions`]):
             Options.
         accelerator ([`~accelerate.Accelerator`]):
             Accelerator of the trainer.
@@ -68,7 +68,7 @@ class Rollouts:
 
     def __init__(
         self,
-        args: RolloutConfig,
+        args: RolloutOptions,
         accelerator: Accelerator,
         tokenizer: PreTrainedTokenizerBase,
         collator: Collator,
