@@ -547,7 +547,7 @@ def test_truncated_caches_refuse(make, tmp_path, mode):
     folder = tmp_path / mode
     builder_of(make(), folder, mode=mode, count=8, taus=(1.0, 2.0)).build()
     for name, fields in ALL.items():
-        match = f"`kd_temperature_rule` {name} gives" if "kd_temperature_rule" in fields else f"`divergence` {name} "
+        match = f"`kd_temperature_rule` is {name}" if "kd_temperature_rule" in fields else f"`divergence` {name} "
         with pytest.raises(ValueError, match=rf"{match}.*--mode hidden|`lmbda`"):
             make(teacher_cache=str(folder), **fields)
 
