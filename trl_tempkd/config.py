@@ -9,7 +9,7 @@ from trl import SFTConfig
 from .errors import UsageError
 from .losses.options import MemoryOptions
 from .objectives.options import DivergenceOptions, TemperatureOptions
-from .option_checks import check_types, strict
+from .option_checks import check_dicts, check_types, strict
 from .option_groups import OptionGroup, assembled, check_groups, must, option
 from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, VLLMOptions
 from .teachers.address import shown
@@ -79,6 +79,7 @@ class KDConfig(
         ):
             if getattr(self, new, "absent") is None:
                 setattr(self, new, getattr(self, old))
+        check_dicts(self)
         super().__post_init__()
         check_groups(self)
         self._check_trl()
