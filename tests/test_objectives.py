@@ -15,7 +15,7 @@ from test_trainer import first_batch, logged, logits_of, parameters
 
 from trl_tempkd import kd_loss
 from trl_tempkd.divergences import DIVERGENCES
-from trl_tempkd.objectives import OBJECTIVES, TemperatureState, Tokens, check_objective, token_divergence
+from trl_tempkd.objectives import OBJECTIVES, Objective, TemperatureState, Tokens, check_objective, token_divergence
 from trl_tempkd.objectives.distillm2 import DistiLLM2
 from trl_tempkd.objectives.minillm import MiniLLM
 from trl_tempkd.objectives.taid import Taid
@@ -428,6 +428,25 @@ def test_resume_reproduces_the_run(make_trainer, tmp_path, name):
         k: v if v is None else pytest.approx(v, rel=1e-9) for k, v in states_of(whole).items()
     }
     torch.testing.assert_close(parameters(resumed.model), parameters(whole.model), rtol=1e-9, atol=1e-9)
+
+
+def test_the_state_in_a_checkpoint(make_trainer, tmp_path):
+    """The file has had the same keys from the first."""
+    states = {"temperature": {"theta": 0.25}, "method": {"t": 0.6, "momentum": 0.1, "loss": 2.0}}
+    (tmp_path / "objective.json").write_text(json.dumps(states))
+    loss = make_trainer(**ALL["taid"], **ALL["curriculum"]).step_loss
+    loss.load(str(tmp_path))
+    assert loss.objective.state == states["method"] and loss.temperatures.state == states["temperature"]
+    loss.save(str(tmp_path))
+    assert json.loads((tmp_path / "objective.json").read_text()) == states
+
+
+def test_a_divergence_is_an_objective(make_trainer):
+    loss = make_trainer(divergence="jsd", divergence_kwargs={"beta": 0.3}).step_loss
+    assert isinstance(loss.objective, Objective) and loss.objective.divergence == "jsd"
+    tokens = Tokens(torch.zeros(1, 1), on_policy=False)
+    assert loss.objective.arguments(tokens) == {"divergence": "jsd", "divergence_kwargs": {"beta": 0.3}}
+    assert all(issubclass(kind, Objective) for kind in OBJECTIVES.values())
 
 
 def test_a_checkpoint_of_another_objective_is_refused(make_trainer, tmp_path):
