@@ -149,6 +149,15 @@ def test_files_are_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) < limit
 
 
+def test_the_trainer_knows_no_kind_of_teacher():
+    """A new source is a file of teachers/ and a line in its factory."""
+    tree = tree_of(PACKAGE / "trainer.py")
+    asked = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) == 2]
+    assert not [call for call in asked if call.startswith("isinstance(") and "teacher" in call.lower()]
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "teachers" in (node.module or "")]
+    assert [(node.module, [alias.name for alias in node.names]) for node in froms] == [("teachers", ["make_teacher"])]
+
+
 def test_third_party_imports_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0] for line in project["dependencies"]}

@@ -59,14 +59,11 @@ def check_groups(options: Any) -> None:
     Hold the options of every group against what they may be.
 
     Raises:
-        [`UsageError`]: As `check` of the groups does, if a value isn't one of the choices, or text is no dict.
+        [`UsageError`]: As `check` of the groups does, and if text stands in the place of a dict.
     """
     for group in groups_of(type(options)):
         for field in dataclasses.fields(group):  # type: ignore[arg-type]
-            value, choices = getattr(options, field.name), field.metadata.get("choices")
-            if choices and value is not None:
-                must(options, field.name, value in choices, f"one of {', '.join(choices)}")
-            if isinstance(value, str) and field.name in options._VALID_DICT_FIELDS:
+            if isinstance(getattr(options, field.name), str) and field.name in options._VALID_DICT_FIELDS:
                 (example,) = re.findall(r"`({.*?})`", field.metadata["help"])
                 must(options, field.name, False, f"a dict, or on the command line its JSON, e.g. '{example}'")
         group.check(options)

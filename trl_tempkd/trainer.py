@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""Distillation as a TRL trainer: `SFTTrainer` with another loss. What it overrides of it is tested too."""
+"""Distillation as a TRL trainer: `SFTTrainer` with another loss. Of TRL's inner names it overrides methods alone."""
 
 from functools import partial
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from .job import job
 from .job import prepared as written_data
 from .logged_steps import LastStep, is_logged
 from .meter import Meter
-from .objectives import make_objective
+from .objectives import make_loss
 from .packing import PackingCheck
 from .padding import aligned, right_padded
 from .rollouts import CarryingCollator, check_answers, make_rollouts, prepared
@@ -132,7 +132,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         self.rollouts = make_rollouts(student, self.teacher, *parts, args, self.train_dataset)
 
         self._forward_redirection = ForwardRedirection()
-        self.objective = make_objective(args, self.accelerator, self.teacher.metrics)
+        self.step_loss = make_loss(args, self.accelerator, self.teacher.metrics)
         measures = ["loss", *(_NAMES.get(name, name) for name in self.teacher.metrics)]
         measures += ["aux_loss"] * self.aux_loss_enabled
         self._meter = Meter(self.accelerator, measures)
@@ -190,7 +190,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         args = self.args
         inputs = dict(right_padded(inputs))
         labels = inputs.pop("labels")
-        self.objective.begin(self._progress())
+        self.step_loss.begin(self._progress())
 
         # Accelerate puts autocast around `model.forward`, which the redirection replaces
         with self.accelerator.autocast():
@@ -203,7 +203,7 @@ class TemperatureKDTrainer(ResumingTrainer):
             loss, aux_loss, sums = self._forward_redirection(model, student, step)
 
         if mode == "train" and self.accelerator.sync_gradients:  # the last batch of the optimizer step
-            self.objective.step(self._progress())
+            self.step_loss.step(self._progress())
 
         # As in SFTTrainer: `num_items_in_batch` counts the tokens of every rank, and DDP averages the gradients
         if args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -233,7 +233,7 @@ class TemperatureKDTrainer(ResumingTrainer):
             warn_of_none(student, self.args.router_aux_loss_coef)
         targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # (B, L): position i predicts token i + 1
         with gathered_head(student) as head, self.teacher.head() as teacher_head:
-            out = self.objective(
+            out = self.step_loss(
                 hidden.flatten(0, 1),
                 head,
                 teacher_rows,
@@ -256,11 +256,11 @@ class TemperatureKDTrainer(ResumingTrainer):
         return super().prediction_step(model, self.rollouts.evaluated(inputs), *args, **kwargs)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        self.objective.reset("eval")
+        self.step_loss.reset("eval")
         with self._meter.evaluation():  # `tokens_per_second` is about training
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         # `loss` among them: the mean over tokens in place of the mean over batches
-        metrics = {**self.objective.logs("eval"), **self._meter.means("eval")}
+        metrics = {**self.step_loss.logs("eval"), **self._meter.means("eval")}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
@@ -275,7 +275,7 @@ class TemperatureKDTrainer(ResumingTrainer):
             before = next((entry["num_tokens"] for entry in self.state.log_history[::-1] if "num_tokens" in entry), 0)
             # The loop's own `loss` stays: it is the mean over all steps since the last log
             logs.update({name: value for name, value in self._meter.means("train").items() if name != "loss"})
-            logs.update(self.objective.logs("train"))
+            logs.update(self.step_loss.logs("train"))
             logs["num_tokens"] = before + seen // self.get_tp_size()
             logs["tokens_per_second"] = per_second / self.get_tp_size()
             logs.update(self.rollouts.metrics())
@@ -286,4 +286,4 @@ class TemperatureKDTrainer(ResumingTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         self._meter.reset()
-        self.objective.reset("train")
+        self.step_loss.reset("train")

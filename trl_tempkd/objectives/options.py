@@ -101,6 +101,8 @@ class TemperatureOptions(OptionGroup):
                     f"`{name}` must be positive and finite, got {tau}. For a nearly greedy teacher use a small "
                     "temperature such as 0.1."
                 )
+        for name, known in (("kd_temperature_rescale", RESCALES), ("kd_temperature_schedule", SCHEDULES)):
+            must(self, name, getattr(self, name) in known, f"one of {', '.join(known)}")
         if self.kd_temperature_schedule == "constant" and self.kd_temperature_final is not None:
             raise UsageError(
                 f"`kd_temperature_final` is {self.kd_temperature_final}, but `kd_temperature_schedule` is 'constant', "

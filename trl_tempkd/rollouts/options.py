@@ -73,6 +73,7 @@ class RolloutOptions(OptionGroup):
         must(self, "lmbda", 0 <= self.lmbda <= 1, "in [0, 1]")
         must(self, "replay_ratio", ratio is None or 0 <= ratio <= 1, "in [0, 1]")
         must(self, "replay_size", self.replay_size >= 0, "at least 0")
+        must(self, "lmbda_schedule", self.lmbda_schedule in SHARE_SCHEDULES, f"one of {', '.join(SHARE_SCHEDULES)}")
         if ratio is not None and self.replay_size == 0:
             raise UsageError(
                 f"`replay_ratio` is {ratio}, but `replay_size` is 0, so there is nothing to replay. Set "
@@ -180,6 +181,7 @@ class VLLMOptions(OptionGroup):
     vllm_tensor_parallel_size: int = option(1, "Number of GPUs that share one colocated vLLM model.")
 
     def check(self) -> None:
+        must(self, "vllm_mode", self.vllm_mode in VLLM_MODES, f"one of {', '.join(VLLM_MODES)}")
         if self.use_vllm and not self.ds3_gather_for_generation:
             raise UsageError(
                 "`ds3_gather_for_generation` must be True with `use_vllm`, got False: vLLM is sent whole weights."
