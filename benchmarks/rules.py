@@ -24,7 +24,7 @@ from rich.table import Table
 
 from trl_tempkd import KDConfig
 from trl_tempkd.heads import Head
-from trl_tempkd.objectives import OBJECTIVES, Objective, make_objective
+from trl_tempkd.objectives import OBJECTIVES, StepLoss, make_loss
 from trl_tempkd.temperature_rules import TEMPERATURE_RULES
 
 
@@ -47,34 +47,34 @@ class Problem:
         self.targets = torch.randint(0, vocabulary, (max(n // 128, 1), min(n, 128)))
         self.targets[:, 0] = -100
 
-    def seconds(self, objective: Objective) -> float:
+    def seconds(self, loss: StepLoss) -> float:
         self.hidden.grad = self.student.weight.grad = None
         start = time.process_time()
         teacher = (self.teacher_hidden, self.teacher)
         kwargs = {"logged": False, "training": True, "on_policy": True}
-        objective(self.hidden, self.student, *teacher, self.targets, None, **kwargs).loss.backward()
+        loss(self.hidden, self.student, *teacher, self.targets, None, **kwargs).loss.backward()
         return time.process_time() - start
 
 
-def contenders() -> dict[str, Objective]:
-    """One objective for each rule and each method, by the options of a run."""
+def contenders() -> dict[str, StepLoss]:
+    """The loss of each rule and each objective, by the options of a run."""
     options: dict[str, dict[str, Any]] = {name: {"divergence": name} for name in PLAIN}
     options |= {f"rule {name}": {"kd_temperature_rule": name} for name in TEMPERATURE_RULES}
     options |= {name: {"divergence": name, "lmbda": 1.0} for name in OBJECTIVES}
     configs = {name: KDConfig("unused", use_cpu=True, bf16=False, **own) for name, own in options.items()}
     accelerator = Accelerator(cpu=True)  # after them: a config makes the state of its process anew
-    made = {name: make_objective(config, accelerator, ()) for name, config in configs.items()}
-    for objective in made.values():
-        objective.begin(0.5)
+    made = {name: make_loss(config, accelerator, ()) for name, config in configs.items()}
+    for loss in made.values():
+        loss.begin(0.5)
     return made
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, float | str]]:
-    problem, objectives = Problem(args.shape), contenders()
-    for objective in objectives.values():  # compiles, and brings the states to where they are in the midst of a run
-        problem.seconds(objective)
-        objective.step(0.5)
-    rounds = [{name: problem.seconds(each) for name, each in objectives.items()} for _ in range(args.rounds)]
+    problem, losses = Problem(args.shape), contenders()
+    for loss in losses.values():  # compiles, and brings the states to where they are in the midst of a run
+        problem.seconds(loss)
+        loss.step(0.5)
+    rounds = [{name: problem.seconds(each) for name, each in losses.items()} for _ in range(args.rounds)]
     return [
         {
             "name": name,
@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, float | str]]:
             "seconds": statistics.median(r[name] for r in rounds),
             "ratio": statistics.median(r[name] / r[BASE.get(name, "forward_kl")] for r in rounds),
         }
-        for name in objectives
+        for name in losses
     ]
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-import trl_tempkd.objectives.objective as objective_module
+import trl_tempkd.objectives.step_loss as step_loss_module
 from trl_tempkd import KDConfig, TemperatureKDTrainer
 from trl_tempkd.commands.distill import find_checkpoint
 
@@ -58,16 +58,16 @@ class Watch(TrainerCallback):
 
     @contextmanager
     def counting(self, trainer: TemperatureKDTrainer):
-        self.trainer, loss = trainer, objective_module.chunked_kd_loss
+        self.trainer, loss = trainer, step_loss_module.chunked_kd_loss
 
         def counted(*args, **kwargs):
             if torch.is_grad_enabled():  # evaluation needs no wrapper
                 self.losses["inside" if self.depth else "outside"] += 1
             return loss(*args, **kwargs)
 
-        objective_module.chunked_kd_loss = counted
+        step_loss_module.chunked_kd_loss = counted
         yield
-        objective_module.chunked_kd_loss = loss
+        step_loss_module.chunked_kd_loss = loss
 
 
 def whole(parameter: torch.nn.Parameter) -> torch.Tensor:

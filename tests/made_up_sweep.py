@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trl_tempkd.study.diversity import GROUPS
 from trl_tempkd.study.sweep import cells, selection
 from trl_tempkd.study.sweep.grid import EVALUATION
 
@@ -65,7 +66,11 @@ def write_sweep(
             },
             "means": {"tokens": 99, "kl_tau1": 0.8 / tau, "perplexity": 60 + tau},
             "completions": [[f"{cell.name} says {i}" for i in range(rows)]] * 2,
-            "log_history": [{"loss": 2 / step, "kl_tau1": 1 / step, "step": step} for step in range(1, steps + 1)],
+            "log_history": [
+                {"loss": 2 / step, "kl_tau1": 1 / step, "grad_norm": tau / step, "step": step}
+                for step in range(1, steps + 1)
+            ],
+            "curve": [curve_point(t, tau, rng) for t in (1.0, 0.8, 0.6)],
             "seconds": {"training": 2.0, "evaluation": 1.0},
             "versions": {"trl-tempkd": "0.1.0", "torch": "2.0"},
             "machine": {"cpu": "a processor", "threads": 1},
@@ -82,6 +87,13 @@ def write_sweep(
     if hypotheses:
         _write(folder / "summary" / "hypotheses.json", json.dumps({"hypotheses": hypotheses}))
     return found
+
+
+def curve_point(temperature: float, tau: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Of sampling at a temperature: colder is more alike, longer and better."""
+    parts = rng.normal(0, 0.1, GROUPS + 1)
+    middle = {"rouge_l": 12 + tau - 2 * temperature, "self_bleu": 40 - 20 * temperature, "length": 30 - temperature}
+    return {"temperature": temperature, **{name: (value + parts).tolist() for name, value in middle.items()}}
 
 
 FRONTIER = [

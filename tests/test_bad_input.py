@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """A mistake of the user is one line that names it, in Python and on the command line; a bug is a traceback."""
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -160,6 +161,50 @@ def test_an_unknown_option_in_python(tmp_path, name, message):
         KDConfig(str(tmp_path), **{name: 0.5})
     assert message in str(caught.value)
     assert isinstance(caught.value, TypeError)  # which is what Python says of an argument that there isn't
+
+
+def test_an_unknown_option_of_a_subclass(tmp_path):
+    @dataclasses.dataclass
+    class Own(KDConfig):
+        more: int = 1
+
+    assert Own(str(tmp_path), more=2, use_cpu=True).more == 2
+    with pytest.raises(UsageError, match=r"^Own has no `beta`: use `divergence='jsd'`"):
+        Own(str(tmp_path), beta=0.5)
+    with pytest.raises(UsageError, match="did you mean 'more'"):
+        Own(str(tmp_path), mor=0.5)
+    assert copy.deepcopy(Own(str(tmp_path), more=3, use_cpu=True)).more == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"accelerator_config": {"split_batch": True}}, "got 'split_batch'; did you mean 'split_batches'"),
+        ({"accelerator_config": '{"a": 1}'}, "`accelerator_config` takes split_batches, .*, got 'a'"),
+        (
+            {"lr_scheduler_kwargs": {"min_lr": 1}},
+            "`lr_scheduler_kwargs` takes nothing with `lr_scheduler_type` linear",
+        ),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_l": 1}},
+            "`lr_scheduler_type` cosine_with_min_lr, got 'min_l'; did you mean 'min_lr'",
+        ),
+        ({"gradient_checkpointing_kwargs": {"reentrant": True}}, "got 'reentrant'; did you mean 'use_reentrant'"),
+    ],
+)
+def test_an_unknown_key_in_a_dict_of_options(tmp_path, fields, message):
+    with pytest.raises(UsageError, match=message):
+        KDConfig(str(tmp_path), use_cpu=True, **fields)
+
+
+def test_known_keys_in_dicts_of_options(tmp_path):
+    fields = {
+        "accelerator_config": {"split_batches": False},
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr": 1e-6},
+        "gradient_checkpointing_kwargs": {"use_reentrant": False, "preserve_rng_state": True},
+    }
+    assert KDConfig(str(tmp_path), use_cpu=True, **fields).lr_scheduler_kwargs == {"min_lr": 1e-6}
 
 
 @pytest.mark.parametrize("command", ["distill", "cache"])
@@ -899,10 +944,10 @@ def test_a_bug_while_options_are_read_is_not_the_users(monkeypatch, capsys):
     def check(self):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(KDConfig, "_check_temperatures", check)
+    monkeypatch.setattr("trl_tempkd.objectives.options.TemperatureOptions.check", check)
     with pytest.raises(ValueError, match="a bug"):
         cli.main(["distill", *PAIR, *CPU, "--dataset_name", "tiny"])
-    monkeypatch.setattr(KDConfig, "_check_temperatures", lambda self: int("not a number"))
+    monkeypatch.setattr("trl_tempkd.objectives.options.TemperatureOptions.check", lambda self: int("not a number"))
     with pytest.raises(ValueError, match="invalid literal"):
         cli.main(["distill", *PAIR, *CPU, "--dataset_name", "tiny"])
     assert capsys.readouterr().err == ""
@@ -928,7 +973,6 @@ def test_what_a_library_says_of_our_values_is_a_bug():
         ("trl_tempkd.cli", "run", True),
         ("trl_tempkd.config", "__post_init__", True),
         ("trl_tempkd.trainer", "__init__", True),
-        ("trl_tempkd.rollouts.config", "__post_init__", True),
         ("trl_tempkd.teachers.served", "__init__", False),
         ("trl_tempkd.trainer", "compute_loss", False),
         ("trl_tempkd.client", "run", False),

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The teacher cache: the live teacher's trajectory without the teacher, and what is refused, found and repaired."""
 
+import copy
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from trl_tempkd import TemperatureKDTrainer, cli
 from trl_tempkd.commands import cache as command
 from trl_tempkd.commands import distill
 from trl_tempkd.study.diagnostics import Plan, collect, diagnose
-from trl_tempkd.teachers import CacheBuilder, TeacherCache, build
+from trl_tempkd.teachers import CacheBuilder, CachedTeacher, build
 from trl_tempkd.teachers.columns import CHECKSUM
 from trl_tempkd.teachers.layouts import MODES
 
@@ -404,8 +405,10 @@ def test_a_build_may_be_killed_anywhere(make, tmp_path, small_shards, monkeypatc
             killed += 1
         monkeypatch.setattr(os, "replace", replace)
         if (folder / "manifest.json").exists():
+            options = copy.copy(trainer.args)
+            options.teacher_cache = str(folder)
             with pytest.raises(ValueError, match="isn't complete"):
-                TeacherCache(str(folder), trainer.args)
+                CachedTeacher(None, options)
         there = len(list(folder.rglob("data-*.arrow")))
         forwards.clear()
         builder_of(trainer, folder).build()

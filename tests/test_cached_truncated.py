@@ -12,7 +12,7 @@ from test_cached import builder_of, check_same, contents, history, options
 from trl_tempkd import cli
 from trl_tempkd.commands import cache as command
 from trl_tempkd.commands import distill
-from trl_tempkd.teachers import build, objective
+from trl_tempkd.teachers import base, build
 from trl_tempkd.teachers.columns import CHECKSUM
 from trl_tempkd.teachers.layouts import layout_of
 from trl_tempkd.teachers.manifest import Manifest
@@ -210,14 +210,14 @@ def test_what_it_cannot_serve_is_refused(make, built):
     fields = {"divergence": "alpha_beta", "divergence_kwargs": {"alpha": 0.5, "beta": 0.5}}
     assert losses(make(teacher_cache=folder, **fields, max_steps=1))[0] > 0
     trainer = make(teacher_cache=folder)
-    with pytest.raises(ValueError, match=r"no whole rows of the teacher, which are needed here.*--mode hidden"):
+    with pytest.raises(ValueError, match=r"whole rows are needed here, and the cache .* hasn't them.*--mode hidden"):
         from trl_tempkd.study.diagnostics import collect
 
         collect(trainer, trainer.train_dataset)
 
 
 def test_what_means_something_else_is_warned_of(make, built, monkeypatch, caplog):
-    monkeypatch.setattr(objective.logger, "propagate", True)
+    monkeypatch.setattr(base.logger, "propagate", True)
     assert losses(make(teacher_cache=built(), divergence="adaptive_kl", max_steps=1))[0] > 0
     assert "`divergence` adaptive_kl of the cache" in caplog.text
 

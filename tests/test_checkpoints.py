@@ -17,14 +17,15 @@ from safetensors.torch import load_file
 from standins import save_pair
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from trl_tempkd.checkpoints import description, find_checkpoint, newest_whole, problem_of, whole
-from trl_tempkd.checkpoints.description import fingerprint, sample_of
+from trl_tempkd.checkpoints.description import sample_of
 from trl_tempkd.commands import distill
 from trl_tempkd.errors import UsageError
-from trl_tempkd.rollouts import RolloutConfig
-from trl_tempkd.teachers import BaseTeacher, CachedTeacher, ServedTeacher
+from trl_tempkd.parameters import parameter_hash
+from trl_tempkd.rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, VLLMOptions
+from trl_tempkd.teachers import CachedTeacher, ServedTeacher, StudentBaseTeacher
 
 
 RECORD = "distillation.json"
@@ -524,7 +525,8 @@ def test_the_same_run_says_nothing(make_trainer, make_model, tmp_path, caplog):
 
 
 def test_every_option_of_the_rollouts_has_its_place():
-    own = {field.name for field in dataclasses.fields(RolloutConfig)} - set(SFTConfig.__dataclass_fields__)
+    groups = (RolloutOptions, GenerationOptions, VLLMOptions, CompletionLogOptions)
+    own = {field.name for group in groups for field in dataclasses.fields(group)}
     of_the_target = {*description._SOURCES, *description._SAMPLING}
     # What changes the cost, or what is shown
     others = {"cache_implementation", "generation_batch_size", "ds3_gather_for_generation", "use_vllm"}
@@ -552,19 +554,19 @@ def test_another_base_of_an_adapter(make_trainer, make_model):
 
 def test_fingerprints(make_model):
     model = make_model()
-    same = fingerprint(model.parameters())
-    assert fingerprint(make_model().to(torch.bfloat16).parameters()) == same
+    same = parameter_hash(model.parameters())
+    assert parameter_hash(make_model().to(torch.bfloat16).parameters()) == same
     for p in model.model.layers[1].self_attn.q_proj.parameters():  # as merging an adapter does
         p.data += 0.1
-    assert fingerprint(model.parameters()) not in (same, None)
-    assert fingerprint(make_model().to("meta").parameters()) is None
+    assert parameter_hash(model.parameters()) not in (same, None)
+    assert parameter_hash(make_model().to("meta").parameters()) is None
 
 
 def test_teachers_that_are_no_model():
     def described(kind, **attributes):
         teacher = object.__new__(kind)
         teacher.__dict__.update(attributes)
-        return {"teacher": description._teacher(teacher, None, "the name in the recipe")}
+        return {"teacher": teacher.identity()}
 
     def cache(seed, name):
         return described(CachedTeacher, manifest=SimpleNamespace(seed=seed, teacher_model_name_or_path=name))
@@ -575,7 +577,7 @@ def test_teachers_that_are_no_model():
     same = [
         (cache(5, "here"), cache(5, "there")),
         (server("large", "http://a"), server("large", "http://b")),
-        (described(BaseTeacher), described(BaseTeacher)),
+        (described(StudentBaseTeacher), described(StudentBaseTeacher)),
     ]
     assert all(description.differences(*pair) == [] for pair in same)
     others = [

@@ -10,8 +10,7 @@ import yaml
 from trl import SFTConfig, TrlParser
 
 from trl_tempkd import KDConfig
-from trl_tempkd.objectives.config import ObjectiveConfig
-from trl_tempkd.rollouts import RolloutConfig
+from trl_tempkd.option_groups import groups_of
 
 
 OWN_FIELDS = {field.name for field in dataclasses.fields(KDConfig)} - {f.name for f in dataclasses.fields(SFTConfig)}
@@ -20,10 +19,6 @@ OWN_FIELDS = {field.name for field in dataclasses.fields(KDConfig)} - {f.name fo
 def parse(*arguments):
     (config,) = TrlParser(KDConfig).parse_args_and_config(list(map(str, arguments)))
     return config
-
-
-# As they are shown: how far the source indents them is gone from Python 3.13 on
-DOCS = "\n".join(inspect.getdoc(each) for each in (KDConfig, ObjectiveConfig, RolloutConfig))
 
 
 def test_defaults(tmp_path):
@@ -36,11 +31,27 @@ def test_defaults(tmp_path):
     assert config.max_length == fields["max_length"].default
 
 
-def test_every_field_is_documented_and_explained():
+def test_every_field_is_described_once():
+    """Docstring and `--help` say the same of an option, since both are made of its field."""
+    shown = inspect.getdoc(KDConfig)
+    assert {field.name for group in groups_of(KDConfig) for field in dataclasses.fields(group)} == OWN_FIELDS
     for field in dataclasses.fields(KDConfig):
         if field.name in OWN_FIELDS:
-            assert len(field.metadata["help"]) > 20, field.name
-            assert f"\n    {field.name} (" in DOCS, field.name
+            text = field.metadata["help"]
+            assert len(text) > 20 and "%" not in text, field.name
+            entry = shown.split(f"\n    {field.name} (", 1)[1]
+            assert " ".join(entry.split(":\n", 1)[1].split()).startswith(text), field.name
+    assert "\n    kd_temperature (`float`, *optional*, defaults to `2.0`):\n" in shown
+    assert "\n    divergence_kwargs (`dict[str, Any]`, *optional*):\n" in shown
+    assert max(map(len, shown.splitlines())) <= 119
+
+
+def test_dicts_may_be_json(make_config):
+    dicts = {"divergence_kwargs", "kd_temperature_rule_kwargs", "generation_kwargs", "teacher_model_init_kwargs"}
+    assert set(KDConfig._VALID_DICT_FIELDS) == {*SFTConfig._VALID_DICT_FIELDS, *dicts}
+    for name in dicts:
+        with pytest.raises(ValueError, match=f"`{name}` must be a dict.*JSON, e.g. '{{\""):
+            make_config(**{name: "beta=0.1"})
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,11 @@ FLOORS = [
     ["divergences"],
     ["tiny"],
     ["vocabularies"],
-    ["job", "chat", "fingerprint", "option_checks", "row_formats"],
+    ["job", "chat", "fingerprint", "option_checks", "option_groups", "parameters", "row_formats"],
     ["paths"],
     ["files"],
     ["locks", "processes", "trl_names"],
-    ["errors", "names"],
+    ["errors", "names", "compat", "_version"],
 ]
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}
 # The study has floors of its own
@@ -94,7 +94,7 @@ def test_imports_point_down(path):
     here = module_of(path)[0]
     if here == "__init__" or path.relative_to(PACKAGE).as_posix() in PROGRAMS:
         return
-    for name in imports_of(path) - {here, "__version__"}:
+    for name in imports_of(path) - {here}:
         assert name in HEIGHT, f"give {name} a floor in FLOORS"
         assert HEIGHT[name] < HEIGHT[here], f"{here} imports {name}, which stands above it"
 
@@ -150,6 +150,15 @@ def test_files_are_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) < limit
 
 
+def test_the_trainer_knows_no_kind_of_teacher():
+    """A new source is a file of teachers/ and a line in its factory."""
+    tree = tree_of(PACKAGE / "trainer.py")
+    asked = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) == 2]
+    assert not [call for call in asked if call.startswith("isinstance(") and "teacher" in call.lower()]
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "teachers" in (node.module or "")]
+    assert [(node.module, [alias.name for alias in node.names]) for node in froms] == [("teachers", ["make_teacher"])]
+
+
 def test_third_party_imports_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0] for line in project["dependencies"]}
@@ -169,6 +178,46 @@ def test_third_party_imports_are_declared():
                 assert known_as.get(name, name) in declared, (
                     f"{path.name} imports {name}: declare it in pyproject.toml"
                 )
+
+
+# What these libraries document, as modules to import from
+PUBLIC = {
+    "accelerate": {"accelerate", "accelerate.logging", "accelerate.utils"},
+    "datasets": {"datasets", "datasets.utils"},
+    "peft": {"peft"},
+    "transformers": {"transformers", "transformers.trainer_utils", "transformers.utils"},
+    "trl": {"trl"},
+}
+
+
+def private_imports(source: str) -> list[str]:
+    """What is imported of these libraries that they don't document."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            pairs = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            pairs = [(node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        for module, name in pairs:
+            public = PUBLIC.get(module.split(".")[0])
+            if public is not None and (module not in public or name.startswith("_")):
+                found.append(f"{module} {name}".strip())
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_private_names_of_others_are_imported_in_one_file(path):
+    if path.name != "compat.py":
+        assert private_imports(path.read_text(encoding="utf-8")) == [], "import it in compat.py"
+
+
+def test_what_counts_as_private():
+    assert private_imports("from trl.models.utils import add_hooks") == ["trl.models.utils add_hooks"]
+    assert private_imports("def f():\n    from peft import _x, y") == ["peft _x"]
+    assert private_imports("import trl.trainer.utils as u, torch._inductor") == ["trl.trainer.utils"]
+    assert private_imports("from trl import SFTTrainer\nfrom .compat import add_hooks") == []
 
 
 def test_constraints_pin_every_dependency():

@@ -15,7 +15,7 @@ from test_trainer import first_batch, logged, logits_of, parameters
 
 from trl_tempkd import kd_loss
 from trl_tempkd.divergences import DIVERGENCES
-from trl_tempkd.objectives import OBJECTIVES, TemperatureState, Tokens, check_objective, token_divergence
+from trl_tempkd.objectives import OBJECTIVES, Objective, TemperatureState, Tokens, check_objective, token_divergence
 from trl_tempkd.objectives.distillm2 import DistiLLM2
 from trl_tempkd.objectives.minillm import MiniLLM
 from trl_tempkd.objectives.taid import Taid
@@ -39,7 +39,7 @@ def same(sums):
 
 
 def states_of(trainer):
-    return {k: v for state in trainer.objective._states().values() for k, v in state.items()}
+    return {k: v for state in trainer.step_loss._states().values() for k, v in state.items()}
 
 
 # Completions
@@ -322,9 +322,9 @@ def test_training(make_trainer, prompt_dataset, name):
     fields = {"eval_strategy": "steps", "eval_steps": 2, "kd_ratio": 0.8, **ALL[name]}
     trainer = make_trainer(eval_dataset=prompt_dataset, max_steps=3, gradient_accumulation_steps=2,
                            per_device_train_batch_size=2, **fields)  # fmt: skip
-    before = json.dumps(trainer.objective._states())
+    before = json.dumps(trainer.step_loss._states())
     trainer.evaluate()
-    assert json.dumps(trainer.objective._states()) == before  # an evaluation changes nothing
+    assert json.dumps(trainer.step_loss._states()) == before  # an evaluation changes nothing
     trainer.train()
     losses = logged(trainer, "loss")
     assert len(losses) == 3 and all(map(math.isfinite, losses + logged(trainer, "eval_loss")))
@@ -340,7 +340,7 @@ def test_training(make_trainer, prompt_dataset, name):
     if name == "distillm2":
         assert {0.0, 1.0} == set(logged(trainer, "on_policy_share"))
         assert logged(trainer, "distillm2_anchor_student") and logged(trainer, "distillm2_anchor_teacher")
-    state = json.dumps(trainer.objective._states())
+    state = json.dumps(trainer.step_loss._states())
     assert (state != before) == (name in ("curriculum", "taid", "distillm2"))
 
 
@@ -352,8 +352,8 @@ def test_a_state_moves_once_per_optimizer_step(make_trainer, monkeypatch, steps)
         divergence="taid", per_device_train_batch_size=3, gradient_accumulation_steps=steps, max_steps=-1,
         num_train_epochs=2,
     )  # fmt: skip
-    step = trainer.objective.step
-    monkeypatch.setattr(trainer.objective, "step", lambda progress: (moved.append(progress), step(progress)))
+    step = trainer.step_loss.step
+    monkeypatch.setattr(trainer.step_loss, "step", lambda progress: (moved.append(progress), step(progress)))
     trainer.train()
     assert trainer.state.global_step == (6 if steps == 1 else 4)
     assert moved == pytest.approx([i / trainer.state.max_steps for i in range(trainer.state.max_steps)])
@@ -430,6 +430,25 @@ def test_resume_reproduces_the_run(make_trainer, tmp_path, name):
     torch.testing.assert_close(parameters(resumed.model), parameters(whole.model), rtol=1e-9, atol=1e-9)
 
 
+def test_the_state_in_a_checkpoint(make_trainer, tmp_path):
+    """The file has had the same keys from the first."""
+    states = {"temperature": {"theta": 0.25}, "method": {"t": 0.6, "momentum": 0.1, "loss": 2.0}}
+    (tmp_path / "objective.json").write_text(json.dumps(states))
+    loss = make_trainer(**ALL["taid"], **ALL["curriculum"]).step_loss
+    loss.load(str(tmp_path))
+    assert loss.objective.state == states["method"] and loss.temperatures.state == states["temperature"]
+    loss.save(str(tmp_path))
+    assert json.loads((tmp_path / "objective.json").read_text()) == states
+
+
+def test_a_divergence_is_an_objective(make_trainer):
+    loss = make_trainer(divergence="jsd", divergence_kwargs={"beta": 0.3}).step_loss
+    assert isinstance(loss.objective, Objective) and loss.objective.divergence == "jsd"
+    tokens = Tokens(torch.zeros(1, 1), on_policy=False)
+    assert loss.objective.arguments(tokens) == {"divergence": "jsd", "divergence_kwargs": {"beta": 0.3}}
+    assert all(issubclass(kind, Objective) for kind in OBJECTIVES.values())
+
+
 def test_a_checkpoint_of_another_objective_is_refused(make_trainer, tmp_path):
     folder = str(tmp_path / "out" / "checkpoint-1")
     make_trainer(divergence="taid", max_steps=2, save_strategy="steps", save_steps=1).train()
@@ -440,7 +459,7 @@ def test_a_checkpoint_of_another_objective_is_refused(make_trainer, tmp_path):
             make_trainer(**fields).train(resume_from_checkpoint=folder)
         with pytest.raises(ValueError, match=r"objective\.json has no state for the run's .* of another objective"):
             make_trainer(**fields, resume_with_changes=True).train(resume_from_checkpoint=folder)
-    make_trainer(max_steps=2, save_strategy="steps", save_steps=1, divergence="jsd").objective.load(folder)
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=1, divergence="jsd").step_loss.load(folder)
     (tmp_path / "out" / "checkpoint-1" / "objective.json").unlink()
     with pytest.raises(ValueError, match=r"checkpoint-1 .*isn't whole: objective\.json is missing"):
         make_trainer(divergence="taid").train(resume_from_checkpoint=folder)
@@ -457,10 +476,10 @@ def test_an_interruption_leaves_nothing(make_trainer, prompt_dataset):
         trainer.compute_loss(trainer.model, first_batch(trainer))  # half an evaluation
     for each in (clean, trainer):
         each.train()
-    assert clean.objective.temperatures.logs("train") == {}  # and no temperature is made up where none was seen
+    assert clean.step_loss.temperatures.logs("train") == {}  # and no temperature is made up where none was seen
     metrics = [{k: v for k, v in each.evaluate().items() if "temperature" in k} for each in (clean, trainer)]
     assert metrics[0] == metrics[1] and len(metrics[0]) == 4
-    assert clean.objective._states() == trainer.objective._states()
+    assert clean.step_loss._states() == trainer.step_loss._states()
     assert [e for e in clean.state.log_history[0].items() if "temperature" in e[0]] == [
         e for e in trainer.state.log_history[0].items() if "temperature" in e[0]
     ]
@@ -547,7 +566,7 @@ def test_truncated_caches_refuse(make, tmp_path, mode):
     folder = tmp_path / mode
     builder_of(make(), folder, mode=mode, count=8, taus=(1.0, 2.0)).build()
     for name, fields in ALL.items():
-        match = f"`kd_temperature_rule` {name} gives" if "kd_temperature_rule" in fields else f"`divergence` {name} "
+        match = f"`kd_temperature_rule` is {name}" if "kd_temperature_rule" in fields else f"`divergence` {name} "
         with pytest.raises(ValueError, match=rf"{match}.*--mode hidden|`lmbda`"):
             make(teacher_cache=str(folder), **fields)
 

@@ -467,9 +467,9 @@ def test_an_evaluation_knows_whose_text_it_measures(make_trainer):
     rows, answered = (Dataset.from_list(rows_of_kind(kind)) for kind in ("asked in text", "text"))
     sets = {"answered": answered, "asked": rows}
     trainer = make_trainer(train_dataset=rows, eval_dataset=sets, lmbda=1.0, max_new_tokens=5, divergence="minillm")
-    method = trainer.objective._method
-    arguments = method.arguments
-    method.arguments = lambda tokens: told.append(tokens.on_policy) or arguments(tokens)
+    objective = trainer.step_loss.objective
+    arguments = objective.arguments
+    objective.arguments = lambda tokens: told.append(tokens.on_policy) or arguments(tokens)
     trainer.evaluate()
     assert told == [False, True]
 

@@ -18,7 +18,7 @@ from trl_tempkd.study.report.asymmetry import asymmetry, reading
 from trl_tempkd.study.report.figures import PALETTE, style_of
 from trl_tempkd.study.report.markdown import to_markdown
 from trl_tempkd.study.report.page import Section, number, p_value, render
-from trl_tempkd.study.report.plots import head_and_tail, scores_over_tau, training_curves
+from trl_tempkd.study.report.plots import head_and_tail, quality_over_diversity, scores_over_tau, training_curves
 from trl_tempkd.study.report.recommendation import recommend, said
 from trl_tempkd.study.report.results import Series
 from trl_tempkd.study.report.samples import samples
@@ -248,8 +248,37 @@ class TestFigures:
         names = [line.name for line in figure.lines(figure.panels[1], "rouge_l")]
         assert names == ["forward_kl", "reverse_kl", "jsd(beta=0.1)", "teacher", "student before training"]
 
+    def test_quality_over_diversity(self, results):
+        figure = quality_over_diversity(results)
+        assert list(figure.views)[:3] == ["tau 1", "tau 2", "tau 4"]
+        quality, length = figure.panels[0], figure.panels[2]
+        assert quality.title == "ROUGE-L; both sides softened" and length.y_title == "length in tokens"
+        [line] = [line for line in figure.lines(quality, "tau 2") if line.name == "forward_kl"]
+        cells = list(results.table[results.series[0], "both", 2.0].values())
+        points = [[point for point in cell["curve"] if point["temperature"] == 0.8] for cell in cells]
+        x, y = (np.mean([point[name][0] for (point,) in points]) for name in ("self_bleu", "rouge_l"))
+        assert line.x[1] == pytest.approx(x, rel=1e-4) and line.y[1] == pytest.approx(y, rel=1e-4)
+        assert line.x == sorted(line.x) and all(a < b < c for a, b, c in zip(line.low, line.y, line.high, strict=True))
+
+    def test_no_diversity_without_several_temperatures(self, tmp_path):
+        write_frontier(tmp_path)
+        assert quality_over_diversity(read(tmp_path)) is None
+
+    def test_how_often_the_gradient_was_clipped(self, tmp_path):
+        grid = {"divergence": ["tvd"], "tau": [1.0, 2.0], "seed": [1], "max_grad_norm": [0.0, 1.0]}
+        write_sweep(tmp_path, grid, steps=5)
+        found = {(each.series.label, each.tau): each.clipped for each in conditions(read(tmp_path))}
+        # norms of tau / step, of which 2 / 1 alone is beyond 1
+        assert found["tvd, max_grad_norm 1", 2.0] == 0.2 and found["tvd, max_grad_norm 1", 1.0] == 0
+        assert found["tvd, max_grad_norm 0", 2.0] == 0
+
     def test_modes_have_one_scale(self, results):
-        for figure in (scores_over_tau(results), training_curves(results), *asymmetry(results)):
+        for figure in (
+            quality_over_diversity(results),
+            scores_over_tau(results),
+            training_curves(results),
+            *asymmetry(results),
+        ):
             for view in figure.views or [""]:
                 ranges = {}
                 for panel in figure.panels:
@@ -483,10 +512,9 @@ class TestCommand:
         assert cli.main(["report", str(folder), "--output", str(tmp_path / "x.html"), "--png", str(tmp_path)]) == 0
         assert (tmp_path / "x.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
         images = sorted(path.name for path in tmp_path.glob("*.png"))
-        assert images == [
-            "cosine_tau1.png", "fkl_rkl.png", "lifted.png", "mass_outside.png", "ranks.png", "scores_kl_tau1.png",
-            "scores_rouge_l.png",
-        ]  # fmt: skip
+        diversity = [f"diversity_tau_{tau}.png" for tau in (1, 2, 4)]
+        others = "fkl_rkl lifted mass_outside ranks scores_kl_tau1 scores_rouge_l".split()
+        assert images == ["cosine_tau1.png", *diversity, *(f"{name}.png" for name in others)]
         assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in images)
         assert "x.html (" in capsys.readouterr().out
 

@@ -87,7 +87,7 @@ def test_every_plot_is_drawn(browser):
             [...figure.querySelectorAll('[data-view]:not([hidden]) .panels svg')].map(panel =>
                 panel.getBoundingClientRect().width > 200 && panel.querySelectorAll('polyline, rect').length > 0))"""
     found = browser.execute_script(script)
-    assert len(found) == 10 + 2 and all(panels and all(panels) for panels in found)
+    assert len(found) == 11 + 3 and all(panels and all(panels) for panels in found)
     names = ["forward_kl", "reverse_kl", "jsd(beta=0.1)", "teacher", "student before training"]
     assert drawn(browser, "scores") == [names, names]
 
@@ -136,7 +136,7 @@ def test_tables_sort_by_number_both_ways(browser):
         return browser.execute_script(script, table, number)
 
     buttons = table.find_elements("css selector", "thead button")
-    assert len(buttons) == 8 and len(column(3)) == 15  # the rows of one score
+    assert len(buttons) == 9 and len(column(3)) == 15  # the rows of one score
     for number in (1, 3, 4):
         buttons[number].click()
         assert column(number) == sorted(column(number))

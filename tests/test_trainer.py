@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTTrainer
 
-import trl_tempkd.objectives.objective as objective_module
+import trl_tempkd.objectives.step_loss as step_loss_module
 from trl_tempkd import KDConfig, TemperatureKDTrainer, kd_loss, meter
 
 
@@ -280,13 +280,13 @@ def test_bf16(make_trainer):
 def calls(monkeypatch):
     """Keyword arguments of every call of the loss."""
     seen = []
-    loss = objective_module.chunked_kd_loss
+    loss = step_loss_module.chunked_kd_loss
 
     def spy(*args, **kwargs):
         seen.append(kwargs)
         return loss(*args, **kwargs)
 
-    monkeypatch.setattr(objective_module, "chunked_kd_loss", spy)
+    monkeypatch.setattr(step_loss_module, "chunked_kd_loss", spy)
     return seen
 
 

@@ -1,21 +1,16 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """What the trainer relies on inside TRL and transformers. A failure here says what a new version of them has moved."""
 
+import importlib
 import inspect
 
 import pytest
 import transformers
 import trl
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from trl import DistillationConfig, SFTConfig, SFTTrainer
-from trl.distributed import DistributedBackend
-from trl.generation.vllm_generation import VLLMGeneration
-from trl.models import prepare_deepspeed
-from trl.models.utils import _ForwardRedirection, add_hooks, remove_hooks
 from trl.trainer.base_trainer import _BaseTrainer
-from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, maybe_gather_lm_head_ctx
 
-from trl_tempkd import KDConfig
+from trl_tempkd import KDConfig, compat
 
 
 def names(function):
@@ -24,6 +19,61 @@ def names(function):
 
 def test_trl_version():
     assert trl.__version__.startswith("1.16.")
+
+
+@pytest.mark.parametrize("name", compat.PRIVATE)
+def test_every_private_name_is_there(name):
+    module, _, attribute = compat.PRIVATE[name].rpartition(".")
+    assert getattr(compat, name) is getattr(importlib.import_module(module), attribute)
+
+
+# What they are called with
+SIGNATURES = {
+    "maybe_gather_lm_head_ctx": ["params"],
+    "create_model_from_path": ["model_id", "architecture", "kwargs"],
+    "get_config_model_id": ["config"],
+    "disable_dropout_in_model": ["model"],
+    "prepare_deepspeed": ["model", "accelerator"],
+    "fsdp2_prepare_model": ["accelerator", "model"],
+    "add_hooks": ["model"],
+    "remove_hooks": ["model"],
+    "common_prefix_length": ["ids", "other_ids"],
+    "get_training_chat_template": ["processing_class", "tokenizer"],
+    "has_generation_markers": ["chat_template"],
+    "print_prompt_completions_sample": [
+        "prompts",
+        "completions",
+        "rewards",
+        "advantages",
+        "step",
+        "num_samples",
+        "extra",
+    ],
+    "get_model_param_count": ["model", "trainable_only"],
+    "launch_command": ["args"],
+    "load_config_from_file": ["config_file"],
+}
+METHODS = {
+    "ForwardRedirection": {"__call__": ["self", "wrapper_module", "original_module", "method", "args", "kwargs"]},
+    "DistributedBackend": {"gather_params": ["self", "params"]},
+    "VLLMGeneration": {"generate": ["self", "prompts", "images", "num_generations", "profiler"]},
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_of_private_functions(name):
+    assert names(getattr(compat, name)) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_signatures_of_private_methods(name):
+    for method, expected in METHODS[name].items():
+        assert names(getattr(getattr(compat, name), method)) == expected
+
+
+def test_a_name_that_is_not_in_the_list():
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = compat.nope
 
 
 @pytest.mark.parametrize(
@@ -39,16 +89,6 @@ def test_trl_version():
         (SFTTrainer._set_signature_columns_if_needed, ["self"]),
         (trl.pack_dataset, ["dataset", "seq_length", "strategy", "map_kwargs"]),
         (_BaseTrainer.create_model_card, ["self", "model_name", "dataset_name", "tags"]),
-        (_ForwardRedirection.__call__, ["self", "wrapper_module", "original_module", "method", "args", "kwargs"]),
-        (maybe_gather_lm_head_ctx, ["params"]),
-        (create_model_from_path, ["model_id", "architecture", "kwargs"]),
-        (disable_dropout_in_model, ["model"]),
-        (prepare_deepspeed, ["model", "accelerator"]),
-        (fsdp2_prepare_model, ["accelerator", "model"]),
-        (remove_hooks, ["model"]),
-        (add_hooks, ["model"]),
-        (DistributedBackend.gather_params, ["self", "params"]),
-        (VLLMGeneration.generate, ["self", "prompts", "images", "num_generations", "profiler"]),
         (transformers.Trainer.get_batch_samples, ["self", "epoch_iterator", "num_batches", "device"]),
         (transformers.Trainer._get_num_items_in_batch, ["self", "batch_samples", "device"]),
         (transformers.Trainer._evaluate, ["self", "trial", "ignore_keys_for_eval", "skip_scheduler"]),
@@ -69,7 +109,7 @@ def test_trl_version():
         ),
     ],
 )
-def test_signatures(function, expected):
+def test_signatures_of_methods_that_are_overridden_or_called(function, expected):
     assert names(function) == expected
 
 
@@ -186,9 +226,7 @@ def test_fields_of_the_config():
 
 
 def test_collator_ignores_the_first_token_of_a_packed_document():
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-    batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(
+    batch = compat.DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(
         [{"input_ids": [1, 2, 3, 4], "labels": [1, 2, 3, 4], "seq_lengths": [2, 2]}]
     )
     assert batch["labels"].tolist() == [[-100, 2, -100, 4]]

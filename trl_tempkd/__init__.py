@@ -8,8 +8,8 @@ The public names are imported on first use, so that `import trl_tempkd` and the 
 import importlib
 from typing import TYPE_CHECKING
 
+from ._version import __version__ as __version__
 
-__version__ = "0.1.0"
 
 _HOME_OF = {
     "DIVERGENCES": "trl_tempkd.divergences",

@@ -11,16 +11,15 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, TrainingArguments
-from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl import SFTTrainer
 
+from .compat import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from .config import KDConfig
 from .data_checks import check_datasets
 from .errors import UsageError, UsageImportError, UsageTypeError
 from .names import did_you_mean
 from .paths import check_model_name, check_writable
 from .rollouts.vllm import require_vllm
-from .teachers.base import STUDENT_BASE
 
 
 # Where what is given in the place of a model belongs
@@ -88,7 +87,7 @@ def _model(name: str, value: Any) -> Any:
     )
 
 
-def check_run(model: Any, teacher_model: Any, args: KDConfig, kwargs: dict[str, Any]) -> None:
+def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any]) -> None:
     """
     Stop at what can't work, before a model is loaded. Arguments as of the trainer.
 
@@ -98,10 +97,6 @@ def check_run(model: Any, teacher_model: Any, args: KDConfig, kwargs: dict[str, 
     """
     if isinstance(model, str):
         check_model_name(model, _revision(args.model_init_kwargs), "`model`")
-    elsewhere = args.teacher_cache is not None or args.teacher_server_url is not None
-    if isinstance(teacher_model, str) and teacher_model != STUDENT_BASE and not elsewhere:
-        revision = args.teacher_model_revision or _revision(args.teacher_model_init_kwargs)
-        check_model_name(teacher_model, revision, "`teacher_model`")
     template = args.chat_template_path
     if template is not None and template.endswith((".jinja", ".j2")):
         if not os.path.isfile(template):

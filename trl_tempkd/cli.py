@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from . import __version__
+from ._version import __version__
 from .processes import say_stopped, stopped_by_signals
 
 

@@ -1,172 +1,77 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The configuration of a distillation: everything of TRL's `SFTConfig`, plus divergence, temperature and teacher."""
 
-import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
+
+from trl import SFTConfig
 
 from .errors import UsageError
-from .objectives.config import ObjectiveConfig
-from .option_checks import strict
-from .teachers.address import Address, shown
+from .losses.options import MemoryOptions
+from .objectives.options import DivergenceOptions, TemperatureOptions
+from .option_checks import check_dicts, check_types, strict
+from .option_groups import OptionGroup, assembled, check_groups, must, option
+from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, VLLMOptions
+from .teachers.address import shown
+from .teachers.options import ServerOptions, TeacherOptions
 
 
-@strict
 @dataclass
-class KDConfig(ObjectiveConfig):
-    r"""
+class ResumingOptions(OptionGroup):
+    """Parameters that control resuming."""
+
+    resume_with_changes: bool = option(
+        False,
+        "Whether to go on from a checkpoint of a run with another objective, teacher, data set or source of "
+        "completions, from one that is past the last step, or from one without an optimizer. Otherwise each is an "
+        "error. Other options that differ are a warning.",
+    )
+
+
+@dataclass
+class DiagnosticsOptions(OptionGroup):
+    """Parameters that control the diagnostics."""
+
+    kd_diagnostics_steps: int | None = option(
+        None,
+        "Optimizer steps between two measurements of the gradients and of the student's errors, into "
+        "`diagnostics.csv` of the `output_dir`. `trl-tempkd distill` sees to it; in Python, give the trainer the "
+        "callback that measures, `DiagnosticsCallback`. If not set, nothing is measured.",
+    )
+
+    def check(self) -> None:
+        steps = self.kd_diagnostics_steps
+        must(self, "kd_diagnostics_steps", steps is None or steps >= 1, "at least 1, or unset to measure nothing")
+
+
+# Of the groups the last comes first in the docstring, and after SFTConfig's own fields
+@strict
+@assembled
+@dataclass
+class KDConfig(
+    DiagnosticsOptions,
+    ResumingOptions,
+    ServerOptions,
+    TeacherOptions,
+    MemoryOptions,
+    CompletionLogOptions,
+    VLLMOptions,
+    GenerationOptions,
+    RolloutOptions,
+    TemperatureOptions,
+    DivergenceOptions,
+    SFTConfig,
+):
+    """
     Configuration class for the [`TemperatureKDTrainer`].
 
-    This class includes only the parameters that are about the teacher, the memory, resuming and the diagnostics. Those
-    of divergence and temperature are inherited from [`ObjectiveConfig`], those of on-policy training from
-    [`RolloutConfig`]; everything else (data preparation, optimizer, logging, ...) is inherited from
+    Everything that isn't listed here (data preparation, optimizer, logging, ...) is inherited from
     [`~trl.SFTConfig`] and keeps its meaning. Each name is also a command-line flag and a key of a YAML recipe, through
     [`~trl.TrlParser`].
-
-    Parameters:
-        > Parameters that control the memory
-
-        kd_chunk_size (`int`, *optional*):
-            Number of tokens whose logits exist at a time. Smaller means less memory and more, smaller matrix
-            products. If `None`, the loss chooses.
-
-        > Parameters that control the teacher and the student
-
-        teacher_model_name_or_path (`str`, *optional*):
-            Model name or path of the teacher, used when the trainer is given no `teacher_model`. `student_base` is the
-            student without its PEFT adapter, one model in memory (for a folder of that name write `./student_base`).
-            A fresh adapter changes nothing, so loss and gradient are then 0 unless the two temperatures differ, or
-            cross-entropy is mixed in.
-        teacher_model_revision (`str`, *optional*):
-            Revision of the teacher (branch, tag or commit hash).
-        teacher_model_init_kwargs (`dict[str, Any]`, *optional*):
-            Keyword arguments for `from_pretrained` when the teacher is given as a string. Unlike the student, the
-            teacher keeps the dtype of its checkpoint unless `"dtype"` says otherwise, since it is not trained.
-        teacher_cache (`str`, *optional*):
-            Folder that `trl-tempkd cache` has written, and no teacher is loaded. Of mode `hidden` the teacher's last
-            hidden states are read from it, the exact same target at every temperature and for every divergence; the
-            others serve some. A teacher's name that is given too is compared with that of the cache.
-        teacher_server_url (`str`, *optional*):
-            Address of an OpenAI-compatible server that gives log-probabilities of prompt tokens, as vLLM's does, e.g.
-            `http://localhost:8000`. It is asked for the target, and no teacher is loaded. A teacher's name that is
-            given too is its name on the server. A key is taken from the environment variable `VLLM_API_KEY`.
-        teacher_server_logprobs (`int`, *optional*):
-            How many log-probabilities to ask the server for at each position. If `None`, all.
-        teacher_server_requests (`int`, *optional*, defaults to `8`):
-            Most requests of a process in flight.
-        teacher_server_timeout (`float`, *optional*, defaults to `120.0`):
-            Seconds to wait for a reply before the request is repeated.
-        teacher_server_patience (`float`, *optional*, defaults to `600.0`):
-            Seconds for which a request is repeated while the server is away. Then a checkpoint is written, and the run
-            stops with an error.
-        disable_dropout (`bool`, *optional*, defaults to `False`):
-            Whether to disable dropout in the student. The teacher never has any.
-
-        > Parameters that control resuming
-
-        resume_with_changes (`bool`, *optional*, defaults to `False`):
-            Whether to go on from a checkpoint of a run with another objective, teacher, data set or source of
-            completions, from one that is past the last step, or from one without an optimizer. Otherwise each is an
-            error. Other options that differ are a warning.
-
-        > Parameters that control the diagnostics
-
-        kd_diagnostics_steps (`int`, *optional*):
-            Optimizer steps between two measurements of the gradients and of the student's errors, into
-            `diagnostics.csv` of the `output_dir`. `trl-tempkd distill` sees to it; in Python, add the callback that
-            measures: `trainer.add_callback(DiagnosticsCallback(trainer))`, from `trl_tempkd.study.diagnostics`. If
-            `None`, nothing is measured.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
-        *ObjectiveConfig._VALID_DICT_FIELDS,
-        "teacher_model_init_kwargs",
-    ]
-
-    # Parameters that control the memory
-    kd_chunk_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Number of tokens whose logits exist at a time. Smaller means less memory and more, smaller "
-            "matrix products. If not set, the loss chooses."
-        },
-    )
-
-    # Parameters that control the teacher and the student
-    teacher_model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Model name or path of the teacher, used when the trainer is given no `teacher_model`. "
-            "`student_base` is the student without its PEFT adapter, one model in memory."
-        },
-    )
-    teacher_model_revision: str | None = field(
-        default=None,
-        metadata={"help": "Revision of the teacher (branch, tag or commit hash)."},
-    )
-    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Keyword arguments for `from_pretrained` when the teacher is given as a string. The teacher keeps "
-            "the dtype of its checkpoint unless `dtype` says otherwise."
-        },
-    )
-    teacher_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder that `trl-tempkd cache` has written. What the teacher says is read from it, and no "
-            "teacher is loaded."
-        },
-    )
-    teacher_server_url: str | None = field(
-        default=None,
-        metadata={
-            "help": "Address of an OpenAI-compatible server that gives log-probabilities of prompt tokens, as vLLM's "
-            "does, e.g. http://localhost:8000. It is asked for the target, and no teacher is loaded."
-        },
-    )
-    teacher_server_logprobs: int | None = field(
-        default=None,
-        metadata={"help": "How many log-probabilities to ask the server for at each position. If not set, all."},
-    )
-    teacher_server_requests: int = field(
-        default=8, metadata={"help": "Most requests of a process to the teacher's server in flight."}
-    )
-    teacher_server_timeout: float = field(
-        default=120.0, metadata={"help": "Seconds to wait for a reply of the server before the request is repeated."}
-    )
-    teacher_server_patience: float = field(
-        default=600.0,
-        metadata={
-            "help": "Seconds for which a request is repeated while the server is away. Then a checkpoint is written, "
-            "and the run stops with an error."
-        },
-    )
-    disable_dropout: bool = field(
-        default=False,
-        metadata={"help": "Whether to disable dropout in the student. The teacher never has any."},
-    )
-
-    # Parameters that control resuming
-    resume_with_changes: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether to go on from a checkpoint of a run with another objective, teacher, data set or source "
-            "of completions, from one that is past the last step, or from one without an optimizer. Otherwise each is "
-            "an error."
-        },
-    )
-
-    # Parameters that control the diagnostics
-    kd_diagnostics_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Optimizer steps between two measurements of the gradients and of the student's errors, into "
-            "`diagnostics.csv` of the `output_dir`. If not set, nothing is measured."
-        },
-    )
-
     def __post_init__(self):
+        check_types(self, SFTConfig)  # first: what follows compares
         # TRL sets its default under the old name, for which transformers would warn whatever the user does
         for old, new in (
             ("gradient_checkpointing", "activation_checkpointing"),
@@ -174,33 +79,13 @@ class KDConfig(ObjectiveConfig):
         ):
             if getattr(self, new, "absent") is None:
                 setattr(self, new, getattr(self, old))
+        check_dicts(self)
         super().__post_init__()
+        check_groups(self)
+        self._check_trl()
 
-        if isinstance(self.teacher_model_init_kwargs, str):
-            raise UsageError(
-                "`teacher_model_init_kwargs` must be a dict, or on the command line its JSON, e.g. "
-                f"""'{{"dtype": "bfloat16"}}', got {self.teacher_model_init_kwargs!r}."""
-            )
-        if self.kd_chunk_size is not None and self.kd_chunk_size < 1:
-            raise UsageError(
-                f"`kd_chunk_size` must be at least 1, got {self.kd_chunk_size}. Leave it unset to let the loss choose."
-            )
-        if self.kd_diagnostics_steps is not None and self.kd_diagnostics_steps < 1:
-            raise UsageError(
-                f"`kd_diagnostics_steps` must be at least 1, got {self.kd_diagnostics_steps}. Leave it unset to "
-                "measure nothing."
-            )
-
-        if self.teacher_cache is not None and self.generates:
-            raise UsageError(
-                f"`teacher_cache` {self.teacher_cache} has nothing for completions generated in training. Set "
-                f"`lmbda` to 0 (got {self.lmbda}), `lmbda_schedule` to 'constant' and `seq_kd` to False, or leave "
-                "`teacher_cache` unset to run the teacher itself."
-            )
-
-        if self.teacher_server_url is not None:
-            self._check_server()
-
+    def _check_trl(self) -> None:
+        """Refuse options of SFT that have no meaning here, or another than the user would think."""
         if self.eval_packing and not self.packing and self.packing_strategy != "wrapped":
             raise UsageError(
                 "`eval_packing` is True and `packing` False: TRL pads evaluation batches then, as those of training, "
@@ -229,33 +114,27 @@ class KDConfig(ObjectiveConfig):
                 '`model_init_kwargs={"use_kernels": True}`.'
             )
 
+    def describe(self) -> str:
+        """What the student minimises, in a line: divergence, temperature of both sides, rescale, share of the KD."""
+        tau = str(self.kd_temperature)
+        if self.kd_temperature_final is not None:
+            tau = f"{tau} to {self.kd_temperature_final} ({self.kd_temperature_schedule})"
+        student = tau if self.student_kd_temperature is None else self.student_kd_temperature
+        teacher = tau if self.teacher_kd_temperature is None else self.teacher_kd_temperature
+        parameters = self.divergence_kwargs if isinstance(self.divergence_kwargs, dict) else {}
+        kwargs = "".join(f" {name} {value}" for name, value in parameters.items())
+        rule = ""
+        if self.kd_temperature_rule is not None:
+            own = self.kd_temperature_rule_kwargs
+            rule = f", rule {self.kd_temperature_rule}" + (f" {own}" if own else "")
+        return (
+            f"{self.divergence}{kwargs}, student tau {student}, teacher tau {teacher}{rule}, rescale "
+            f"{self.kd_temperature_rescale}, kd_ratio {self.kd_ratio}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The fields, as trackers get them: without a password in `teacher_server_url`."""
         fields = super().to_dict()
         if self.teacher_server_url is not None:
             fields["teacher_server_url"] = shown(self.teacher_server_url)
         return fields
-
-    def _check_server(self) -> None:
-        url = Address.of(str(self.teacher_server_url)).url
-        if self.teacher_cache is not None:
-            raise UsageError(
-                f"`teacher_server_url` is {url} and `teacher_cache` {self.teacher_cache}: the "
-                "target comes from one of them. Leave the other unset."
-            )
-        if self.generates:
-            raise UsageError(
-                f"`teacher_server_url` {url} is asked ahead of the step, before there are "
-                f"completions generated in training. Set `lmbda` to 0 (got {self.lmbda}), `lmbda_schedule` to "
-                "'constant' and `seq_kd` to False, or leave `teacher_server_url` unset to run the teacher itself."
-            )
-        if self.teacher_server_logprobs is not None and self.teacher_server_logprobs < 2:
-            raise UsageError(
-                f"`teacher_server_logprobs` must be at least 2, got {self.teacher_server_logprobs}. Leave it unset "
-                "for all."
-            )
-        if self.teacher_server_requests < 1:
-            raise UsageError(f"`teacher_server_requests` must be at least 1, got {self.teacher_server_requests}.")
-        for name in ("teacher_server_timeout", "teacher_server_patience"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"`{name}` must be positive and finite, in seconds, got {getattr(self, name)}.")

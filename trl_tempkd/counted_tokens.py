@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from trl import maybe_convert_to_chatml
-from trl.data_utils import common_prefix_length
 
+from .compat import common_prefix_length
 from .errors import UsageError
-from .rollouts.config import RolloutConfig
+from .rollouts.options import RolloutOptions
 from .row_formats import Row, is_chat, is_from_value
 
 
@@ -18,7 +18,7 @@ class UnwritableError(UsageError):
     """A conversation that the chat template refuses."""
 
 
-def counted_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, args: RolloutConfig) -> list[bool]:
+def counted_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, args: RolloutOptions) -> list[bool]:
     """
     Which tokens of a row are trained on, before it is cut.
 
@@ -27,7 +27,7 @@ def counted_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, args: RolloutCo
             A row in one of TRL's formats. One with a prompt has a completion.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer, with the chat template of the run.
-        args ([`RolloutConfig`]):
+        args ([`RolloutOptions`]):
             What is masked.
 
     Returns:
@@ -57,7 +57,7 @@ def counted_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, args: RolloutCo
     return [all(bits) for _, *bits in zip(whole["input_ids"], *masks, strict=False)]
 
 
-def has_target(counted: list[bool], args: RolloutConfig) -> bool:
+def has_target(counted: list[bool], args: RolloutOptions) -> bool:
     """Whether a token is left to train on once a row is cut. The first one isn't, as nothing predicts it."""
     size = args.max_length or len(counted)
     return any((counted[:size] if args.truncation_mode == "keep_start" else counted[-size:])[1:])
@@ -70,7 +70,7 @@ def described(counted: list[bool]) -> str:
     return f"The first row has {len(counted)} tokens, {first}."
 
 
-def _written(row: Row, what: Any, tokenizer: Any, args: RolloutConfig, prompt: bool = False) -> dict[str, Any]:
+def _written(row: Row, what: Any, tokenizer: Any, args: RolloutOptions, prompt: bool = False) -> dict[str, Any]:
     """The tokens of a text or a conversation, with its end unless it is a prompt, as TRL's preparation makes them."""
     if isinstance(what, str):
         return dict(tokenizer(text=what if prompt else what + (tokenizer.eos_token or "")))

@@ -16,14 +16,12 @@ import pyarrow.compute as pc
 from accelerate.logging import get_logger
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import AutoProcessor, PreTrainedTokenizerBase
-from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-from trl.trainer.utils import get_config_model_id
 
+from .compat import get_config_model_id, get_training_chat_template, has_generation_markers
 from .counted_tokens import UnwritableError, counted_tokens, described, has_target
 from .errors import UsageError, UsageTypeError
-from .rollouts import PROMPTS
-from .rollouts.config import RolloutConfig
-from .row_formats import Expected, Row, is_chat, problem_of
+from .rollouts.options import RolloutOptions
+from .row_formats import PROMPTS, Expected, Row, is_chat, problem_of
 
 
 logger = get_logger(__name__)
@@ -34,7 +32,7 @@ MOST_ROWS = 10_000  # looked at then, in the search for one with something left 
 
 def check_datasets(
     model: Any,
-    args: RolloutConfig,
+    args: RolloutOptions,
     train_dataset: Any = None,
     eval_dataset: Any = None,
     processing_class: Any = None,
@@ -92,14 +90,14 @@ def first_rows(dataset: Any, name: str) -> list[Row]:
     return rows
 
 
-def check_rows(rows: Iterable[Row], name: str, args: RolloutConfig, processing_class: Any = None) -> None:
+def check_rows(rows: Iterable[Row], name: str, args: RolloutOptions, processing_class: Any = None) -> None:
     """Stop at the first row that can't be trained on."""
     expected = _expected(args, processing_class)
     for number, row in enumerate(rows):
         _checked(name, expected, row, number)
 
 
-def prepared(prepare: Callable[..., Any], dataset: Any, tokenizer: Any, args: RolloutConfig, *others: Any) -> Any:
+def prepared(prepare: Callable[..., Any], dataset: Any, tokenizer: Any, args: RolloutOptions, *others: Any) -> Any:
     """
     A data set as the trainer prepares it, whose failures name the row.
 
@@ -110,7 +108,7 @@ def prepared(prepare: Callable[..., Any], dataset: Any, tokenizer: Any, args: Ro
             Any data set that it takes.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the run.
-        args ([`RolloutConfig`]):
+        args ([`RolloutOptions`]):
             Options of the run.
         others (`tuple`):
             What else the preparation takes: whether to pack, a formatting function, the name of the data set.
@@ -149,13 +147,13 @@ def _checked(name: str, expected: Expected, row: Row, number: int) -> bool:
     return True
 
 
-def _expected(args: RolloutConfig, processing_class: Any) -> Expected:
+def _expected(args: RolloutOptions, processing_class: Any) -> Expected:
     template = getattr(processing_class, "chat_template", None)
     answered = args.assistant_only_loss and not args.generates_always
     return Expected(args.dataset_text_field, assistant=answered, template=str(template or ""))
 
 
-def _is_prepared_elsewhere(args: RolloutConfig, dataset: Any, row: Row) -> bool:
+def _is_prepared_elsewhere(args: RolloutOptions, dataset: Any, row: Row) -> bool:
     """Whether rows are made ready by the collator, as those with images are, or by a transform of the user's."""
     transformed = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
     return (
@@ -165,7 +163,7 @@ def _is_prepared_elsewhere(args: RolloutConfig, dataset: Any, row: Row) -> bool:
     )
 
 
-def _load_tokenizer(model: Any, args: RolloutConfig, processing_class: Any) -> Any:
+def _load_tokenizer(model: Any, args: RolloutOptions, processing_class: Any) -> Any:
     """The tokenizer that the trainer will use, or `None` where it can't be had before the model."""
     if processing_class is not None:
         return processing_class
@@ -182,7 +180,7 @@ def _load_tokenizer(model: Any, args: RolloutConfig, processing_class: Any) -> A
         return None
 
 
-def _with_template(row: Row, name: str, tokenizer: PreTrainedTokenizerBase, args: RolloutConfig) -> Any:
+def _with_template(row: Row, name: str, tokenizer: PreTrainedTokenizerBase, args: RolloutOptions) -> Any:
     """
     The tokenizer with the template that the trainer will use.
 
@@ -220,7 +218,7 @@ def _with_template(row: Row, name: str, tokenizer: PreTrainedTokenizerBase, args
     return tokenizer
 
 
-def _check_lengths(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, args: RolloutConfig) -> None:
+def _check_lengths(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, args: RolloutOptions) -> None:
     """Stop at data of which `max_length` leaves nothing to train on."""
     most = MOST_ROWS if isinstance(dataset, Dataset) else MOST_ROWS // 10
     expected = _expected(args, tokenizer)
@@ -247,7 +245,7 @@ def _check_lengths(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, 
     logger.warning(f"{name} {said}")
 
 
-def _check_left(dataset: Dataset, result: Any, name: str, packing: bool, args: RolloutConfig) -> None:
+def _check_left(dataset: Dataset, result: Any, name: str, packing: bool, args: RolloutOptions) -> None:
     """After the preparation: stop where no token is trained on, and say how many rows have none."""
     if "labels" not in (result.column_names or ()):
         return

@@ -11,7 +11,7 @@ LIBRARIES = {"trl", "transformers", "peft", "datasets", "accelerate", "huggingfa
 
 # What hands the user's values on to them: commands, and the constructors of the trainer and its configuration
 COMMANDS = re.compile(r"trl_tempkd\.(cli|commands)\b")
-CONSTRUCTED = re.compile(r"trl_tempkd\.(trainer|option_checks|config|objectives\.config|rollouts\.config)$")
+CONSTRUCTED = re.compile(r"trl_tempkd\.(trainer|option_checks|config)$")
 
 
 class UsageError(ValueError):

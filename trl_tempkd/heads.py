@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel, PromptLearningConfig
-from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from torch.distributed.tensor import DTensor, Partial
 from transformers import PretrainedConfig, PreTrainedModel
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from .compat import BaseTuner, maybe_gather_lm_head_ctx
 from .errors import UsageError
 
 

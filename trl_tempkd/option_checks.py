@@ -4,34 +4,52 @@
 import dataclasses
 import functools
 import inspect
+import json
 import numbers
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from torch.utils.checkpoint import checkpoint
+
+from .compat import TYPE_TO_SCHEDULER_FUNCTION, AcceleratorConfig
 from .errors import UsageError, UsageTypeError, was_raised
+from .names import did_you_mean
 from .trl_names import hint_for
 
 
 C = TypeVar("C", bound=type)
 
+# Of a scheduler, what the trainer itself gives it
+_GIVEN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+_SCHEDULE = "lr_scheduler_kwargs"
+# The rest of what `checkpoint` is given goes to the layer
+_CHECKPOINTING = [
+    *(of for of in inspect.signature(checkpoint).parameters.values() if of.kind is of.KEYWORD_ONLY),
+    inspect.Parameter("preserve_rng_state", inspect.Parameter.KEYWORD_ONLY),
+]
+
 _EXPECTED = {bool: "True or False", int: "a whole number", float: "a number", str: "text", dict: "a dict"}
 
 
 def strict(cls: C) -> C:
-    """A dataclass whose constructor names what stands in the place of an argument that there isn't."""
-    init = cls.__init__  # type: ignore[misc]
+    """
+    A dataclass that names what stands in the place of an argument that there isn't. So do its subclasses, whose
+    constructor `dataclass` writes anew: the name is looked at before any.
+    """
 
-    @functools.wraps(init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        known = [field.name for field in dataclasses.fields(cls) if field.init]
-        for name in kwargs:
-            if name not in known:
-                raise UsageTypeError(f"{cls.__name__} has no `{name}`{hint_for(name, known)}")
-        init(self, *args, **kwargs)
+    def __new__(own: Any, *args: Any, **kwargs: Any) -> Any:
+        parameters = inspect.signature(own.__init__).parameters
+        if not any(of.kind is of.VAR_KEYWORD for of in parameters.values()):
+            known = list(parameters)[1:]
+            for name in kwargs:
+                if name not in known:
+                    raise UsageTypeError(f"{own.__name__} has no `{name}`{hint_for(name, known)}")
+        return object.__new__(own)
 
-    cls.__init__ = __init__  # type: ignore[misc]
+    cls.__new__ = __new__  # type: ignore[assignment, method-assign]
     return cls
 
 
@@ -55,6 +73,34 @@ def check_types(options: Any, base: type) -> None:
     cls: Any = type(options)
     for name, hint in _hints(cls, base).items():
         setattr(options, name, typed(f"`{name}`", getattr(options, name), hint))
+
+
+def check_dicts(options: Any) -> None:
+    """
+    Hold dicts of `TrainingArguments` to the parameters of what reads them, some of it when everything is loaded.
+
+    Raises:
+        [`UsageError`]: Names the option, the key and the closest one.
+    """
+    schedule = TYPE_TO_SCHEDULER_FUNCTION.get(options.lr_scheduler_type)  # by name or by member
+    readers: dict[str, Iterable[inspect.Parameter]] = {
+        "accelerator_config": inspect.signature(AcceleratorConfig).parameters.values(),
+        "gradient_checkpointing_kwargs": _CHECKPOINTING,
+        "lr_scheduler_kwargs": () if schedule is None else inspect.signature(schedule).parameters.values(),
+    }
+    for field, parameters in readers.items():
+        found, kinds = getattr(options, field), {of.kind for of in parameters}
+        if isinstance(found, str) and found.startswith("{"):  # else the file that accelerate reads
+            with suppress(ValueError):
+                found = json.loads(found)
+        if not isinstance(found, Mapping) or not kinds or inspect.Parameter.VAR_KEYWORD in kinds:
+            continue
+        known = [of.name for of in parameters if of.name not in _GIVEN]
+        for key in found:
+            if key not in known:
+                by = f" with `lr_scheduler_type` {options.lr_scheduler_type!s}" if field == _SCHEDULE else ""
+                takes = ", ".join(known) or "nothing"
+                raise UsageError(f"`{field}` takes {takes}{by}, got {key!r}{did_you_mean(str(key), known)}")
 
 
 def check_parameters(field: str, name: str, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from .compat import DataCollatorForLanguageModeling
 from .errors import UsageError
 from .heads import as_trained, is_here, last_hidden_state, unwrap_adapter
 

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from .compat import DataCollatorForLanguageModeling
 
 
 Batch = dict[str, Any]

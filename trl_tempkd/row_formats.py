@@ -22,6 +22,7 @@ ANSWERS = (
     "chosen",
     "completion",
 )
+PROMPTS = "rollout_prompts"  # column of prepared rows: what completions are generated for, and what a batch has of it
 ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, which no chat template knows
 
 

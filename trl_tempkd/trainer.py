@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""Distillation as a TRL trainer: `SFTTrainer` with another loss. The only file that knows TRL's inner names."""
+"""Distillation as a TRL trainer: `SFTTrainer` with another loss. Of TRL's inner names it overrides methods alone."""
 
 from functools import partial
 from typing import Any, ClassVar
@@ -9,13 +9,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
-from trl.models.utils import _ForwardRedirection
-from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
 from .accumulation import filled
 from .argument_checks import check_arguments, check_run
 from .checkpoints import ResumingTrainer
 from .citation import PAPER
+from .compat import ForwardRedirection, disable_dropout_in_model, get_config_model_id
 from .config import KDConfig
 from .data_checks import prepared as checked
 from .errors import UsageError
@@ -24,12 +23,12 @@ from .job import job
 from .job import prepared as written_data
 from .logged_steps import LastStep, is_logged
 from .meter import Meter
-from .objectives import make_objective
+from .objectives import make_loss
 from .packing import PackingCheck
 from .padding import aligned, right_padded
-from .rollouts import PROMPTS, CarryingCollator, check_answers, make_rollouts, prepared
+from .rollouts import CarryingCollator, check_answers, make_rollouts, prepared
 from .routers import leave_routers, run_backbone, warn_of_none
-from .teachers import ServedTeacher, make_teacher, open_cache
+from .teachers import make_teacher
 
 
 # What some of the loss's per-token metrics are logged as
@@ -104,9 +103,9 @@ class TemperatureKDTrainer(ResumingTrainer):
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = KDConfig(f"{model_name.split('/')[-1]}-KD")
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
-        self._cache = open_cache(teacher_model, args)
         check_answers(args, {"train": kwargs.get("train_dataset"), "eval": kwargs.get("eval_dataset")})
-        check_run(model, teacher_model, args, kwargs)
+        check_run(model, args, kwargs)
+        self.teacher = make_teacher(teacher_model, args)
         super().__init__(model, args=args, **kwargs)
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
@@ -123,19 +122,17 @@ class TemperatureKDTrainer(ResumingTrainer):
         self._packing = PackingCheck("student", args)
         self._packing.begin(self.model)
 
-        self.data_collator = aligned(self.data_collator)
-        if self._cache is not None:
-            self.data_collator = self._cache.collator(self.data_collator)
-        elif args.generates:
+        self.data_collator = self.teacher.collate(aligned(self.data_collator))
+        if args.generates:
             self.data_collator = CarryingCollator(self.data_collator)
         student = partial(getattr, self, "model_wrapped")  # as it is at the time
-        self.teacher = make_teacher(self._cache or teacher_model, student, self._tokenizer, self.accelerator, args)
+        self.teacher.bind(student, self._tokenizer, self.accelerator)
         self.teacher_model = self.teacher.model  # as TRL's trainers call it
         parts = (self._tokenizer, self.accelerator, self._get_collator_with_removed_columns(self.data_collator))
         self.rollouts = make_rollouts(student, self.teacher, *parts, args, self.train_dataset)
 
-        self._forward_redirection = _ForwardRedirection()
-        self.objective = make_objective(args, self.accelerator, self.teacher.metrics)
+        self._forward_redirection = ForwardRedirection()
+        self.step_loss = make_loss(args, self.accelerator, self.teacher.metrics)
         measures = ["loss", *(_NAMES.get(name, name) for name in self.teacher.metrics)]
         measures += ["aux_loss"] * self.aux_loss_enabled
         self._meter = Meter(self.accelerator, measures)
@@ -157,16 +154,13 @@ class TemperatureKDTrainer(ResumingTrainer):
             return super().train(*args, **kwargs)
 
     def _prepare_dataset(self, dataset, processing_class, *args):
-        prepare = partial(prepared, super()._prepare_dataset, self.chat_template)
-        if self._cache is not None:
-            prepare = partial(self._cache.prepared, prepare)
+        prepare = partial(self.teacher.prepare, partial(prepared, super()._prepare_dataset, self.chat_template))
         with written_data(dataset):
             return checked(prepare, dataset, processing_class, *args)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        own = [PROMPTS] if self._cache is None else self._cache.columns
-        self._signature_columns = [*{*self._signature_columns, *own}]
+        self._signature_columns = [*{*self._signature_columns, *self.teacher.columns}]
 
     def _is_logged(self) -> bool:
         # The metrics cost a second pair of softmaxes, so they are computed only where they are shown
@@ -178,14 +172,14 @@ class TemperatureKDTrainer(ResumingTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         # The batches of one optimizer step. Their completions are generated here, together, and counted afterwards
         self._meter.start()
-        ahead = self.teacher.ahead(epoch_iterator) if isinstance(self.teacher, ServedTeacher) else epoch_iterator
-        batches, count = super().get_batch_samples(ahead, num_batches, device)
+        batches, count = super().get_batch_samples(self.teacher.ahead(epoch_iterator), num_batches, device)
         if not batches:  # a stream has ended
             return batches, count
-        if isinstance(self.teacher, ServedTeacher):  # before anything of the step has happened, so that it can resume
-            save = partial(self._save_checkpoint, self.model, None) if self.state.global_step else None
-            self.teacher.wait(batches, save)
+        # Before anything of the step has happened, so that it can be resumed
+        save = partial(self._save_checkpoint, self.model, None) if self.state.global_step else None
+        self.teacher.wait(batches, save)
         new = self.rollouts(batches, self.state.global_step, self._progress())
+        self.teacher.ask(new)
         for batch in new:
             self._meter.see(batch.get("attention_mask", torch.ones_like(batch["labels"])).sum())
         count = count if new is batches else self._get_num_items_in_batch(new, device)
@@ -196,7 +190,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         args = self.args
         inputs = dict(right_padded(inputs))
         labels = inputs.pop("labels")
-        self.objective.begin(self._progress())
+        self.step_loss.begin(self._progress())
 
         # Accelerate puts autocast around `model.forward`, which the redirection replaces
         with self.accelerator.autocast():
@@ -209,7 +203,7 @@ class TemperatureKDTrainer(ResumingTrainer):
             loss, aux_loss, sums = self._forward_redirection(model, student, step)
 
         if mode == "train" and self.accelerator.sync_gradients:  # the last batch of the optimizer step
-            self.objective.step(self._progress())
+            self.step_loss.step(self._progress())
 
         # As in SFTTrainer: `num_items_in_batch` counts the tokens of every rank, and DDP averages the gradients
         if args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -239,7 +233,7 @@ class TemperatureKDTrainer(ResumingTrainer):
             warn_of_none(student, self.args.router_aux_loss_coef)
         targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # (B, L): position i predicts token i + 1
         with gathered_head(student) as head, self.teacher.head() as teacher_head:
-            out = self.objective(
+            out = self.step_loss(
                 hidden.flatten(0, 1),
                 head,
                 teacher_rows,
@@ -262,11 +256,11 @@ class TemperatureKDTrainer(ResumingTrainer):
         return super().prediction_step(model, self.rollouts.evaluated(inputs), *args, **kwargs)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        self.objective.reset("eval")
+        self.step_loss.reset("eval")
         with self._meter.evaluation():  # `tokens_per_second` is about training
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         # `loss` among them: the mean over tokens in place of the mean over batches
-        metrics = {**self.objective.logs("eval"), **self._meter.means("eval")}
+        metrics = {**self.step_loss.logs("eval"), **self._meter.means("eval")}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
@@ -281,7 +275,7 @@ class TemperatureKDTrainer(ResumingTrainer):
             before = next((entry["num_tokens"] for entry in self.state.log_history[::-1] if "num_tokens" in entry), 0)
             # The loop's own `loss` stays: it is the mean over all steps since the last log
             logs.update({name: value for name, value in self._meter.means("train").items() if name != "loss"})
-            logs.update(self.objective.logs("train"))
+            logs.update(self.step_loss.logs("train"))
             logs["num_tokens"] = before + seen // self.get_tp_size()
             logs["tokens_per_second"] = per_second / self.get_tp_size()
             logs.update(self.rollouts.metrics())
@@ -292,4 +286,4 @@ class TemperatureKDTrainer(ResumingTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         self._meter.reset()
-        self.objective.reset("train")
+        self.step_loss.reset("train")

@@ -4,7 +4,7 @@
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,20 @@ import transformers
 import trl
 import xxhash
 from peft import PeftModel
-from torch import nn
-from torch.distributed.tensor import DTensor
-from transformers.trainer_pt_utils import get_model_param_count
 
-from .. import __version__
+from .._version import __version__
+from ..compat import get_model_param_count
 from ..divergences import DIVERGENCES
 from ..errors import UsageError
 from ..objectives import OBJECTIVES
-from ..objectives.config import ObjectiveConfig
-from ..rollouts import RolloutConfig
-from ..teachers import BaseTeacher, CachedTeacher, ServedTeacher
+from ..objectives.options import DivergenceOptions, TemperatureOptions
+from ..parameters import parameter_hash
 from ..temperature_rules import TEMPERATURE_RULES
 from .whole import record_of
 
 
 # Options that decide the target: what the student is compared with, in which way, and on whose text
-_OBJECTIVE = [
-    field.name for field in dataclasses.fields(ObjectiveConfig) if field.name not in RolloutConfig.__dataclass_fields__
-]
+_OBJECTIVE = [field.name for group in (DivergenceOptions, TemperatureOptions) for field in dataclasses.fields(group)]
 _SOURCES = ["lmbda", "lmbda_schedule", "seq_kd", "replay_size", "replay_ratio"]
 _SAMPLING = ["max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"]
 # Options that change the way there
@@ -68,7 +63,7 @@ def describe(trainer: Any) -> dict[str, Any]:
     args, unwrap = trainer.args, trainer.accelerator.unwrap_model
     student = unwrap(trainer.model)
     target = options_of(args)
-    target["teacher"] = _teacher(trainer.teacher, unwrap, args.teacher_model_name_or_path)
+    target["teacher"] = trainer.teacher.identity()
     target["data"] = sample_of(trainer.train_dataset)
     target["student_parameters"] = get_model_param_count(student)
     target["adapter"] = target["student_base"] = None
@@ -77,7 +72,7 @@ def describe(trainer: Any) -> dict[str, Any]:
         target["adapter"] = {name: config[name] for name in _ADAPTER if name in config}
         # Where an adapter starts from a decomposition of the base, what is left of that is computed anew each time
         if not isinstance(config.get("init_lora_weights"), str):
-            target["student_base"] = fingerprint(p for p in student.parameters() if not p.requires_grad)
+            target["student_base"] = parameter_hash(p for p in student.parameters() if not p.requires_grad)
     run = {name: getattr(args, name) for name in _OPTIONS}
     run["processes"] = trainer.accelerator.num_processes
     run["student"] = student.config._name_or_path
@@ -135,37 +130,6 @@ def _completed(function: Callable[..., Any], given: dict[str, Any] | None) -> di
     """Parameters as they are given, and the defaults of the others: naming a default changes nothing."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} | (given or {})
-
-
-def _teacher(teacher: Any, unwrap: Callable[[Any], nn.Module], name: str | None) -> dict[str, Any]:
-    """Kind, name and identity of a teacher. A server's address and a folder's place may change between two starts."""
-    if isinstance(teacher, ServedTeacher):
-        return {"kind": "server", "name": teacher.client.model, "identity": None}
-    if isinstance(teacher, CachedTeacher):
-        manifest = teacher.manifest
-        return {"kind": "cache", "name": manifest.teacher_model_name_or_path, "identity": f"{manifest.seed:016x}"}
-    if isinstance(teacher, BaseTeacher):  # it is the base of the student, which is described
-        return {"kind": "student_base", "name": None, "identity": None}
-    model = unwrap(teacher.model)
-    return {"kind": "model", "name": name or model.config._name_or_path, "identity": fingerprint(model.parameters())}
-
-
-def fingerprint(parameters: Iterable[nn.Parameter]) -> str | None:
-    """
-    Hash of the first elements of every parameter, rounded to bf16: the same for one model in every dtype, and for its
-    shards on the main process. `None` if they aren't in memory.
-    """
-    digest = xxhash.xxh3_64()
-    for parameter in parameters:
-        count = getattr(parameter, "ds_numel", parameter.numel())
-        held: Any = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3
-        held = held.to_local() if isinstance(held, DTensor) else held
-        if held.is_meta or not held.numel() or getattr(getattr(held, "status", None), "name", "") == "NOT_AVAILABLE":
-            return None
-        first = held.detach().flatten()[: 4 if count >= 4096 else 1].cpu()  # no more than any shard has
-        first = first.to(torch.bfloat16).view(torch.int16) if first.is_floating_point() else first
-        digest.update(first.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def sample_of(dataset: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from ..errors import UsageError
-from ..objectives import Objective
+from ..objectives import StepLoss
 from ..rollouts import Rollouts
 from .description import compare, describe
 from .whole import (
@@ -38,7 +38,7 @@ class ResumingTrainer(SFTTrainer):
     """
 
     args: Any
-    objective: Objective
+    step_loss: StepLoss
     rollouts: Rollouts
     _description: dict[str, Any]  # what `describe` says, on the main process
     _aside: Path | None = None  # where the checkpoint that is being written is
@@ -203,13 +203,13 @@ class ResumingTrainer(SFTTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         self.rollouts.save(output_dir)
-        self.objective.save(output_dir)
+        self.step_loss.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and written_under(Path(checkpoint)) is not None:
             self.rollouts.load(checkpoint)
-            self.objective.load(checkpoint)
+            self.step_loss.load(checkpoint)
 
 
 def _mean_loss(state: TrainerState) -> float:

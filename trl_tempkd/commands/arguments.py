@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from trl.scripts.utils import TrlParser
+from trl import TrlParser
 
 from ..errors import UsageError as UsageError  # for those who import it from here
 from ..errors import is_for_the_user
@@ -72,7 +72,7 @@ def _type_name(action: argparse.Action) -> str:
 
 def launcher_actions() -> dict[str, argparse.Action]:
     """The options of `accelerate launch`, and `--accelerate_config`, by their flags."""
-    from accelerate.commands.launch import launch_command_parser
+    from ..compat import launch_command_parser
 
     actions = {flag: action for action in launch_command_parser()._actions for flag in action.option_strings}
     return {**actions, "--accelerate_config": argparse.Action(["--accelerate_config"], "accelerate_config")}
@@ -82,9 +82,17 @@ def launcher_actions() -> dict[str, argparse.Action]:
 GROUPS = {
     "CacheArguments": "cache",
     "DiagnoseArguments": "diagnostics",
-    "ObjectiveConfig": "divergence and temperature",
-    "KDConfig": "teacher, memory and diagnostics",
-    "RolloutConfig": "on-policy training: who writes the completions, and how",
+    "DivergenceOptions": "divergence",
+    "TemperatureOptions": "temperature",
+    "TeacherOptions": "teacher and student",
+    "ServerOptions": "the teacher's server",
+    "RolloutOptions": "on-policy training: who writes the completions",
+    "GenerationOptions": "on-policy training: how they are written",
+    "VLLMOptions": "on-policy training: with vLLM",
+    "CompletionLogOptions": "on-policy training: what is shown of them",
+    "MemoryOptions": "memory",
+    "ResumingOptions": "going on from a checkpoint of another run",
+    "DiagnosticsOptions": "diagnostics in training",
     "ScriptArguments": "data",
     "DatasetMixtureConfig": "data mixtures (a list in the recipe)",
     "EvaluateConfig": "evaluation",

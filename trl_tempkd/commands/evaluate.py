@@ -191,7 +191,8 @@ def load_model(name: str, revision: str | None, args: EvaluateConfig, option: st
     """A causal language model, or an adapter on its base."""
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
-    from transformers.utils.peft_utils import find_adapter_config_file
+
+    from ..compat import find_adapter_config_file
 
     kwargs = {"revision": revision, "trust_remote_code": args.trust_remote_code, "dtype": args.dtype}
     try:
@@ -260,7 +261,7 @@ def environment(device: Any) -> dict[str, Any]:
     """What the numbers were made with."""
     import torch
 
-    from .. import __version__
+    from .._version import __version__
 
     packages = ("torch", "transformers", "trl", "datasets", "evaluate", "rouge-score", "tokenizers", "peft")
     return {

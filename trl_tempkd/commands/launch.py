@@ -43,9 +43,10 @@ def launch(module: str, for_launch: list[str], for_script: list[str], use_cpu: b
     Raises:
         [`Stopped`]: If a signal told this process to stop. Those that it has started are gone then.
     """
-    from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from ..compat import launch_command, launch_command_parser
 
     args = launch_command_parser().parse_args([*resolve_config(for_launch), "--module", module, *for_script])
     # A process that fails has printed why. The launcher's own traceback and log would only bury that.
@@ -123,8 +124,9 @@ def check_processes(args: argparse.Namespace, use_cpu: bool = False) -> None:
     """
     import torch
     import yaml
-    from accelerate.commands.config.config_args import ClusterConfig, default_config_file, load_config_from_file
     from accelerate.utils import DistributedType
+
+    from ..compat import ClusterConfig, default_config_file, load_config_from_file
 
     gpus = torch.accelerator.device_count()
     config = None

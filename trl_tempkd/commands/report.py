@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     from dataclasses import replace
     from datetime import datetime
 
-    from .. import __version__
+    from .._version import __version__
     from ..files import write_atomically
     from ..study.declared import read_declared
     from ..study.report import read

@@ -34,7 +34,7 @@ def main() -> int:
     """Runs cells until the input ends. Returns the exit status: in a fork, that of its cell."""
     answers = os.dup(1)
     os.dup2(2, 1)  # nothing but answers goes there
-    for name in (*USED, *(f"trl_tempkd.{name}" for name in OURS), *filter(importlib.util.find_spec, OPTIONAL)):
+    for name in (*USED, *OURS, *filter(importlib.util.find_spec, OPTIONAL)):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what is imported is no garbage: collecting in a fork would copy all of it

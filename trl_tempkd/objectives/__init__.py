@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""What a run minimises: a divergence at its temperatures, or an objective that needs more than (p, q)."""
+"""What a run minimises: a divergence, or an objective that needs more than (p, q), at its temperatures."""
 
 import inspect
 from typing import Any
@@ -10,9 +10,10 @@ from ..divergences import DIVERGENCES, check_divergence
 from ..errors import UsageError
 from ..option_checks import check_parameters
 from .distillm2 import DistiLLM2
-from .method import Method
+from .divergence import Divergence
 from .minillm import MiniLLM
-from .objective import BatchLoss, Objective
+from .objective import Objective
+from .step_loss import BatchLoss, StepLoss
 from .taid import Taid
 from .temperatures import TemperatureState
 from .tokens import Tokens
@@ -22,17 +23,19 @@ from .tsld import Tsld
 __all__ = [
     "OBJECTIVES",
     "BatchLoss",
-    "Method",
+    "Divergence",
     "Objective",
+    "StepLoss",
     "TemperatureState",
     "Tokens",
     "check_objective",
+    "make_loss",
     "make_objective",
     "token_divergence",
 ]
 
-# By the name under which a configuration's `divergence` asks for them
-OBJECTIVES: dict[str, type[Method]] = {"taid": Taid, "distillm2": DistiLLM2, "minillm": MiniLLM, "tsld": Tsld}
+# Those that need more than (p, q), by the name under which a configuration's `divergence` asks for them
+OBJECTIVES: dict[str, type[Objective]] = {"taid": Taid, "distillm2": DistiLLM2, "minillm": MiniLLM, "tsld": Tsld}
 
 
 def check_objective(name: str, kwargs: dict[str, Any] | None = None) -> None:
@@ -60,9 +63,12 @@ def token_divergence(name: str) -> str:
     return OBJECTIVES[name].divergence if name in OBJECTIVES else name
 
 
-def make_objective(options: Any, accelerator: Accelerator, metrics: tuple[str, ...]) -> Objective:
-    """The objective that a configuration asks for."""
-    method = None
-    if options.divergence in OBJECTIVES:
-        method = OBJECTIVES[options.divergence](**(options.divergence_kwargs or {}))
-    return Objective(options, accelerator, metrics, method)
+def make_objective(name: str, kwargs: dict[str, Any] | None = None) -> Objective:
+    """The objective of a name, which [`check_objective`] has let pass, with its parameters."""
+    return OBJECTIVES[name](**(kwargs or {})) if name in OBJECTIVES else Divergence(name, kwargs)
+
+
+def make_loss(options: Any, accelerator: Accelerator, metrics: tuple[str, ...]) -> StepLoss:
+    """The loss that a configuration asks for. Arguments as of [`StepLoss`]."""
+    objective = make_objective(options.divergence, options.divergence_kwargs)
+    return StepLoss(options, accelerator, metrics, objective)

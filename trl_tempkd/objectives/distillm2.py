@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
-from .method import Method, Reduce
+from .objective import Objective, Reduce
 from .tokens import Tokens
 
 
-class DistiLLM2(Method):
+class DistiLLM2(Objective):
     """
     skew_forward_kl on text of the data set or the teacher, skew_reverse_kl on the student's own.
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
-from .method import Method
+from .objective import Objective
 from .tokens import Tokens
 
 
-class MiniLLM(Method):
+class MiniLLM(Objective):
     """
     reverse_kl of each token over the full vocabulary (the single step), plus -A_t log q(y_t) with
     A_t = sum over t' > t of log p(y_t') / q(y_t'), divided by the number of these t' (length normalisation).

@@ -1,187 +1,58 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""The loss of a batch: divergence, temperature and weight of each token, and the states that they depend on."""
+"""What a run minimises, as the loss of a step asks for it."""
 
-import json
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from ..errors import UsageError
-from ..files import write_atomically
-from ..heads import Head, NoHead
-from ..losses import Logits, Truncated, chunked_kd_loss, measure_tokens
-from .method import Method
-from .temperatures import TemperatureState
 from .tokens import Tokens
 
 
-_FILE = "objective.json"
+Reduce = Callable[[Tensor], Tensor]  # the sum over all processes
 
 
-class BatchLoss(NamedTuple):
+class Objective(ABC):
     """
-    Output of [`Objective`].
+    Chooses what the loss does with each token, from what it knows of the batch and from a state of its own.
+
+    One that needs more than the two distributions is a name of `OBJECTIVES`, and the keyword arguments of its
+    constructor are the `divergence_kwargs` of a configuration. The state is a few numbers, the same on every process,
+    and goes into checkpoints.
 
     Attributes:
-        loss (`torch.Tensor`): scalar, differentiable.
-        per_token (`torch.Tensor` or `None`): shape `(N,)`, each token's part of the loss, where metrics are asked for.
-        metrics (`dict` or `None`): those of `chunked_kd_loss`.
+        divergence (`str`): the name in `DIVERGENCES` of its kernel, off-policy.
+        measures (`tuple[str, ...]`): metrics of the loss that it needs of each token before the loss is computed,
+            which costs another product with both heads.
+        needs_student_text (`bool`): whether it is nothing without completions of the student.
     """
 
-    loss: Tensor
-    per_token: Tensor | None
-    metrics: dict[str, Tensor] | None
+    divergence: str
+    measures: ClassVar[tuple[str, ...]] = ()
+    needs_student_text: ClassVar[bool] = False
+    state: dict[str, Any]
 
+    def needed(self, on_policy: bool) -> tuple[str, ...]:
+        """Those of `measures` that text of this kind needs."""
+        return self.measures
 
-class Objective:
-    """
-    What a run minimises.
-
-    Args:
-        options (`KDConfig`): the configuration.
-        accelerator ([`~accelerate.Accelerator`]): of the trainer.
-        metrics (`tuple[str, ...]`): what the teacher can be measured by, to be logged.
-        method ([`Method`], *optional*): where the divergence alone doesn't say it.
-    """
-
-    def __init__(self, options: Any, accelerator: Accelerator, metrics: tuple[str, ...], method: Method | None = None):
-        self._options, self._accelerator = options, accelerator
-        self._metrics, self._method = metrics, method
-        self.temperatures = TemperatureState(options, accelerator)
-
-    def __call__(
-        self,
-        hidden: Tensor,
-        head: Head,
-        teacher_rows: Tensor | Logits | Truncated,
-        teacher_head: Head | NoHead,
-        targets: Tensor,
-        normalizer: float | Tensor | None,
-        *,
-        logged: bool,
-        training: bool,
-        on_policy: bool = False,
-    ) -> BatchLoss:
+    @abstractmethod
+    def arguments(self, tokens: Tokens) -> dict[str, Any]:
         """
-        Args:
-            hidden (`torch.Tensor` of shape `(N, H)`): last hidden states of the student.
-            head ([`Head`]): the student's head, whole.
-            teacher_rows, teacher_head: what [`~trl_tempkd.teachers.Teacher`] gives.
-            targets (`torch.Tensor` of shape `(B, L)`): the token that each position predicts, -100 where none counts.
-            normalizer (`float` or `torch.Tensor`, *optional*): what the sum over tokens is divided by.
-            logged (`bool`): whether to compute metrics.
-            training (`bool`): whether the states follow.
-            on_policy (`bool`): whether the student has written the completions.
-
-        Returns:
-            [`BatchLoss`]
+        Keyword arguments of `chunked_kd_loss`: `divergence`, `divergence_kwargs`, `kd_weight`, `ce_weight`. `kd_ratio`
+        multiplies both weights.
         """
-        options = self._options
-        operands: dict[str, Any] = {
-            "student_hidden": hidden,
-            "teacher_hidden": teacher_rows,
-            **head.arguments("student"),
-            **teacher_head.arguments("teacher"),
-            "labels": targets.flatten(),
-            "chunk_size": options.kd_chunk_size,
-        }
-        needed = (*(() if self._method is None else self._method.needed(on_policy)), *self.temperatures.needed)
-        measured = measure_tokens(**operands, metrics=needed) if needed else None
-        tokens = Tokens(targets, on_policy, {} if measured is None else measured.metrics)
-        arguments = self._arguments(tokens)
-        taus = self.temperatures.arguments(tokens)
-        if "kd_weight" in arguments:
-            taus["kd_weight"] = taus.get("kd_weight", 1.0) * arguments.pop("kd_weight")
-        if "ce_weight" in arguments:  # a part of the objective, not of the cross-entropy with the labels
-            arguments["ce_weight"] = options.kd_ratio * arguments["ce_weight"]
-        own = self.temperatures.metrics if training else ()
-        by_token = ("student_tau", "teacher_tau") if "temperature_rule" in taus else ()
-        names = tuple(name for name in (*self._metrics, *by_token) if logged) + own
-        out = chunked_kd_loss(
-            **operands,
-            **arguments,
-            **taus,
-            rescale=options.kd_temperature_rescale,
-            kd_ratio=options.kd_ratio,
-            normalizer=normalizer,
-            metrics=names,
-            measured=measured,
-        )
-        kd_share = options.kd_ratio * taus.get("kd_weight", 1.0)
-        if training:
-            self._observe(tokens, out, kd_share)
-        if not logged:
-            return BatchLoss(out.loss, None, None)
-        metrics = out.metrics
-        student, teacher = (metrics.get(f"{side}_tau", taus[f"{side}_temperature"]) for side in ("student", "teacher"))
-        self.temperatures.see("train" if training else "eval", student, teacher, tokens.kept)
-        ce_share = 1 - options.kd_ratio + arguments.get("ce_weight", 0.0)
-        return BatchLoss(out.loss, kd_share * out.per_token + ce_share * metrics["ce"], metrics)
 
-    def _arguments(self, tokens: Tokens) -> dict[str, Any]:
-        if self._method is not None:
-            return self._method.arguments(tokens)
-        return {"divergence": self._options.divergence, "divergence_kwargs": self._options.divergence_kwargs}
+    def observe(self, tokens: Tokens, divergence: Tensor) -> None:  # noqa: B027
+        """Take note of the divergence of each token of a batch in training, of shape `(N,)`, rescaled."""
 
-    def _observe(self, tokens: Tokens, out: Any, kd_share: Any) -> None:
-        if self._method is not None:
-            self._method.observe(tokens, out.per_token)
-        if self.temperatures.metrics:
-            self.temperatures.observe(out.metrics, kd_share, tokens.kept)
+    def step(self, reduce: Reduce, progress: float) -> None:  # noqa: B027
+        """Change the state at the end of an optimizer step. Every process must call."""
 
-    def reset(self, mode: str) -> None:
-        """Forget what a `train` or an `eval` that was interrupted has left, but not the states."""
-        self.temperatures.reset(mode)
-        if mode == "train" and self._method is not None:
-            self._method.reset()
+    def reset(self) -> None:  # noqa: B027
+        """Forget what was noted since the last step."""
 
-    def begin(self, progress: float) -> None:
-        """Take the temperatures of this point of the training, `progress` being the share that lies behind."""
-        self.temperatures.begin(progress)
-
-    def step(self, progress: float) -> None:
-        """Change the states at the end of an optimizer step. Every process must call."""
-        reduce = partial(self._accelerator.reduce, reduction="sum")
-        self.temperatures.step(reduce, progress)
-        if self._method is not None:
-            self._method.step(reduce, progress)
-
-    def logs(self, mode: str) -> dict[str, float]:
-        """Temperatures and states. Every process must call."""
-        return {**self.temperatures.logs(mode), **({} if self._method is None else self._method.logs())}
-
-    def _states(self) -> dict[str, dict[str, Any]]:
-        states = {"temperature": self.temperatures.state, "method": {} if self._method is None else self._method.state}
-        return {name: state for name, state in states.items() if state}
-
-    def save(self, folder: str) -> None:
-        """Write what a resume needs into a checkpoint: the same on every process, so the main one writes."""
-        if not self._states() or not self._accelerator.is_main_process:
-            return
-        write_atomically(Path(folder, _FILE), json.dumps(self._states()))
-
-    def load(self, folder: str) -> None:
-        """
-        Go on from a checkpoint.
-
-        Raises:
-            `ValueError`: If the checkpoint is of another objective, or has none of the states.
-        """
-        if not self._states():
-            return
-        path = Path(folder, _FILE)
-        found = None
-        if self._accelerator.is_main_process and path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-        (found,) = broadcast_object_list([found])
-        for name, state in self._states().items():
-            if set((found or {}).get(name, {})) != set(state):
-                raise UsageError(
-                    f"{path} has no state for the run's {name} ({', '.join(state)}): the checkpoint in {folder} is of "
-                    "another objective. Resume with the options that it was made with, or start anew."
-                )
-            state.update(found[name])
+    def logs(self) -> dict[str, float]:
+        """What is to be seen of the state."""
+        return {}

@@ -8,11 +8,11 @@ import torch
 
 from ..errors import UsageError
 from ..temperature_rules import sigmoid
-from .method import Method, Reduce
+from .objective import Objective, Reduce
 from .tokens import Tokens
 
 
-class Taid(Method):
+class Taid(Objective):
     """
     The divergence [`~trl_tempkd.divergences.taid`] whose t rises from `t` to `t_end`, never slower than linearly.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..temperature import scheduled_temperature, temperatures
 from ..temperature_rules import HIGHEST, LOWEST, ROW_RULES, curriculum, parameters, sigmoid, token_adaptive
-from .method import Reduce
+from .objective import Reduce
 from .tokens import Tokens
 
 

@@ -4,11 +4,11 @@
 from typing import Any
 
 from ..errors import UsageError
-from .method import Method
+from .objective import Objective
 from .tokens import Tokens
 
 
-class Tsld(Method):
+class Tsld(Objective):
     """
     forward_kl with the weights softmax(CE_teacher / scale) over the tokens of a completion, times their number.
 

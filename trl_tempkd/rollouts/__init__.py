@@ -10,11 +10,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from ..row_formats import PROMPTS
 from ..teachers import Teacher
-from .config import RolloutConfig
+from .options import RolloutOptions
 from .preparation import TRAIN, check_answers, prepared
 from .rollouts import Collator, Rollouts
-from .rows import PROMPTS, CarryingCollator, rows_of
+from .rows import CarryingCollator, rows_of
 from .sampling import ModelSampler, Sampler, longest_prompt, room_for_prompts, stop_tokens
 from .vllm import VLLMSampler
 
@@ -23,7 +24,7 @@ __all__ = [
     "PROMPTS",
     "TRAIN",
     "CarryingCollator",
-    "RolloutConfig",
+    "RolloutOptions",
     "Rollouts",
     "check_answers",
     "make_rollouts",
@@ -37,7 +38,7 @@ def make_rollouts(
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     collator: Collator,
-    args: RolloutConfig,
+    args: RolloutOptions,
     dataset: Iterable[dict[str, Any]] | None = None,
 ) -> Rollouts:
     """
@@ -54,7 +55,7 @@ def make_rollouts(
             Accelerator of the trainer.
         collator (`Callable`):
             Data collator of the trainer.
-        args ([`RolloutConfig`]):
+        args ([`RolloutOptions`]):
             Options.
         dataset (`Iterable`, *optional*):
             Training data as the trainer has prepared it, to be checked.
@@ -66,7 +67,8 @@ def make_rollouts(
     """
     if not args.generates:
         return Rollouts(args, accelerator, tokenizer, collator, stops=[])
-    models = [accelerator.unwrap_model(model()) for model in (student, teacher.wrapped)]
+    writers = [student, teacher.wrapped] if teacher.can_generate or args.seq_kd else [student]
+    models = [accelerator.unwrap_model(model()) for model in writers]
     stops = sorted({token for model in models for token in stop_tokens(model, tokenizer)})
     _check_parallelism(accelerator, models[0])
     if dataset is not None:

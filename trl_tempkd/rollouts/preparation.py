@@ -15,8 +15,9 @@ from trl import pack_dataset
 
 from ..chat import chat_prompt, context_of, text_prompt
 from ..errors import UsageError
-from .config import RolloutConfig
-from .rows import IGNORED, PROMPTS, prompt_before
+from ..row_formats import PROMPTS
+from .options import RolloutOptions
+from .rows import IGNORED, prompt_before
 
 
 Rows = Any  # `Dataset` or `IterableDataset`, which ship no types
@@ -28,7 +29,7 @@ def prepared(
     fallback: str | None,
     dataset: Rows,
     tokenizer: PreTrainedTokenizerBase,
-    args: RolloutConfig,
+    args: RolloutOptions,
     packing: bool,
     formatting_func: Callable[[dict[str, Any]], str] | None,
     name: str,
@@ -86,7 +87,7 @@ def prepared(
     return dataset
 
 
-def _packed(dataset: Rows, args: RolloutConfig, options: dict[str, Any]) -> Rows:
+def _packed(dataset: Rows, args: RolloutOptions, options: dict[str, Any]) -> Rows:
     """Packs as TRL does, and the prompts too."""
     dataset = dataset.select_columns(["input_ids", "labels", PROMPTS])
     dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, options)
@@ -96,12 +97,12 @@ def _packed(dataset: Rows, args: RolloutConfig, options: dict[str, Any]) -> Rows
 # Rows that only ask
 
 
-def check_answers(args: RolloutConfig, datasets: dict[str, Any]) -> None:
+def check_answers(args: RolloutOptions, datasets: dict[str, Any]) -> None:
     """
     Stop at data sets whose rows need completions and have none.
 
     Args:
-        args ([`RolloutConfig`]):
+        args ([`RolloutOptions`]):
             Options.
         datasets (`dict[str, Any]`):
             Data sets by name, as a trainer takes them. The one to train on has the name `TRAIN`.
@@ -116,7 +117,7 @@ def check_answers(args: RolloutConfig, datasets: dict[str, Any]) -> None:
             _refuse_unanswered(args, name)
 
 
-def _refuse_unanswered(args: RolloutConfig, name: str) -> None:
+def _refuse_unanswered(args: RolloutOptions, name: str) -> None:
     now = f"`lmbda` is {args.lmbda} and `seq_kd` {args.seq_kd}"
     if name == TRAIN and not args.generates_always:
         raise UsageError(
@@ -130,7 +131,7 @@ def _refuse_unanswered(args: RolloutConfig, name: str) -> None:
         )
 
 
-def lacks_answers(dataset: Rows, args: RolloutConfig) -> bool:
+def lacks_answers(dataset: Rows, args: RolloutOptions) -> bool:
     """Whether rows of a data set have a prompt and no completion, or it begins with turns that nobody answers."""
     if (args.dataset_kwargs or {}).get("skip_prepare_dataset") or not _is_raw(dataset):
         return False
@@ -147,7 +148,7 @@ def lacks_answers(dataset: Rows, args: RolloutConfig) -> bool:
     return any(table["completion"].null_count for table in tables)
 
 
-def _check_answer(args: RolloutConfig, name: str, row: dict[str, Any]) -> dict[str, Any]:
+def _check_answer(args: RolloutOptions, name: str, row: dict[str, Any]) -> dict[str, Any]:
     if row.get("completion") is None:
         _refuse_unanswered(args, name)
     return row
@@ -199,7 +200,7 @@ def _is_of_use(prompts_suffice: bool, row: dict[str, Any]) -> bool:
     return (prompts_suffice and len(row[PROMPTS][0]) > 0) or any(label != IGNORED for label in row["labels"])
 
 
-def _cut(args: RolloutConfig) -> slice | None:
+def _cut(args: RolloutOptions) -> slice | None:
     if args.max_length is None:
         return None
     return slice(-args.max_length, None) if args.truncation_mode == "keep_end" else slice(args.max_length)
@@ -208,7 +209,7 @@ def _cut(args: RolloutConfig) -> slice | None:
 # Labels of rows that are tokens already
 
 
-def _with_labels(dataset: Rows, args: RolloutConfig) -> Rows:
+def _with_labels(dataset: Rows, args: RolloutOptions) -> Rows:
     """
     Labels of rows that are tokens and say by a `completion_mask` what the completion is. As with rows of `prompt` and
     `completion`, it alone is trained on unless `completion_only_loss` says otherwise.
@@ -244,7 +245,7 @@ def _is_raw(dataset: Rows) -> bool:
     return not transformed and "input_ids" not in _columns(dataset)
 
 
-def _options(dataset: Rows, args: RolloutConfig, what: str) -> dict[str, Any]:
+def _options(dataset: Rows, args: RolloutOptions, what: str) -> dict[str, Any]:
     return {"num_proc": args.dataset_num_proc, "desc": what} if isinstance(dataset, Dataset) else {}
 
 

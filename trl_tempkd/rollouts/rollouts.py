@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..files import whole_file
-from .config import RolloutConfig
-from .rows import IGNORED, PROMPTS, ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
+from ..row_formats import PROMPTS
+from .options import RolloutOptions
+from .rows import IGNORED, ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
 from .samples import log_samples
 from .sampling import Sampler, most_over_ranks
 
@@ -47,7 +48,7 @@ class Rollouts:
     Source: GKD (arXiv 2306.13649), algorithm 1; DistiLLM (arXiv 2402.03898), section 3.2 and algorithm 1.
 
     Args:
-        args ([`RolloutConfig`]):
+        args ([`RolloutOptions`]):
             Options.
         accelerator ([`~accelerate.Accelerator`]):
             Accelerator of the trainer.
@@ -67,7 +68,7 @@ class Rollouts:
 
     def __init__(
         self,
-        args: RolloutConfig,
+        args: RolloutOptions,
         accelerator: Accelerator,
         tokenizer: PreTrainedTokenizerBase,
         collator: Collator,

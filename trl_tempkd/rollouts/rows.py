@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UsageError
+from ..row_formats import PROMPTS
 
 
 IGNORED = -100  # the label of a token that isn't trained on
-PROMPTS = "rollout_prompts"  # column of a data set, see `prepared`, and what a batch has of it
 ROW_TENSORS = ("input_ids", "trained", "lengths")
 
 

@@ -7,17 +7,17 @@ import pandas as pd
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
-from trl.trainer.utils import print_prompt_completions_sample
 
+from ..compat import print_prompt_completions_sample
 from ..files import whole_file
-from .config import RolloutConfig
+from .options import RolloutOptions
 
 
 def log_samples(
     pairs: list[tuple[list[int], list[int]]],
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
-    args: RolloutConfig,
+    args: RolloutOptions,
     step: int,
 ) -> None:
     """
@@ -31,7 +31,7 @@ def log_samples(
             Tokenizer of both.
         accelerator ([`~accelerate.Accelerator`]):
             Accelerator of the trainer.
-        args ([`RolloutConfig`]):
+        args ([`RolloutOptions`]):
             How many to print, and where to write.
         step (`int`):
             Number of optimizer steps so far.

@@ -21,12 +21,11 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from trl.distributed import DistributedBackend
-from trl.models.utils import _ForwardRedirection, add_hooks, remove_hooks
 
+from ..compat import DistributedBackend, ForwardRedirection, add_hooks, remove_hooks
 from ..errors import UsageError
 from ..heads import unwrap_adapter
-from .config import RolloutConfig
+from .options import RolloutOptions
 
 
 # Completes the prompts of this rank, none of them empty, with a seed: a completion holds the token that stopped it
@@ -134,7 +133,7 @@ class Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
-def processors_of(args: RolloutConfig) -> LogitsProcessorList:
+def processors_of(args: RolloutOptions) -> LogitsProcessorList:
     """The options of sampling as `generate` applies them, in its order, and then the draw."""
     processors = LogitsProcessorList()
     if args.temperature != 1:
@@ -163,7 +162,7 @@ class ModelSampler:
             Accelerator of the trainer.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
-        args ([`RolloutConfig`]):
+        args ([`RolloutOptions`]):
             How to sample.
         vocabulary (`int`):
             Number of tokens to choose from, the first ones of the model's vocabulary.
@@ -176,7 +175,7 @@ class ModelSampler:
         get_model: Callable[[], nn.Module],
         accelerator: Accelerator,
         tokenizer: PreTrainedTokenizerBase,
-        args: RolloutConfig,
+        args: RolloutOptions,
         vocabulary: int,
         around: Callable[[], AbstractContextManager] = nullcontext,
     ):
@@ -284,7 +283,7 @@ def with_whole_model(
     if accelerator.is_fsdp2:
         with _kept_whole(model) if gather else nullcontext():
             # Through the root's forward, which gathers what belongs to no layer and must be the first to run
-            _ForwardRedirection()(wrapped, model, partial(run, model, in_step))
+            ForwardRedirection()(wrapped, model, partial(run, model, in_step))
     elif not DistributedBackend(accelerator).is_zero3:
         run(model, False)
     elif gather:

@@ -8,11 +8,10 @@ from operator import gt
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
-from trl.generation.vllm_generation import VLLMGeneration
-from trl.import_utils import is_vllm_available
 
+from ..compat import VLLMGeneration, is_vllm_available
 from ..errors import UsageImportError
-from .config import RolloutConfig
+from .options import RolloutOptions
 from .sampling import most_over_ranks
 
 
@@ -36,7 +35,7 @@ class VLLMSampler:
             Accelerator of the trainer.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
-        args ([`RolloutConfig`]):
+        args ([`RolloutOptions`]):
             How to sample, and where vLLM runs.
         vocabulary (`int`):
             Number of tokens that the teacher knows. A completion ends before one that it doesn't.
@@ -50,7 +49,7 @@ class VLLMSampler:
         model: nn.Module,
         accelerator: Accelerator,
         tokenizer: PreTrainedTokenizerBase,
-        args: RolloutConfig,
+        args: RolloutOptions,
         vocabulary: int,
     ):
         require_vllm()

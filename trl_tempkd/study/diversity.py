@@ -100,6 +100,11 @@ def read_off(curve: Sequence[dict[str, Any]], value: float, measure: str = "roug
         if number == 0 and not x[0] <= value <= x[-1]:
             return None
         values.append(float(np.interp(value, x, y)))
+    return pseudo_values(values)
+
+
+def pseudo_values(values: Sequence[float]) -> list[float]:
+    """Of what [`measured`] gives. Their mean is the measure, their scatter that of other texts."""
     whole, without = values[0], np.array(values[1:])
     return (whole - (GROUPS - 1) * (without - without.mean())).tolist()
 

@@ -1,132 +1,237 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""The student's own base as its teacher: one model in memory, which runs with the adapter switched off."""
+"""Where the target distribution comes from: what every source of it has, and what it does unless it says otherwise."""
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 from torch import nn
-from trl.models.utils import _ForwardRedirection
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..errors import UsageError
-from ..heads import Head, gathered_head, last_hidden_state
-from ..losses import METRICS
+from ..heads import Head, NoHead
+from ..losses import METRICS, Logits, Truncated
+from ..losses.truncated import ON_BINS, grid_index
+from ..row_formats import PROMPTS
 
 
-# The name by which this teacher is asked for. A folder of that name needs a path, such as `./student_base`.
-STUDENT_BASE = "student_base"
+logger = logging.get_logger(__name__)
 
-# Initialisations of LoRA that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, ...) take what
-# the adapter starts with out of its weights, so that without the adapter it isn't the model that was loaded.
-_INITS_THAT_KEEP_THE_BASE = ("gaussian", "eva", "mica", "orthogonal")
+Batch = dict[str, Any]
+Collator = Callable[[list[dict[str, Any]]], Batch]
 
 
-class BaseTeacher:
+class Teacher(ABC):
     """
-    The student without its adapter: in evaluation mode, without gradients, through the student's own wrapper. What is
-    checked of the student's architecture is checked of it.
+    What the trainer asks of a teacher. A new source overrides `rows`, and whatever else it does in another way.
 
-    Args:
-        student (`Callable[[], torch.nn.Module]`):
-            Gives the student as it is wrapped at the moment.
-        accelerator ([`~accelerate.Accelerator`]):
-            Accelerator of the trainer.
+    It is made before the student is loaded, from the name or the model that the trainer was given (or `None`) and the
+    configuration, `Source(teacher, options)`, and looks then at what can be seen to be wrong. `bind` follows once the
+    student is there. The methods after it are called on every process.
 
-    Raises:
-        `ValueError`: If the student is no PEFT model, or its base is not what it was before the adapter.
+    Attributes:
+        model (`torch.nn.Module` or `None`):
+            The teacher's own model as it is wrapped, if it has one.
+        metrics (`tuple[str, ...]`):
+            Names of the metrics that the loss can give of it.
+        columns (`list[str]`):
+            What the collator needs of the rows beyond what TRL's does.
+        can_generate (`bool`):
+            Whether there is a model that can write completions: `wrapped` and `active`.
+        source (`str`):
+            What messages call it.
+        knows (`type`):
+            What `rows` gives: a kind of [`~trl_tempkd.losses.Truncated`], or [`~trl_tempkd.losses.Logits`] for whole
+            rows, be it as logits or as hidden states. It decides what the teacher serves.
+        taus (`tuple[float, ...]` or `None`):
+            The temperatures at which a truncated teacher is known, `None` being each that it is asked for.
+        instead (`str`):
+            What gives whole rows in its place, as an advice.
     """
 
-    model = None  # none of its own
-    metrics = METRICS
+    model: Any = None
+    metrics: tuple[str, ...] = METRICS
+    columns: list[str] = [PROMPTS]
+    can_generate: bool = False
+    source: str = "the teacher"
+    knows: type[Logits] | type[Truncated] = Logits
+    taus: tuple[float, ...] | None = None
+    instead: str = "use a teacher that runs beside the student (`teacher_model_name_or_path`)"
 
-    def __init__(self, student: Callable[[], nn.Module], accelerator: Accelerator):
-        self.wrapped = student
-        self._accelerator = accelerator
-        self._forward_redirection = _ForwardRedirection()
-        check_base(self._student())
+    def bind(  # noqa: B027
+        self, student: Callable[[], nn.Module], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+    ) -> None:
+        """
+        Get ready for a student, which is loaded and wrapped by now.
 
-    def _student(self) -> PeftModel:
-        return self._accelerator.unwrap_model(self.wrapped())
+        Args:
+            student (`Callable[[], torch.nn.Module]`):
+                Gives the student as it is wrapped at the moment.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the student and of the data.
+            accelerator ([`~accelerate.Accelerator`]):
+                Accelerator of the trainer.
+
+        Raises:
+            `ValueError`: If the teacher doesn't fit the student.
+        """
+
+    # The data
+
+    def prepare(
+        self, prepare: Callable[..., Any], dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any
+    ) -> Any:
+        """A data set as the trainer prepares it by `prepare`, with what the teacher needs. `bind` comes later."""
+        return prepare(dataset, processing_class, *args)
+
+    def collate(self, collator: Collator) -> Collator:
+        """A data collator that carries along what `prepare` has added."""
+        return collator
+
+    # An optimizer step
+
+    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, which may be read, and asked about, before their step."""
+        return batches
+
+    def wait(self, batches: list[Batch], save: Callable[[], None] | None = None) -> None:  # noqa: B027
+        """
+        Wait until what was asked `ahead` is there for the batches of a step.
+
+        Args:
+            batches (`list[dict]`):
+                Batches as `ahead` gave them, before completions are generated.
+            save (`Callable`, *optional*):
+                Called on every process before an error, while nothing has happened yet in this step.
+        """
+
+    def ask(self, batches: list[Batch]) -> None:  # noqa: B027
+        """Ask about the batches of an optimizer step, once their completions are generated. It may add to them."""
+
+    @abstractmethod
+    def rows(self, inputs: Batch) -> torch.Tensor | Logits | Truncated:
+        """
+        What the loss takes in the place of `teacher_hidden`, for a batch as the data collator made it: the last hidden
+        states `(B * L, H_t)`, or what is known of the teacher. Takes out of the batch what it has for the teacher
+        alone. Meaningless where there is no label.
+        """
+
+    def head(self) -> AbstractContextManager[Head | NoHead]:
+        """Context in which the teacher's head is whole, on every rank. What `rows` needs are its `arguments`."""
+        return nullcontext(NoHead())
+
+    def hidden_states(self, inputs: Batch) -> torch.Tensor:
+        """
+        Last hidden state, or logits where there is no head, of shape `(B, L, H_t)` or `(B, L, V_t)`, without gradient.
+        As `rows` but for the shape.
+
+        Raises:
+            `ValueError`: If not the whole rows are known.
+        """
+        rows = self.rows(inputs)
+        if isinstance(rows, Truncated):
+            raise UsageError(
+                f"The teacher's whole rows are needed here, and {self.source} hasn't them: {self.instead}."
+            )
+        rows = rows.values if isinstance(rows, Logits) else rows
+        return rows.view(*inputs["input_ids"].shape, -1)
+
+    # Completions
+
+    def wrapped(self) -> nn.Module:
+        """The module that is the teacher inside of `active()`, as it is wrapped at the moment; to generate with it."""
+        raise UsageError(f"There is no model to generate with in {self.source}: {self.instead}.")
 
     def active(self) -> AbstractContextManager[None]:
-        return _without_adapter(self._student())
+        """Context in which `wrapped()` is the teacher. The other methods enter it themselves."""
+        raise UsageError(f"There is no model to generate with in {self.source}: {self.instead}.")
 
-    def rows(self, inputs: dict[str, Any]) -> torch.Tensor:
-        return self.hidden_states(inputs).flatten(0, 1)
+    # What it is
 
-    @torch.no_grad()
-    def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:
-        model = self._student()
-        with self.active():
-            return self._forward_redirection(self.wrapped(), model, partial(last_hidden_state, model, inputs))
+    def identity(self) -> dict[str, Any]:
+        """
+        Kind, name and identity, by which a resumed run finds that its teacher is another one. An identity that can't
+        be known is `None`. A server's address and a folder's place may change between two starts.
+        """
+        return {"kind": type(self).__name__, "name": None, "identity": None}
 
-    def head(self) -> AbstractContextManager[Head]:
-        return gathered_head(self._student(), adapter=False)
+    def serves(
+        self,
+        divergence: str,
+        divergence_kwargs: dict[str, Any] | None,
+        temperatures: Sequence[tuple[str, float | None]],
+        rule: str | None,
+    ) -> None:
+        """
+        Refuse what a run minimises if it needs more of the teacher than is known.
 
+        Args:
+            divergence (`str`):
+                Name of a divergence or an objective.
+            divergence_kwargs (`dict[str, Any]`, *optional*):
+                Its parameters.
+            temperatures (`Sequence[tuple[str, float | None]]`):
+                The teacher's temperatures, as `temperatures_of` names them.
+            rule (`str`, *optional*):
+                Rule that gives each token a temperature of its own.
 
-@contextmanager
-def _without_adapter(model: PeftModel) -> Iterator[None]:
-    """Switch the adapter off, and dropout and activation checkpointing with it; everything is put back on leaving."""
-    training = model.training
-    trainable = _trainable(model)
-    model.eval()
-    try:
-        with model.disable_adapter():
-            _set_trainable(model, trainable)
-            yield
-    finally:
-        _set_trainable(model, trainable)
-        model.train(training)
-
-
-def _trainable(model: nn.Module) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _set_trainable(model: nn.Module, names: set[str]) -> None:
-    # PEFT freezes an adapter that it disables and thaws one that it enables, whatever it was before. Under FSDP2 a
-    # parameter could stay as its gathering found it: frozen.
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad != (name in names):
-            parameter.requires_grad_(name in names)
-
-
-def check_base(student: nn.Module) -> None:
-    """
-    Refuse a student whose base, with the adapter switched off, isn't the model that it was before.
-
-    Args:
-        student (`torch.nn.Module`):
-            Student, not wrapped for distributed training.
-
-    Raises:
-        `ValueError`: If it is no PEFT model, or if its base has changed or would change in training.
-    """
-    if not isinstance(student, PeftModel):
-        raise UsageError(
-            f"The teacher (`teacher_model` or `teacher_model_name_or_path`) is {STUDENT_BASE!r}, the student without "
-            f"its adapter, but the student is a {type(student).__name__} and has none. Give it one by `peft_config` "
-            "(`--use_peft` on the command line), or name another teacher."
-        )
-    for config in student.peft_config.values():
-        init = getattr(config, "init_lora_weights", True)
-        if isinstance(init, str) and init not in _INITS_THAT_KEEP_THE_BASE:
+        Raises:
+            `ValueError`: Names the option, its value, and what would serve.
+        """
+        if not issubclass(self.knows, Truncated):
+            return
+        self.knows.check(divergence, divergence_kwargs)
+        if rule is not None:
             raise UsageError(
-                f"The teacher can't be {STUDENT_BASE!r} with `init_lora_weights={init!r}`, which changes the base. "
-                "Use the default, or load the teacher by its own name."
+                f"`kd_temperature_rule` is {rule}, which looks at the teacher's whole rows and gives any temperature, "
+                f"and {self.source} hasn't them. Leave it unset, or {self.instead}."
             )
-    trainable = _trainable(student)
-    with warnings.catch_warnings(action="ignore"), student.disable_adapter():  # it warns of biases, refused below
-        trained = _trainable(student)
-    _set_trainable(student, trainable)
-    if trained:
-        raise UsageError(
-            f"The teacher can't be {STUDENT_BASE!r}, since the base is trained too: {len(trained)} of its parameters, "
-            f"the first being {sorted(trained)[0]}. Freeze them (`bias='none'` for LoRA), or load the teacher by its "
-            "own name."
-        )
+        for name, tau in temperatures:
+            if tau is None or (self.taus is not None and grid_index(self.taus, tau) is None):
+                said = f"the run's {name}"
+                if tau is None:
+                    said = f"the run lets the teacher's temperature pass through every value ({name})"
+                grid = "that it is asked for" if self.taus is None else ", ".join(f"{tau:g}" for tau in self.taus)
+                raise UsageError(
+                    f"{self.source[0].upper()}{self.source[1:]} knows the teacher at the temperatures {grid} alone, "
+                    f"and {said}: {self.knows.why}. Use one of these (the student's own `student_kd_temperature` is "
+                    f"free, and so is a 'step' from one to another), or {self.instead}."
+                )
+        if divergence in ON_BINS:
+            logger.warning(
+                f"`divergence` {divergence} of {self.source} isn't that of the teacher's whole rows: "
+                f"{ON_BINS[divergence]}."
+            )
+
+    def check(self, options: Any) -> None:
+        """
+        Hold the options of a run against what is known of the teacher. A source calls it as soon as it can tell.
+
+        Raises:
+            `ValueError`: As `serves` does, and if the diagnostics need more than is known.
+        """
+        kwargs, rule = options.divergence_kwargs, options.kd_temperature_rule
+        self.serves(options.divergence, kwargs, temperatures_of(options), rule)
+        if options.kd_diagnostics_steps is not None and issubclass(self.knows, Truncated):
+            raise UsageError(
+                f"`kd_diagnostics_steps` is {options.kd_diagnostics_steps}, and needs the teacher's whole rows, which "
+                f"{self.source} hasn't. Leave it unset, or {self.instead}."
+            )
+
+
+def temperatures_of(options: Any) -> list[tuple[str, float | None]]:
+    """The teacher's temperatures in a run, with what says so, and `None` for all between two."""
+    start, final = options.kd_temperature, options.kd_temperature_final
+    schedule = options.kd_temperature_schedule
+    if options.teacher_kd_temperature is not None:
+        return [(f"`teacher_kd_temperature` is {options.teacher_kd_temperature}", options.teacher_kd_temperature)]
+    named = [(f"`kd_temperature` is {start}", start)]
+    if final is not None:
+        named.append((f"`kd_temperature_final` is {final}", final))
+    if final is not None and final != start and schedule != "step":
+        named.append((f"`kd_temperature_schedule` is {schedule!r}", None))
+    return named

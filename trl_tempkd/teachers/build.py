@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import __version__
+from .._version import __version__
 from ..errors import UsageError
 from ..files import clear, whole_file, write_atomically
 from ..locks import OWNER

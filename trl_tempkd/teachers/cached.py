@@ -1,8 +1,8 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """A teacher that has run before: what it said comes with the rows of the data set."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UsageError
 from ..heads import Head, NoHead
 from ..losses import Truncated
+from .base import Batch, Collator, Teacher
 from .columns import CHECKSUM, TOKENS, is_sound, key_of, rows_of
 from .layouts import MODES, layout_of
 from .manifest import Manifest, checksum_of
-from .objective import check_objective
 
 
 HEAD = "head.safetensors"
@@ -31,40 +31,39 @@ POSITIONS = "teacher_positions"  # of what is stored, in the flattened batch
 _REPAIR = "Run `trl-tempkd cache` again with the same --output: it makes anew what is damaged or missing."
 
 
-class TeacherCache:
+class CachedTeacher(Teacher):
     """
-    A folder that `trl-tempkd cache` has written.
+    A folder that `trl-tempkd cache` has written: what comes with a batch, and the head that hidden states need.
 
     Args:
-        folder (`str`):
-            The folder.
-        options (`TeacherOptions`):
-            The configuration of the run.
         teacher (`str`, *optional*):
             Name of the teacher of the run, to be compared with that of the cache.
+        options (`KDConfig`):
+            Configuration of the run. `teacher_cache` is the folder.
 
     Raises:
-        `ValueError`: If the cache isn't complete, is damaged, or is another teacher's.
+        `ValueError`: If the cache isn't complete, is damaged, is another teacher's, or hasn't what the run minimises;
+            by `bind`, if the student has no logits for tokens that are in the cache.
     """
 
-    def __init__(self, folder: str, options: Any, teacher: Any = None):
-        if teacher is not None and not isinstance(teacher, str):
-            raise UsageError(
-                f"`teacher_cache` is {folder!r}, and `teacher_model` a {type(teacher).__name__}: pass one of the two, "
-                "or the teacher's name, which is compared with that of the cache."
-            )
-        self.folder = Path(folder)
-        self.options = options
+    instead = "use a cache of --mode hidden, which has every temperature and divergence"
+
+    def __init__(self, teacher: str | None, options: Any):
+        self.folder = Path(options.teacher_cache)
+        self.source = f"the cache in {self.folder}"
+        self._options = options
         self.manifest = Manifest.read(self.folder)
         if self.manifest.mode not in MODES:
             raise UsageError(
-                f"The cache in {folder} has `mode` {self.manifest.mode!r}, this version trains from "
+                f"The cache in {self.folder} has `mode` {self.manifest.mode!r}, this version trains from "
                 f"{', '.join(MODES)}."
             )
-        self.layout = layout_of(self.manifest)
         if not self.manifest.complete:
-            raise UsageError(f"The cache in {folder} isn't complete. {_REPAIR}")
-        check_objective(self.manifest, options, folder)
+            raise UsageError(f"The cache in {self.folder} isn't complete. {_REPAIR}")
+        self.layout = layout_of(self.manifest)
+        self.metrics, self.knows, self.taus = self.layout.metrics, self.layout.target, self.layout.taus
+        self.columns = [*TOKENS, self.layout.column, CHECKSUM]
+        self.check(options)
         for split, shard in self.manifest.shards():
             path = self.folder / split / shard["file"]
             size = path.stat().st_size if path.is_file() else 0
@@ -77,17 +76,27 @@ class TeacherCache:
             self._open(split, described["fingerprint"]) for split, described in self.manifest.splits.items()
         ]
 
-    def check_student(self, student: nn.Module) -> None:
-        """
-        Raises:
-            `ValueError`: If the student has no logits for tokens that are in the cache.
-        """
-        size, known = student.config.get_text_config().vocab_size, (self.manifest.truncated or {}).get("vocabulary", 0)
+    def bind(
+        self, student: Callable[[], nn.Module], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+    ) -> None:
+        known = (self.manifest.truncated or {}).get("vocabulary", 0)
+        size = accelerator.unwrap_model(student()).config.get_text_config().vocab_size
         if size < known:
             raise UsageError(
                 f"The student's vocabulary has size {size}, and the cache in {self.folder} has tokens of {known} "
                 "(`truncated.vocabulary`). Build the cache with this student."
             )
+        self._head = self._read_head(accelerator) if self.layout.has_head else NoHead()
+
+    def _read_head(self, accelerator: Accelerator) -> Head:
+        path = self.folder / HEAD
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"{path} can't be read: {error}. {_REPAIR}") from error
+        if checksum_of(tensors) != self.manifest.head_checksum:
+            raise UsageError(f"{path} is damaged. {_REPAIR}")
+        return Head(**{name: tensor.to(accelerator.device) for name, tensor in tensors.items()}, **self.manifest.head)
 
     def _open(self, split: str, fingerprint: str) -> tuple[Dataset, dict[bytes, int]]:
         """The rows of a split, mapped into memory, and where among them each is."""
@@ -104,8 +113,8 @@ class TeacherCache:
             raise UsageError(f"{self.folder / split} is damaged: its tokens aren't those of `fingerprint`. {_REPAIR}")
         return rows, {key: i for i, key in enumerate(keys)}
 
-    def prepared(
-        self, prepare: Callable[..., Any], dataset: Any, tokenizer: PreTrainedTokenizerBase, *args: Any
+    def prepare(
+        self, prepare: Callable[..., Any], dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any
     ) -> Dataset | IterableDataset:
         """
         A data set as the trainer prepares it, with what is stored of the teacher.
@@ -118,7 +127,7 @@ class TeacherCache:
                 The trainer's preparation.
             dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
                 Any data set that the trainer takes, or a data set of the cache.
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            processing_class ([`~transformers.PreTrainedTokenizerBase`]):
                 Tokenizer of the run.
             args (`tuple`):
                 The other arguments of the preparation, the last being the name of the data set.
@@ -126,17 +135,17 @@ class TeacherCache:
         Raises:
             `ValueError`: If the tokenizer is another, or rows aren't in the cache.
         """
-        self.manifest.check_tokenizer(tokenizer, self.folder)
+        self.manifest.check_tokenizer(processing_class, self.folder)
         columns = dataset.column_names or next(iter(dataset))
-        differing = self.manifest.differing_preparation(self.options)
+        differing = self.manifest.differing_preparation(self._options)
         own = self.layout.column in columns
         if own:
             if differing:
                 raise UsageError(f"The {args[-1]} data set of the cache {self.folder} is prepared already.{differing}")
-            if self.options.shuffle_dataset:
-                dataset = dataset.shuffle(seed=self.options.seed)
+            if self._options.shuffle_dataset:
+                dataset = dataset.shuffle(seed=self._options.seed)
         else:
-            dataset = prepare(dataset, tokenizer, *args)
+            dataset = prepare(dataset, processing_class, *args)
         if isinstance(dataset, IterableDataset):
             if not own:
                 raise UsageError(
@@ -156,14 +165,19 @@ class TeacherCache:
             )
         return rows.select([index[key] for key in keys])
 
-    def collator(self, collator: Callable[..., dict[str, Any]]) -> "CachedCollator":
-        """A data collator that carries the teacher's columns along."""
+    def collate(self, collator: Collator) -> "CachedCollator":
         return CachedCollator(collator, self.manifest, str(self.folder))
 
-    @property
-    def columns(self) -> list[str]:
-        """The columns that the collator needs."""
-        return [*TOKENS, self.layout.column, CHECKSUM]
+    def rows(self, inputs: Batch) -> torch.Tensor | Truncated:
+        stored, positions = inputs.pop(self.layout.column), inputs.pop(POSITIONS)
+        return self.layout.decode(stored, positions, inputs["input_ids"].numel())
+
+    def head(self) -> AbstractContextManager[Head | NoHead]:
+        return nullcontext(self._head)
+
+    def identity(self) -> dict[str, Any]:
+        manifest = self.manifest
+        return {"kind": "cache", "name": manifest.teacher_model_name_or_path, "identity": f"{manifest.seed:016x}"}
 
 
 class CachedCollator:
@@ -179,7 +193,7 @@ class CachedCollator:
             Of the cache, for messages.
     """
 
-    def __init__(self, collator: Callable[..., dict[str, Any]], manifest: Manifest, folder: str):
+    def __init__(self, collator: Collator, manifest: Manifest, folder: str):
         self.collator = collator
         self.folder = folder
         self.seed = manifest.seed
@@ -202,57 +216,3 @@ class CachedCollator:
 
     def _fail(self, problem: str) -> NoReturn:
         raise UsageError(f"`teacher_cache` {self.folder}: {problem}")
-
-
-class CachedTeacher:
-    """
-    What comes with a batch, and the head that hidden states need. Needs no model, and can't generate.
-
-    Args:
-        cache ([`TeacherCache`]):
-            Where they are.
-        accelerator ([`~accelerate.Accelerator`]):
-            Accelerator of the trainer.
-    """
-
-    model = None
-
-    def __init__(self, cache: TeacherCache, accelerator: Accelerator):
-        self.manifest = cache.manifest
-        self.layout, self.metrics, self._folder = cache.layout, cache.layout.metrics, cache.folder
-        self._head: Head | NoHead = _read_head(cache, accelerator) if cache.layout.has_head else NoHead()
-
-    def wrapped(self) -> nn.Module:
-        raise UsageError("`teacher_cache` has no model to generate with.")
-
-    def active(self) -> AbstractContextManager[None]:
-        raise UsageError("`teacher_cache` has no model to generate with.")
-
-    def rows(self, inputs: dict[str, Any]) -> torch.Tensor | Truncated:
-        """Takes out of the batch what is for the teacher alone. Meaningless where there is no label."""
-        stored, positions = inputs.pop(self.layout.column), inputs.pop(POSITIONS)
-        return self.layout.decode(stored, positions, inputs["input_ids"].numel())
-
-    def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:
-        rows = self.rows(inputs)
-        if not isinstance(rows, torch.Tensor):
-            raise UsageError(
-                f"The cache in {self._folder} has no whole rows of the teacher, which are needed here. Build one with "
-                "--mode hidden, or leave `teacher_cache` unset to run the teacher itself."
-            )
-        return rows.view(*inputs["input_ids"].shape, -1)
-
-    @contextmanager
-    def head(self) -> Iterator[Head | NoHead]:
-        yield self._head
-
-
-def _read_head(cache: TeacherCache, accelerator: Accelerator) -> Head:
-    path = cache.folder / HEAD
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path} can't be read: {error}. {_REPAIR}") from error
-    if checksum_of(tensors) != cache.manifest.head_checksum:
-        raise UsageError(f"{path} is damaged. {_REPAIR}")
-    return Head(**{name: tensor.to(accelerator.device) for name, tensor in tensors.items()}, **cache.manifest.head)

@@ -10,13 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..heads import Head
-from ..losses import METRICS, Sampled, TopK, Truncated, head_logits
+from ..losses import METRICS, Logits, Sampled, TopK, Truncated, head_logits
 from ..losses.sampled import draw
 from ..temperature import centred, log_softmax, soften
 from .manifest import Manifest
@@ -40,16 +40,15 @@ class HiddenLayout:
     hidden_size: int
 
     column: ClassVar[str] = "teacher_hidden"
+    target: ClassVar[type[Logits]] = Logits  # whole rows, once the head is there
     has_head: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = METRICS
+    taus: ClassVar[None] = None
 
     @property
     def size(self) -> int:
         """Bytes of a position."""
         return self.hidden_size * self.dtype.itemsize
-
-    def check(self, divergence: str, kwargs: dict[str, Any] | None) -> None:
-        """Every divergence can be had."""
 
     def encode(self, hidden_KH: Tensor, heads: Heads, uniform: Uniform) -> Tensor:
         """
@@ -79,13 +78,6 @@ class _TruncatedLayout(ABC):
     @property
     def metrics(self) -> tuple[str, ...]:
         return self.target.metrics_of(self.taus)
-
-    def check(self, divergence: str, kwargs: dict[str, Any] | None) -> None:
-        """
-        Raises:
-            `ValueError`: If the divergence can't be had from these tokens.
-        """
-        self.target.check(divergence, kwargs)
 
     @property
     def wide(self) -> torch.dtype:

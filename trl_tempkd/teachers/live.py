@@ -2,7 +2,7 @@
 """A teacher that runs beside the student."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -11,18 +11,23 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.models import prepare_deepspeed
-from trl.models.utils import _ForwardRedirection
-from trl.trainer.utils import create_model_from_path, get_config_model_id
 
+from ..compat import (
+    ForwardRedirection,
+    create_model_from_path,
+    fsdp2_prepare_model,
+    get_config_model_id,
+    prepare_deepspeed,
+)
 from ..errors import UsageError
 from ..heads import Head, check_head, gathered_head, last_hidden_state
-from ..losses import METRICS
 from ..packing import PackingCheck
+from ..parameters import parameter_hash
+from ..paths import check_model_name
+from .base import Batch, Teacher
 
 
 logger = get_logger(__name__)
@@ -31,37 +36,57 @@ logger = get_logger(__name__)
 _MAX_PADDING = 512
 
 
-class LiveTeacher:
+class LiveTeacher(Teacher):
     """
     A model beside the student: in evaluation mode, without gradients, never saved.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Causal language model. It is prepared for the accelerator's kind of parallelism in place.
-        accelerator ([`~accelerate.Accelerator`]):
-            Accelerator of the trainer.
-        packing ([`PackingCheck`]):
-            Refuses the model if it doesn't keep the sequences of a padding-free batch apart.
+        teacher (`str` or [`~transformers.PreTrainedModel`]):
+            Name or path of a causal language model, or the model itself, which `bind` prepares in place.
+        options (`KDConfig`):
+            Configuration of the run: how to load it.
 
     Raises:
-        `ValueError`: If its logits or its padding-free batches can't be trusted.
+        `ValueError`: If there is no model of that name, or an option says how to load what is loaded already; by
+            `bind`, if it shares parameters with the student or has another tokenizer, or if its logits or its
+            padding-free batches can't be trusted.
     """
 
-    metrics = METRICS
+    can_generate = True
 
-    def __init__(self, model: PreTrainedModel, accelerator: Accelerator, packing: PackingCheck):
+    def __init__(self, teacher: str | PreTrainedModel, options: Any):
+        self._teacher, self._options = teacher, options
+        kwargs, revision = options.teacher_model_init_kwargs, options.teacher_model_revision
+        if isinstance(teacher, str):
+            check_model_name(teacher, revision or (kwargs or {}).get("revision"), "`teacher_model`")
+        else:
+            refuse_options("a model already", kwargs, revision)
+
+    def bind(
+        self, student: Callable[[], nn.Module], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+    ) -> None:
+        options = self._options
+        origin = {"revision": options.teacher_model_revision, "trust_remote_code": options.trust_remote_code}
+        model = load_teacher(self._teacher, options.teacher_model_init_kwargs, **origin)
+        unwrapped = accelerator.unwrap_model(student())
+        check_separate(unwrapped, model)
+        check_vocabulary(tokenizer, unwrapped, model, **origin)
+        self._accelerator = accelerator
+        self._forward_redirection = ForwardRedirection()
+        self._packing = PackingCheck("teacher", options)
+        self._prepare(model)
+
+    def _prepare(self, model: PreTrainedModel) -> None:
         model.requires_grad_(False)
         model.eval()
         check_head(model)
+        accelerator = self._accelerator
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.model = prepare_deepspeed(model, accelerator)
         elif accelerator.is_fsdp2:
             self.model = _shard(model, accelerator)
         else:
             self.model = accelerator.prepare_model(model, evaluation_mode=True)
-        self._accelerator = accelerator
-        self._forward_redirection = _ForwardRedirection()
-        self._packing = packing
         self._packing.begin(model, self._run)
 
     def wrapped(self) -> nn.Module:
@@ -70,15 +95,12 @@ class LiveTeacher:
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def rows(self, inputs: dict[str, Any]) -> torch.Tensor:
-        return self.hidden_states(inputs).flatten(0, 1)
-
-    def hidden_states(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def rows(self, inputs: Batch) -> torch.Tensor:
         self._packing.see(inputs, self._accelerator.unwrap_model(self.model), self._run)
-        return self._run(inputs)
+        return self._run(inputs).flatten(0, 1)
 
     @torch.no_grad()
-    def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def _run(self, inputs: Batch) -> torch.Tensor:
         model = self._accelerator.unwrap_model(self.model)
         # Through the wrapper, which gathers the shards of the parameters
         return self._forward_redirection(self.model, model, partial(last_hidden_state, model, inputs))
@@ -91,6 +113,11 @@ class LiveTeacher:
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+    def identity(self) -> dict[str, Any]:
+        model = self._accelerator.unwrap_model(self.model)
+        name = self._options.teacher_model_name_or_path or model.config._name_or_path
+        return {"kind": "model", "name": name, "identity": parameter_hash(model.parameters())}
 
 
 def _shard(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:

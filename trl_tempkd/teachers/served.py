@@ -4,9 +4,8 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,49 +14,26 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
-from ..heads import NoHead
-from ..losses import METRICS, Logits, TopK
-from ..losses.truncated import ON_BINS
+from ..losses import Logits, TopK
 from ..temperature import soften
 from .address import plain
+from .base import Batch, Teacher, temperatures_of
 from .client import Answer, CompletionsClient, TeacherServerError
 from .live import refuse_options
-from .objective import teacher_temperatures
 from .plausible import log_mass
-from .probe import Served, probe
+from .probe import probe
 
 
 logger = get_logger(__name__)
 
-Batch = dict[str, Any]
-_ALL = (
-    "Ask for all of them (leave `teacher_server_logprobs` unset, and start the server with vLLM's --max-logprobs -1), "
-    "or use `trl-tempkd cache`."
-)
 REQUESTS = "teacher_requests"  # in a batch: what was asked about it ahead of its step
-
-
-class ServerOptions(Protocol):
-    """What [`ServedTeacher`] reads of a configuration."""
-
-    teacher_server_url: str | None
-    teacher_server_logprobs: int | None
-    teacher_server_requests: int
-    teacher_server_timeout: float
-    teacher_server_patience: float
-    teacher_model_init_kwargs: Any
-    teacher_model_revision: str | None
-    gradient_accumulation_steps: int
-    divergence: str
-    divergence_kwargs: Any
-    kd_diagnostics_steps: int | None
 
 
 # What log-probabilities in fp32 tell of the mass of all others. A rest of 0 would cost 10^4 nats in reverse KL.
 RESOLUTION = torch.finfo(torch.float32).eps
 
 
-class ServedTeacher:
+class ServedTeacher(Teacher):
     """
     The log-probabilities of a server. Needs no model, and can't generate.
 
@@ -66,68 +42,67 @@ class ServedTeacher:
     the server uses the temperature of a request.
 
     Args:
-        name (`str`, *optional*):
+        teacher (`str`, *optional*):
             Name by which the server knows the teacher.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the student and of the data.
-        vocabulary (`int`):
-            Size of the student's vocabulary.
-        accelerator ([`~accelerate.Accelerator`]):
-            Accelerator of the trainer.
-        options ([`ServerOptions`]):
-            Where it is, and how to ask it.
+        options (`KDConfig`):
+            Configuration of the run: where the server is, and how to ask it.
 
     Raises:
-        `ValueError`: If the server has another tokenizer, or doesn't give what determines the target.
-        [`TeacherServerError`]: If it doesn't answer.
+        `ValueError`: If an option says how to load the teacher; by `bind`, if the server has another tokenizer, or
+            doesn't give what determines the target.
+        [`TeacherServerError`]: By `bind`, if it doesn't answer.
     """
 
-    model = None
+    instead = (
+        "ask for all of them (leave `teacher_server_logprobs` unset, and start the server with vLLM's --max-logprobs "
+        "-1), or use `trl-tempkd cache`"
+    )
 
-    def __init__(
-        self,
-        name: str | None,
-        tokenizer: PreTrainedTokenizerBase,
-        vocabulary: int,
-        accelerator: Accelerator,
-        options: ServerOptions,
-    ):
-        assert options.teacher_server_url is not None
+    def __init__(self, teacher: str | None, options: Any):
         refuse_options("served", options.teacher_model_init_kwargs, options.teacher_model_revision)
-        self._accelerator = accelerator
-        self._vocabulary = vocabulary
-        self._steps = options.gradient_accumulation_steps
+        self._name, self._options = teacher, options
         self._read: _ReadAhead | None = None
         self._rng: torch.Tensor | None = None
+        self._taus: tuple[float, ...] = (1.0,)  # to ask for
+
+    def bind(
+        self, student: Callable[[], nn.Module], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+    ) -> None:
+        options = self._options
+        self._accelerator = accelerator
+        self._vocabulary = accelerator.unwrap_model(student()).config.get_text_config().vocab_size
         self.client = CompletionsClient(
             options.teacher_server_url,
-            name,
+            self._name,
             options.teacher_server_logprobs,
             options.teacher_server_requests,
             options.teacher_server_timeout,
             options.teacher_server_patience,
-            vocabulary,
+            self._vocabulary,
         )
         try:
-            self.served = probe(self.client, tokenizer, vocabulary)
+            self.served = probe(self.client, tokenizer, self._vocabulary)
             logger.info(f"{self.client.url} serves {plain(self.client.model)}: {self.served.describe()}.")
-            self._taus = temperatures_of(self.served, options, self.client.url)
-            self.metrics = METRICS if self.served.whole else TopK.metrics_of(self._taus)
+            self.source = f"the server {self.client.url} (it gives {self.served.describe()})"
+            if not self.served.whole:
+                self._know_a_part()
+            self.check(options)
         except BaseException:
             self.client.close()
             raise
 
-    def wrapped(self) -> nn.Module:
-        raise UsageError("`teacher_server_url` has no model to generate with.")
-
-    def active(self) -> AbstractContextManager[None]:
-        raise UsageError("`teacher_server_url` has no model to generate with.")
-
-    def head(self) -> AbstractContextManager[NoHead]:
-        return nullcontext(NoHead())
+    def _know_a_part(self) -> None:
+        if not self.served.normalised:
+            raise UsageError(
+                f"`teacher_server_url` {self.client.url} gives {self.served.describe()}. Without all of them their "
+                f"probabilities can't be known: {self.instead}."
+            )
+        self.knows, self.taus = TopK, None if self.served.tempered else (1.0,)
+        wanted = {tau for _, tau in temperatures_of(self._options) if tau is not None and self.served.tempered}
+        self._taus = tuple(sorted({1.0, *wanted}))
+        self.metrics = TopK.metrics_of(self._taus)
 
     def rows(self, inputs: Batch) -> Logits | TopK:
-        """Takes out of the batch what is for the teacher alone. Meaningless where there is no label."""
         asked = inputs.pop(REQUESTS, None) or self._ask(inputs)
         rows, length = inputs["input_ids"].shape
         answers = [
@@ -156,32 +131,15 @@ class ServedTeacher:
                 rest[own, i] = (partition + torch.log(-torch.expm1(mass))).float()
         return TopK(self._taus, self._vocabulary, *(part.to(device) for part in (ids, logits, rest)))
 
-    def hidden_states(self, inputs: Batch) -> torch.Tensor:
-        """The logits, of shape `(B, L, V_t)`."""
-        rows = self.rows(inputs)
-        if isinstance(rows, TopK):
-            raise UsageError(
-                f"The server {self.client.url} gives no whole rows of the teacher, which are needed here. {_ALL}"
-            )
-        return rows.values.view(*inputs["input_ids"].shape, -1)
-
     def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, read for an optimizer step ahead, so that the server works while the student does."""
+        """Reads for an optimizer step ahead, so that the server works while the student does."""
         if self._read is None or self._read.batches is not batches:
-            self._read = _ReadAhead(batches, self._ask_ahead, self._steps)
+            self._read = _ReadAhead(batches, self._ask_ahead, self._options.gradient_accumulation_steps)
             self._rng = torch.get_rng_state()  # a data loader draws its seed when its first batch is read
         return self._read
 
     def wait(self, batches: list[Batch], save: Callable[[], None] | None = None) -> None:
         """
-        Wait until everything is there for some batches. Every rank must call.
-
-        Args:
-            batches (`list[dict]`):
-                Batches that were read ahead.
-            save (`Callable`, *optional*):
-                Called on every rank before the error, while nothing has happened yet in this step.
-
         Raises:
             [`TeacherServerError`]: If it doesn't come, on this rank or another.
         """
@@ -219,6 +177,9 @@ class ServedTeacher:
                 )
         return answers
 
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "server", "name": self.client.model, "identity": None}
+
 
 @dataclass(frozen=True)
 class _Requests:
@@ -244,45 +205,6 @@ class _ReadAhead(Iterator[Batch]):
         if not self._kept:
             raise StopIteration
         return self._kept.popleft()
-
-
-def temperatures_of(served: Served, options: Any, url: str) -> tuple[float, ...]:
-    """
-    The temperatures to ask a server for, 1 among them. `url` is what may be shown of its address.
-
-    Raises:
-        `ValueError`: If what it gives doesn't determine the target of the run.
-    """
-    if served.whole:
-        return (1.0,)
-    gives = f"`teacher_server_url` {url} gives {served.describe()}"
-    if not served.normalised:
-        raise UsageError(f"{gives}. Without all of them their probabilities can't be known. {_ALL}")
-    TopK.check(options.divergence, options.divergence_kwargs)
-    if options.kd_temperature_rule is not None:
-        raise UsageError(
-            f"`kd_temperature_rule` is {options.kd_temperature_rule}, and looks at whole rows, but {gives}. Leave it "
-            f"unset. {_ALL}"
-        )
-    if options.divergence in ON_BINS:
-        logger.warning(
-            f"{gives}, and `divergence` {options.divergence} of these isn't that of whole rows: "
-            f"{ON_BINS[options.divergence]}."
-        )
-    if options.kd_diagnostics_steps is not None:
-        raise UsageError(
-            f"`kd_diagnostics_steps` is {options.kd_diagnostics_steps}, and needs whole rows, but {gives}."
-            f" Leave it unset. {_ALL}"
-        )
-    taus = {1.0}
-    for said, tau in teacher_temperatures(options):
-        if tau is None or (tau != 1 and not served.tempered):
-            raise UsageError(
-                f"{gives}, and {said}. What they become at another temperature depends on all that isn't among them. "
-                f"Train at `kd_temperature` 1. {_ALL}"
-            )
-        taus.add(tau)
-    return tuple(sorted(taus))
 
 
 def documents(batch: Batch) -> Iterator[tuple[tuple[int, int], list[int]]]:

@@ -98,7 +98,7 @@ class DiagnosticsCallback(TrainerCallback):
         rows = diagnose(self.trainer, self._batches, self.plan)
         if self._norms:
             rate = sum(norm > args.max_grad_norm > 0 for norm in self._norms) / len(self._norms)
-            cell = (args.divergence, NONE, self.trainer.objective.temperatures.tau)
+            cell = (args.divergence, NONE, self.trainer.step_loss.temperatures.tau)
             rows += rows_of(cell, "clip_rate", {args.kd_temperature_rescale: rate}, len(self._norms))
             self._norms.clear()
         self._table += [{"step": state.global_step, **row} for row in rows]

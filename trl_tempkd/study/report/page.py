@@ -16,7 +16,7 @@ from ..table import name_of
 from . import repeat, svg
 from .asymmetry import asymmetry, reading
 from .figures import Figure, style_of
-from .plots import head_and_tail, scores_over_tau, training_curves
+from .plots import head_and_tail, quality_over_diversity, scores_over_tau, training_curves
 from .recommendation import Recommendation, recommend, said
 from .results import Results
 from .samples import Samples, samples
@@ -60,6 +60,10 @@ class Section:
         return scores_over_tau(self.results)
 
     @cached_property
+    def diversity(self) -> Figure | None:
+        return quality_over_diversity(self.results)
+
+    @cached_property
     def asymmetry(self) -> list[Figure]:
         return asymmetry(self.results)
 
@@ -81,7 +85,7 @@ class Section:
 
     @property
     def figures(self) -> list[Figure]:
-        found = [self.scores, *self.asymmetry, self.training, self.head_and_tail]
+        found = [self.scores, self.diversity, *self.asymmetry, self.training, self.head_and_tail]
         return [figure for figure in found if figure is not None]
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..diversity import pseudo_values
 from ..scores import better, label
+from ..statistics import estimate
 from .figures import FAINT, INK, Figure, Line, Panel, style_of, tau_colour
 from .results import MODES, Results
 from .scores import all_scores, items_of, mean_of, table_of
@@ -74,6 +76,55 @@ def _score_lines(results: Results, mode: str, score: str) -> list[Line]:
             full = title if len(values) == 1 else f"{title} ({name})"
             lines.append(Line(full, ends, [rounded(float(np.mean(found_here)))] * 2, colour, dash, view=score))
     return lines
+
+
+def quality_over_diversity(results: Results) -> Figure | None:
+    """What the students score at each self-BLEU, of cells that were sampled at several temperatures."""
+    measures = {"rouge_l": label("rouge_l"), "length": label("length")}
+    views: dict[str, str] = {}
+    panels = {
+        (measure, mode): Panel(f"{title}; {MODES[mode]}", [], label("self_bleu"), title)
+        for measure, title in measures.items()
+        for mode in results.modes
+    }
+    for (series, mode, tau), cells in results.table.items():
+        style = style_of(series)
+        own, others = f"series {series.label}", f"tau {tau:g}"
+        for measure in measures:
+            x, y, low, high = _diversity_curve(cells.values(), measure)
+            if not x:
+                continue
+            views[own], lines = f"{series.label}, every tau", panels[measure, mode].lines
+            views[others] = f"tau {tau:g}, every divergence"
+            colour = tau_colour(tau, results.taus)
+            lines.append(Line(f"tau {tau:g}", x, y, colour, "solid", "circle", low, high, own))
+            lines.append(Line(series.label, x, y, style.colour, style.dash, style.symbol, low, high, others))
+    if not views:
+        return None
+    return Figure(
+        "diversity",
+        "Quality over diversity",
+        "Each point is one temperature of sampling. A sharper student writes texts that are more alike (a higher "
+        "self-BLEU), and scores higher for that alone, so compare the curves at one self-BLEU, and look at the length "
+        "there. Means over training seeds, with 95% intervals for other seeds and texts.",
+        list(panels.values()),
+        dict(sorted(views.items(), key=lambda view: view[0].startswith("series"))),
+        "Show",
+        tuple(view for view in views if view.startswith("tau")),
+        columns=len(results.modes) if len(results.modes) > 1 else 2,
+    )
+
+
+def _diversity_curve(cells: Iterable[dict[str, Any]], measure: str) -> list[list[float]]:
+    """Self-BLEU, mean, and both ends of its interval, at the temperatures of sampling that all cells have."""
+    curves = [{point["temperature"]: point for point in cell.get("curve") or []} for cell in cells]
+    points = []
+    for temperature in set.intersection(*map(set, curves)) if curves else ():
+        found = estimate(np.array([pseudo_values(curve[temperature][measure]) for curve in curves]))
+        low, high = (end if math.isfinite(end) else found.mean for end in found.interval())
+        x = float(np.mean([curve[temperature]["self_bleu"][0] for curve in curves]))
+        points.append(tuple(rounded(float(value)) for value in (x, found.mean, low, high)))
+    return [[point[i] for point in sorted(points)] for i in range(4)]
 
 
 def training_curves(results: Results) -> Figure | None:

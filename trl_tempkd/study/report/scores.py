@@ -47,6 +47,8 @@ class Condition:
             `p_holm` over all conditions.
         ms (`float`, *optional*):
             Milliseconds of a training step, the median over seeds.
+        clipped (`float`, *optional*):
+            Share of the logged steps at which the gradient was clipped.
     """
 
     series: Series
@@ -56,6 +58,7 @@ class Condition:
     means: dict[str, Mean] = field(default_factory=dict)
     to_best: dict[str, dict[str, Any]] = field(default_factory=dict)
     ms: float | None = None
+    clipped: float | None = None
 
     @property
     def label(self) -> str:
@@ -70,7 +73,7 @@ def conditions(results: Results) -> list[Condition]:
     for (series, mode, tau), cells in results.table.items():
         own = {seed: cell for seed, cell in cells.items() if seed not in searched}
         if own and not (tau == 1 and mode != results.modes[0]):
-            found.append(Condition(series, mode, tau, own, ms=_ms(own.values())))
+            found.append(Condition(series, mode, tau, own, ms=_ms(own.values()), clipped=_clipped(own.values())))
     for score in all_scores(results):
         for condition in found:
             if (mean := mean_of(table_of(condition.cells.values(), score))) is not None:
@@ -157,3 +160,15 @@ def _ms(cells: Iterable[dict[str, Any]]) -> float | None:
         if "train_runtime" in entry and entry["step"]
     ]
     return median(found) if found else None
+
+
+def _clipped(cells: Iterable[dict[str, Any]]) -> float | None:
+    """Of the norms that were logged, the share beyond what the run clips at, which is 1 unless its recipe says so."""
+    found = [
+        entry["grad_norm"] > limit > 0
+        for cell in cells
+        for limit in [float(cell["settings"]["options"].get("max_grad_norm", 1.0))]
+        for entry in cell.get("log_history", [])
+        if "grad_norm" in entry
+    ]
+    return sum(found) / len(found) if found else None

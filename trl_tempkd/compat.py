@@ -1,0 +1,58 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""
+Every private name of TRL, transformers, accelerate, datasets and PEFT that this package uses: no other file imports
+one. `tests/test_upstream.py` checks each, so that a new version of them that has moved one says so.
+
+A name is imported when it is first asked for, since some commands need none of the large libraries.
+"""
+
+import importlib
+from typing import Any
+
+
+# As we call it -> where it is
+PRIVATE: dict[str, str] = {
+    # The loss runs inside the wrapper's forward
+    "ForwardRedirection": "trl.models.utils._ForwardRedirection",
+    "maybe_gather_lm_head_ctx": "trl.trainer.utils.maybe_gather_lm_head_ctx",
+    "BaseTuner": "peft.tuners.tuners_utils.BaseTuner",
+    # Models
+    "create_model_from_path": "trl.trainer.utils.create_model_from_path",
+    "get_config_model_id": "trl.trainer.utils.get_config_model_id",
+    "disable_dropout_in_model": "trl.trainer.utils.disable_dropout_in_model",
+    "prepare_deepspeed": "trl.models.prepare_deepspeed",
+    "fsdp2_prepare_model": "accelerate.utils.fsdp_utils.fsdp2_prepare_model",
+    "get_model_param_count": "transformers.trainer_pt_utils.get_model_param_count",
+    "find_adapter_config_file": "transformers.utils.peft_utils.find_adapter_config_file",
+    # Options
+    "AcceleratorConfig": "transformers.trainer_pt_utils.AcceleratorConfig",
+    "TYPE_TO_SCHEDULER_FUNCTION": "transformers.optimization.TYPE_TO_SCHEDULER_FUNCTION",
+    # Data
+    "DataCollatorForLanguageModeling": "trl.trainer.sft_trainer.DataCollatorForLanguageModeling",
+    "common_prefix_length": "trl.data_utils.common_prefix_length",
+    "get_training_chat_template": "trl.chat_template_utils.get_training_chat_template",
+    "has_generation_markers": "trl.chat_template_utils.has_generation_markers",
+    # Generation
+    "DistributedBackend": "trl.distributed.DistributedBackend",
+    "add_hooks": "trl.models.utils.add_hooks",
+    "remove_hooks": "trl.models.utils.remove_hooks",
+    "VLLMGeneration": "trl.generation.vllm_generation.VLLMGeneration",
+    "is_vllm_available": "trl.import_utils.is_vllm_available",
+    "print_prompt_completions_sample": "trl.trainer.utils.print_prompt_completions_sample",
+    # Trackers
+    "INTEGRATION_TO_CALLBACK": "transformers.integrations.INTEGRATION_TO_CALLBACK",
+    "get_available_reporting_integrations": "transformers.integrations.get_available_reporting_integrations",
+    # The launcher
+    "launch_command": "accelerate.commands.launch.launch_command",
+    "launch_command_parser": "accelerate.commands.launch.launch_command_parser",
+    "ClusterConfig": "accelerate.commands.config.config_args.ClusterConfig",
+    "default_config_file": "accelerate.commands.config.config_args.default_config_file",
+    "load_config_from_file": "accelerate.commands.config.config_args.load_config_from_file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PRIVATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = PRIVATE[name].rpartition(".")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,90 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""The options of where the target comes from."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UsageError
+from ..option_groups import OptionGroup, must, option
+from .address import Address
+
+
+@dataclass
+class TeacherOptions(OptionGroup):
+    """Parameters that control the teacher and the student."""
+
+    teacher_model_name_or_path: str | None = option(
+        None,
+        "Model name or path of the teacher, used when the trainer is given no `teacher_model`. `student_base` is the "
+        "student without its PEFT adapter, one model in memory (for a folder of that name write `./student_base`). A "
+        "fresh adapter changes nothing, so loss and gradient are then 0 unless the two temperatures differ, or "
+        "cross-entropy is mixed in.",
+    )
+    teacher_model_revision: str | None = option(None, "Revision of the teacher (branch, tag or commit hash).")
+    teacher_model_init_kwargs: dict[str, Any] | str | None = option(
+        None,
+        "Keyword arguments for `from_pretrained` when the teacher is given as a string. Unlike the student, the "
+        "teacher keeps the dtype of its checkpoint, since it is not trained, unless they say otherwise, e.g. "
+        '`{"dtype": "bfloat16"}`.',
+    )
+    teacher_cache: str | None = option(
+        None,
+        "Folder that `trl-tempkd cache` has written: what the teacher says is read from it, and no teacher is loaded. "
+        "Of mode `hidden` these are its last hidden states, the exact same target at every temperature and for every "
+        "divergence; the others serve some. A teacher's name that is given too is compared with that of the cache.",
+    )
+    disable_dropout: bool = option(False, "Whether to disable dropout in the student. The teacher never has any.")
+
+    def check(self) -> None:
+        if self.teacher_cache is not None and self.generates:
+            raise UsageError(
+                f"`teacher_cache` {self.teacher_cache} has nothing for completions generated in training. Set "
+                f"`lmbda` to 0 (got {self.lmbda}), `lmbda_schedule` to 'constant' and `seq_kd` to False, or leave "
+                "`teacher_cache` unset to run the teacher itself."
+            )
+
+
+@dataclass
+class ServerOptions(OptionGroup):
+    """Parameters that control the teacher's server."""
+
+    teacher_server_url: str | None = option(
+        None,
+        "Address of an OpenAI-compatible server that gives log-probabilities of prompt tokens, as vLLM's does, e.g. "
+        "`http://localhost:8000`. It is asked for the target, and no teacher is loaded. A teacher's name that is "
+        "given too is its name on the server. A key is taken from the environment variable `VLLM_API_KEY`.",
+    )
+    teacher_server_logprobs: int | None = option(
+        None, "How many log-probabilities to ask the server for at each position. If not set, all."
+    )
+    teacher_server_requests: int = option(8, "Most requests of a process to the teacher's server in flight.")
+    teacher_server_timeout: float = option(
+        120.0, "Seconds to wait for a reply of the teacher's server before the request is repeated."
+    )
+    teacher_server_patience: float = option(
+        600.0,
+        "Seconds for which a request is repeated while the teacher's server is away. Then a checkpoint is written, "
+        "and the run stops with an error.",
+    )
+
+    def check(self) -> None:
+        if self.teacher_server_url is None:
+            return
+        url = Address.of(str(self.teacher_server_url)).url
+        if self.teacher_cache is not None:
+            raise UsageError(
+                f"`teacher_server_url` is {url} and `teacher_cache` {self.teacher_cache}: the "
+                "target comes from one of them. Leave the other unset."
+            )
+        if self.generates:
+            raise UsageError(
+                f"`teacher_server_url` {url} is asked ahead of the step, before there are "
+                f"completions generated in training. Set `lmbda` to 0 (got {self.lmbda}), `lmbda_schedule` to "
+                "'constant' and `seq_kd` to False, or leave `teacher_server_url` unset to run the teacher itself."
+            )
+        logprobs = self.teacher_server_logprobs
+        must(self, "teacher_server_logprobs", logprobs is None or logprobs >= 2, "at least 2, or unset for all")
+        must(self, "teacher_server_requests", self.teacher_server_requests >= 1, "at least 1")
+        for name in ("teacher_server_timeout", "teacher_server_patience"):
+            must(self, name, 0 < getattr(self, name) < math.inf, "positive and finite, in seconds")
