@@ -32,13 +32,15 @@ KINDS = {"byte-level": byte_level, "metaspace": metaspace, "unigram": unigram}
 
 
 def side(tokenizer, size=None):
-    return Side(Spelling(tokenizer, size or len(tokenizer), "student"), AnswerFrame(tokenizer))
+    spelling = Spelling(tokenizer, "student")
+    spelling.fit(size or len(tokenizer))
+    return Side(spelling, AnswerFrame(tokenizer))
 
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_have_the_bytes_of_real_text(kind, prefix):
-    spelling = Spelling(KINDS[kind](prefix=prefix), 700, "teacher")
+    spelling = Spelling(KINDS[kind](prefix=prefix), "teacher")
     for text in TEXTS:
         ids = spelling.encode(text)
         assert ids is not None
@@ -53,7 +55,7 @@ def test_tokens_have_the_bytes_of_real_text(kind, prefix):
 
 
 def test_tokenizers_that_are_shipped(tmp_path):
-    spelling = Spelling(AutoTokenizer.from_pretrained(tiny_model_path("student")), 4096, "student")
+    spelling = Spelling(AutoTokenizer.from_pretrained(tiny_model_path("student")), "student")
     assert spelling.kind == "byte-level BPE" and spelling.special == {0: "<|pad|>", 1: "<|eos|>"}
     assert all(spelling.known(spelling.encode(text)) == text.encode() for text in TEXTS)
 
@@ -61,14 +63,15 @@ def test_tokenizers_that_are_shipped(tmp_path):
 def test_bytes_of_all_kinds_of_tokens():
     tokenizer = metaspace()
     tokenizer.add_tokens(["<think>"])
-    spelling = Spelling(tokenizer, len(tokenizer) + 3, "student")
+    spelling = Spelling(tokenizer, "student")
+    spelling.fit(len(tokenizer) + 3)
     of = {text: spelling.tokens[i] for text, i in tokenizer.get_vocab().items()}
     assert of["<0x0A>"] == b"\n" and of["<0xE2>"] == b"\xe2" and of["▁"] == b" " and of["<think>"] == b"<think>"
     assert of["<eos>"] is of["<unk>"] is None
     assert spelling.tokens[-3:] == [None] * 3  # the head is padded
     byte = byte_level()
     byte.add_tokens(["<think> Ġ"])
-    assert Spelling(byte, len(byte), "student").tokens[-1] == "<think> Ġ".encode()
+    assert Spelling(byte, "student").tokens[-1] == "<think> Ġ".encode()
 
 
 NORMALIZERS = {
@@ -84,7 +87,7 @@ NORMALIZERS = {
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_a_tokenizer_that_changes_text_is_refused_by_name(name):
     with pytest.raises(UsageError, match=rf"The teacher's tokenizer doesn't give back .*{name} changes or drops"):
-        Spelling(byte_level(normalizer=NORMALIZERS[name]), 700, "teacher")
+        Spelling(byte_level(normalizer=NORMALIZERS[name]), "teacher")
 
 
 def test_composed_text_is_as_it_is():
@@ -99,21 +102,21 @@ def test_composed_text_is_as_it_is():
 
 def test_other_kinds_are_refused_by_name():
     with pytest.raises(UsageError, match="of the kind WordPiece"):
-        Spelling(word_piece(), 300, "student")
+        Spelling(word_piece(), "student")
     plain = Tokenizer(models.BPE(unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     plain.train_from_iterator(SENTENCES, trainers.BpeTrainer(special_tokens=["<unk>"], show_progress=False))
     with pytest.raises(UsageError, match=r"BPE of neither bytes nor metaspaces .*made of Whitespace"):
-        Spelling(PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>"), 300, "student")
+        Spelling(PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>"), "student")
     suffixed = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
     suffixed.decoder = decoders.BPEDecoder()
     suffixed.train_from_iterator(
         SENTENCES, trainers.BpeTrainer(special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False)
     )
     with pytest.raises(UsageError, match="`end_of_word_suffix` '</w>'"):
-        Spelling(PreTrainedTokenizerFast(tokenizer_object=suffixed, unk_token="<unk>"), 300, "student")
+        Spelling(PreTrainedTokenizerFast(tokenizer_object=suffixed, unk_token="<unk>"), "student")
     with pytest.raises(UsageError, match="no fast version"):
-        Spelling(object(), 300, "student")
+        Spelling(object(), "student")
 
 
 TEMPLATE = (
@@ -221,6 +224,13 @@ def test_bins_part_both_vocabularies():
     number = fine.student[student.spelling.tokens.index(b" the")]
     assert (fine.student == number).sum() == 1
     assert teacher.spelling.tokens[(fine.teacher == number).nonzero().item()] == b" the"
+    # No bin of bytes is one side's alone
+    for number in range(fine.count):
+        tokens = [
+            {part.spelling.tokens[i] for i in (column == number).nonzero().flatten().tolist()}
+            for part, column in ((student, fine.student), (teacher, fine.teacher))
+        ]
+        assert (tokens[0] and tokens[1]) or None in tokens[0] | tokens[1] or len(tokens[0] | tokens[1]) == 1
     assert "the cat" not in END and "end of text '<eos>'" in describe(student, teacher, fine)
 
 

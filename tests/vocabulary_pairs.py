@@ -2,11 +2,14 @@
 """Small tokenizers of each kind, trained here."""
 
 import json
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 from conftest import SENTENCES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from trl_tempkd.vocabularies.spelling import PROBES
 
@@ -55,7 +58,7 @@ def _metaspace(seed: int, prefix: bool) -> str:
     learnt.pre_tokenizer = pre_tokenizers.Metaspace()
     learnt.train_from_iterator(
         _texts(seed),
-        trainers.BpeTrainer(vocab_size=220 + 40 * seed, special_tokens=SPECIAL, show_progress=False),
+        trainers.BpeTrainer(vocab_size=220 + 200 * seed, special_tokens=SPECIAL, show_progress=False),
     )
     state = json.loads(learnt.to_str())["model"]
     # Scripts of which it has no pieces are bytes to it
@@ -96,3 +99,26 @@ def word_piece() -> PreTrainedTokenizerFast:
         SENTENCES, trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL, show_progress=False)
     )
     return _fast(tokenizer)
+
+
+CHAT = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'] }}\nA:"
+    "{% else %} {{ m['content'] }}<eos>{% endif %}{% endfor %}"
+)
+
+
+def save_pair_of_two(
+    folder: Path,
+    make_model: Callable[..., PreTrainedModel],
+    student: PreTrainedTokenizerFast,
+    teacher: PreTrainedTokenizerFast,
+    padding: int = 3,
+    **overrides: Any,
+) -> tuple[str, str]:
+    """Folders with a student and a teacher of other weights, size and tokenizer, the teacher's head with padding."""
+    for seed, (name, tokenizer) in enumerate((("student", student), ("teacher", teacher))):
+        ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        size = {"vocab_size": len(tokenizer) + padding * seed, "max_position_embeddings": 256}
+        make_model("llama", seed=seed, **ids, **size, **overrides).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return str(folder / "student"), str(folder / "teacher")

@@ -29,6 +29,7 @@ PRIVATE: dict[str, str] = {
     "TYPE_TO_SCHEDULER_FUNCTION": "transformers.optimization.TYPE_TO_SCHEDULER_FUNCTION",
     # Data
     "DataCollatorForLanguageModeling": "trl.trainer.sft_trainer.DataCollatorForLanguageModeling",
+    "bytes_to_unicode": "transformers.convert_slow_tokenizer.bytes_to_unicode",
     "common_prefix_length": "trl.data_utils.common_prefix_length",
     "get_training_chat_template": "trl.chat_template_utils.get_training_chat_template",
     "has_generation_markers": "trl.chat_template_utils.has_generation_markers",

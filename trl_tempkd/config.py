@@ -14,6 +14,7 @@ from .option_groups import OptionGroup, assembled, check_groups, must, option
 from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, VLLMOptions
 from .teachers.address import shown
 from .teachers.options import ServerOptions, TeacherOptions
+from .vocabularies.options import VocabularyOptions
 
 
 @dataclass
@@ -52,6 +53,7 @@ class KDConfig(
     DiagnosticsOptions,
     ResumingOptions,
     ServerOptions,
+    VocabularyOptions,
     TeacherOptions,
     MemoryOptions,
     CompletionLogOptions,

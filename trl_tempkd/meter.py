@@ -18,11 +18,14 @@ class Meter:
             Accelerator of the trainer, to sum over its processes.
         names (`list[str]`):
             Names of the `K` measures.
+        relative (`dict[str, str]`, *optional*):
+            Measures whose mean is over the tokens that another measure counts, in place of all.
     """
 
-    def __init__(self, accelerator: Accelerator, names: list[str]):
+    def __init__(self, accelerator: Accelerator, names: list[str], relative: dict[str, str] | None = None):
         self._accelerator = accelerator
         self._names = names
+        self._relative = relative or {}
         self._sums: dict[str, list[torch.Tensor]] = {"train": [], "eval": []}
         self._tokens: torch.Tensor | int = 0
         self._since: float | None = None
@@ -38,7 +41,8 @@ class Meter:
         sums = torch.stack(self._sums[mode]).sum(0)
         self._sums[mode].clear()
         tokens, *totals = self._accelerator.reduce(sums, reduction="sum").tolist()
-        return {name: total / max(tokens, 1) for name, total in zip(self._names, totals, strict=False)}
+        of = dict(zip(self._names, totals, strict=False))
+        return {name: total / max(of.get(self._relative.get(name, ""), tokens), 1) for name, total in of.items()}
 
     def start(self) -> None:
         """Start the clock, if it isn't running."""

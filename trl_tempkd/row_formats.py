@@ -23,6 +23,7 @@ ANSWERS = (
     "completion",
 )
 PROMPTS = "rollout_prompts"  # column of prepared rows: what completions are generated for, and what a batch has of it
+TEACHER_QUESTION = "teacher_question"  # and what a teacher with another tokenizer is asked
 ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, which no chat template knows
 
 

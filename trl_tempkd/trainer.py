@@ -32,7 +32,7 @@ from .teachers import make_teacher
 
 
 # What some of the loss's per-token metrics are logged as
-_NAMES = {"kd": "kd_loss", "ce": "ce_loss", "agreement": "token_agreement"}
+_NAMES = {"kd": "kd_loss", "ce": "ce_loss", "agreement": "token_agreement", "aligned": "aligned_share"}
 
 
 class TemperatureKDTrainer(ResumingTrainer):
@@ -135,7 +135,8 @@ class TemperatureKDTrainer(ResumingTrainer):
         self.step_loss = make_loss(args, self.accelerator, self.teacher.metrics)
         measures = ["loss", *(_NAMES.get(name, name) for name in self.teacher.metrics)]
         measures += ["aux_loss"] * self.aux_loss_enabled
-        self._meter = Meter(self.accelerator, measures)
+        relative = {_NAMES.get(name, name): _NAMES.get(of, of) for name, of in self.teacher.relative.items()}
+        self._meter = Meter(self.accelerator, measures, relative)
         self.add_callback(LastStep())
         self._name = f"{self._name} ({args.describe()})"  # "trained with {_name}, a method introduced in {_paper}"
 

@@ -67,7 +67,8 @@ def make_rollouts(
     """
     if not args.generates:
         return Rollouts(args, accelerator, tokenizer, collator, stops=[])
-    writers = [student, teacher.wrapped] if teacher.can_generate or args.seq_kd else [student]
+    both = (teacher.can_generate or args.seq_kd) and teacher.shares_tokenizer
+    writers = [student, teacher.wrapped] if both else [student]
     models = [accelerator.unwrap_model(model()) for model in writers]
     stops = sorted({token for model in models for token in stop_tokens(model, tokenizer)})
     _check_parallelism(accelerator, models[0])

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..files import whole_file
-from ..row_formats import PROMPTS
+from ..row_formats import PROMPTS, TEACHER_QUESTION
 from .options import RolloutOptions
-from .rows import IGNORED, ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
+from .rows import IGNORED, Row, completed, join, rows_of, split, split_evenly
 from .samples import log_samples
 from .sampling import Sampler, most_over_ranks
 
@@ -139,11 +139,17 @@ class Rollouts:
         assert sampler is not None
         completions = sampler(prompts, self._rng(*chain.from_iterable(prompts)).getrandbits(32))
         for i, prompt, completion in zip(asked, prompts, completions, strict=True):
-            rows[i] = completed(prompt, completion)
+            rows[i] = completed(prompt, completion, rows[i].question)
         return self._collated(rows)
 
     def _collated(self, rows: list[Row]) -> Batch:
-        batch = self.collator([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+        batch = self.collator(
+            [
+                {"input_ids": row.input_ids, "labels": row.labels}
+                | ({} if row.question is None else {TEACHER_QUESTION: row.question})
+                for row in rows
+            ]
+        )
         return send_to_device(batch, self.accelerator.device)
 
     def _rng(self, *of: int) -> random.Random:
@@ -175,7 +181,8 @@ class Rollouts:
             )
         completions = sampler([prompts[i] for i in given], seed)
         self.latest = [(prompts[i], completion) for i, completion in zip(given, completions, strict=True)]
-        new = [completed(*pair) for pair in self.latest]
+        asked = [rows[i].question for i in given]
+        new = [completed(*pair, question) for pair, question in zip(self.latest, asked, strict=True)]
         stay = [row for row, prompt in zip(rows, prompts, strict=True) if not prompt]
         if source == "student":
             self.replay.extend(new)
@@ -265,7 +272,7 @@ class Rollouts:
         if path.is_file():
             with safe_open(path, "pt") as file:
                 state = json.loads(file.metadata()["state"])
-                self.replay.extend(split({name: file.get_tensor(name) for name in ROW_TENSORS}))
+                self.replay.extend(split({name: file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
         else:
             logger.warning(
                 f"{path} doesn't exist: nothing is kept for replay on this rank, and if it is the first, the share of "

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UsageError
-from ..row_formats import PROMPTS
+from ..row_formats import PROMPTS, TEACHER_QUESTION
+from ..vocabularies.alignment import Question
 
 
 IGNORED = -100  # the label of a token that isn't trained on
-ROW_TENSORS = ("input_ids", "trained", "lengths")
 
 
 class Row(NamedTuple):
@@ -27,11 +27,14 @@ class Row(NamedTuple):
             The same tokens, or -100 where they aren't trained on.
         prompt_ids (`list[int]`, *optional*):
             The prompt that it carries. It need not be the beginning of `input_ids`.
+        question ([`Question`], *optional*):
+            What a teacher with another tokenizer is asked.
     """
 
     input_ids: list[int]
     labels: list[int]
     prompt_ids: list[int] | None = None
+    question: Question | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -46,9 +49,10 @@ class Row(NamedTuple):
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def completed(prompt: list[int], completion: list[int]) -> Row:
-    """The row of which `completion` alone is trained on."""
-    return Row(prompt + completion, [IGNORED] * len(prompt) + completion)
+def completed(prompt: list[int], completion: list[int], question: Question | None = None) -> Row:
+    """The row of which `completion` alone is trained on, with the question of the row in whose place it is."""
+    own = None if question is None else question._replace(start=len(prompt), skip=0)
+    return Row(prompt + completion, [IGNORED] * len(prompt) + completion, question=own)
 
 
 def prompt_before(ids: list[int], trained: list[bool]) -> list[int]:
@@ -121,6 +125,9 @@ def rows_of(batch: dict[str, Any]) -> list[Row]:
             )
         # What comes behind them is padding
         rows = [row._replace(prompt_ids=prompt) for row, prompt in zip(rows, carried, strict=False)]
+    if TEACHER_QUESTION in batch:
+        questions = batch[TEACHER_QUESTION].questions
+        rows = [row._replace(question=question) for row, question in zip(rows, questions, strict=False)]
     return rows if "attention_mask" in batch else [row for row in rows if row.targets or row.prompt]
 
 
@@ -154,12 +161,19 @@ def split_evenly(rows: list[Row], parts: int) -> list[list[Row]]:
 
 
 def join(rows: list[Row]) -> dict[str, torch.Tensor]:
-    """Rows as flat tensors, named by `ROW_TENSORS`, to be saved."""
-    return {
+    """Rows as flat tensors, to be saved, and their questions where they have some."""
+    tensors = {
         "input_ids": torch.tensor([i for row in rows for i in row.input_ids], dtype=torch.int32),
         "trained": torch.tensor([label != IGNORED for row in rows for label in row.labels], dtype=torch.bool),
         "lengths": torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int32),
     }
+    questions = [row.question for row in rows if row.question is not None]
+    if questions and len(questions) == len(rows):
+        asked = [i for question in questions for i in question.teacher_ids]
+        numbers = [[len(q.teacher_ids), q.start, q.skip, int(q.chat)] for q in questions]
+        tensors["asked_ids"] = torch.tensor(asked, dtype=torch.int32)
+        tensors["asked"] = torch.tensor(numbers, dtype=torch.int32)
+    return tensors
 
 
 def split(tensors: dict[str, torch.Tensor]) -> list[Row]:
@@ -167,4 +181,12 @@ def split(tensors: dict[str, torch.Tensor]) -> list[Row]:
     lengths = tensors["lengths"].tolist()
     labels = tensors["input_ids"].masked_fill(~tensors["trained"], IGNORED)
     pairs = zip(tensors["input_ids"].split(lengths), labels.split(lengths), strict=True)
-    return [Row(ids.tolist(), row_labels.tolist()) for ids, row_labels in pairs]
+    rows = [Row(ids.tolist(), row_labels.tolist()) for ids, row_labels in pairs]
+    if "asked" not in tensors:
+        return rows
+    parts = tensors["asked_ids"].split(tensors["asked"][:, 0].tolist())
+    numbers = tensors["asked"][:, 1:].tolist()
+    return [
+        row._replace(question=Question(ids.tolist(), start, skip, bool(chat)))
+        for row, ids, (start, skip, chat) in zip(rows, parts, numbers, strict=True)
+    ]

@@ -13,6 +13,7 @@ from .build import CacheBuilder
 from .cached import CachedTeacher
 from .client import TeacherServerError
 from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher
+from .other_tokenizer import OtherTokenizerTeacher
 from .served import ServedTeacher
 from .student_base import STUDENT_BASE, StudentBaseTeacher
 
@@ -23,6 +24,7 @@ __all__ = [
     "CacheBuilder",
     "CachedTeacher",
     "LiveTeacher",
+    "OtherTokenizerTeacher",
     "ServedTeacher",
     "StudentBaseTeacher",
     "Teacher",
@@ -73,5 +75,12 @@ def make_teacher(teacher: str | PreTrainedModel | None, options: Any) -> Teacher
             f"{' or '.join(f'`{option}`' for option in SOURCES)}."
         )
     if isinstance(teacher, str) and teacher == STUDENT_BASE:
+        if options.vocabulary_alignment is not None:
+            raise UsageError(
+                f"`vocabulary_alignment` is {options.vocabulary_alignment!r}, and the teacher {STUDENT_BASE!r} has "
+                "the student's tokenizer. Leave it unset."
+            )
         return StudentBaseTeacher(teacher, options)
+    if options.vocabulary_alignment is not None:
+        return OtherTokenizerTeacher(teacher, options)
     return LiveTeacher(teacher, options)

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..errors import UsageError
 from ..heads import Head, NoHead
-from ..losses import METRICS, Logits, Truncated
+from ..losses import METRICS, Logits, Pooled, Truncated
 from ..losses.truncated import ON_BINS, grid_index
 from ..row_formats import PROMPTS
 
@@ -38,10 +38,14 @@ class Teacher(ABC):
             The teacher's own model as it is wrapped, if it has one.
         metrics (`tuple[str, ...]`):
             Names of the metrics that the loss can give of it.
+        relative (`dict[str, str]`):
+            Metrics whose mean is over the tokens that another one counts, in place of all.
         columns (`list[str]`):
             What the collator needs of the rows beyond what TRL's does.
         can_generate (`bool`):
             Whether there is a model that can write completions: `wrapped` and `active`.
+        shares_tokenizer (`bool`):
+            Whether its tokens are the student's.
         source (`str`):
             What messages call it.
         knows (`type`):
@@ -55,8 +59,10 @@ class Teacher(ABC):
 
     model: Any = None
     metrics: tuple[str, ...] = METRICS
+    relative: dict[str, str] = {}
     columns: list[str] = [PROMPTS]
     can_generate: bool = False
+    shares_tokenizer: bool = True
     source: str = "the teacher"
     knows: type[Logits] | type[Truncated] = Logits
     taus: tuple[float, ...] | None = None
@@ -113,7 +119,7 @@ class Teacher(ABC):
         """Ask about the batches of an optimizer step, once their completions are generated. It may add to them."""
 
     @abstractmethod
-    def rows(self, inputs: Batch) -> torch.Tensor | Logits | Truncated:
+    def rows(self, inputs: Batch) -> torch.Tensor | Logits | Truncated | Pooled:
         """
         What the loss takes in the place of `teacher_hidden`, for a batch as the data collator made it: the last hidden
         states `(B * L, H_t)`, or what is known of the teacher. Takes out of the batch what it has for the teacher
@@ -133,7 +139,7 @@ class Teacher(ABC):
             `ValueError`: If not the whole rows are known.
         """
         rows = self.rows(inputs)
-        if isinstance(rows, Truncated):
+        if isinstance(rows, Truncated | Pooled):
             raise UsageError(
                 f"The teacher's whole rows are needed here, and {self.source} hasn't them: {self.instead}."
             )

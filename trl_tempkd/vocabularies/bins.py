@@ -4,7 +4,8 @@ Bins that both vocabularies are pooled into, so that their distributions can be 
 
 `bytes` asks for the next byte alone: 256 bins, one for the end of the text, and one for what stands for no text. It is
 a coarse-graining of both distributions over strings. `shared` gives each byte string that is a token of both a bin of
-its own, and is finer: an approximation, since a tokenizer may never write that token there.
+its own, and is finer: an approximation, since a tokenizer may never write that token there. All other tokens fall into
+bins by their first byte; where the other side has none of these, to the longest shared token that they begin with.
 """
 
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ class Bins:
     count: int
     in_both: tuple[torch.Tensor, torch.Tensor]
 
+    def to(self, device: torch.device) -> "Bins":
+        """The same on a device."""
+        known = (self.in_both[0].to(device), self.in_both[1].to(device))
+        return Bins(self.student.to(device), self.teacher.to(device), self.count, known)
+
 
 def make_bins(student: Side, teacher: Side, alignment: str) -> Bins:
     """
@@ -44,12 +50,20 @@ def make_bins(student: Side, teacher: Side, alignment: str) -> Bins:
     """
     meanings = [_meanings(side) for side in (student, teacher)]
     both = {*meanings[0]} & {*meanings[1]} - {NOTHING}
+    own = both if alignment == "shared" else {END}  # what has a bin of its own
+    others = [{m[0] for m in of_side if isinstance(m, bytes) and m not in own} for of_side in meanings]
     numbers: dict[str | bytes, int] = {}
 
     def bin_of(meaning: str | bytes) -> int:
-        if meaning not in both or (alignment == "bytes" and meaning != END):
-            own = f"byte {meaning[0]}" if isinstance(meaning, bytes) else NOTHING
-            meaning = END if meaning == END else own
+        if isinstance(meaning, bytes) and meaning not in own:
+            first, shorter = meaning[0], (meaning[:n] for n in range(len(meaning) - 1, 0, -1))
+            # Where one side has nothing else with that byte, its bin would be empty: then the longest beginning counts
+            beginning = (
+                None if all(first in of_side for of_side in others) else next((s for s in shorter if s in own), None)
+            )
+            meaning = beginning or f"byte {first}"
+        elif meaning not in own and meaning != END:
+            meaning = NOTHING
         return numbers.setdefault(meaning, len(numbers))
 
     columns = [torch.tensor([bin_of(meaning) for meaning in of_side]) for of_side in meanings]

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from ..compat import bytes_to_unicode
 from ..errors import UsageError
 
 
@@ -43,15 +43,13 @@ class Spelling:
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
-        size (`int`):
-            How many logits the model has: ids beyond the tokenizer's stand for nothing.
         side (`str`):
             `"student"` or `"teacher"`, for messages.
 
     Attributes:
         kind (`str`):
             How tokens are spelt, in words.
-        tokens (`list[bytes | None]` of length `size`):
+        tokens (`list[bytes | None]` of length `V`):
             The bytes of each id; `None` where it stands for no text: special and unknown tokens, padding of the head.
         special (`dict[int, str]`):
             Those of them that are in the tokenizer, and how they are written.
@@ -60,17 +58,21 @@ class Spelling:
         `ValueError`: If the tokens can't be understood, or the tokenizer changes text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, side: str):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, side: str):
         self.tokenizer, self.side = tokenizer, side
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise self._refusal(f"is a {type(tokenizer).__name__}, which has no fast version to read tokens from")
         state = json.loads(backend.to_str())
         self.kind, byte_level = self._kind(state)
-        self.tokens, self.special = self._read(state, byte_level, size)
+        self.tokens, self.special = self._read(state, byte_level)
         self._anchors: list[str] = []
         self._before: dict[str, list[int]] = {}
         self._check(state)
+
+    def fit(self, size: int) -> None:
+        """Have as many ids as the model has logits: those beyond the tokenizer's stand for nothing."""
+        self.tokens = [*self.tokens[:size], *[None] * (size - len(self.tokens))]
 
     def _refusal(self, problem: str) -> UsageError:
         return UsageError(
@@ -95,18 +97,17 @@ class Spelling:
         found = ", ".join(sorted(types)) or "nothing"
         raise self._refusal(f"is a {name} of neither bytes nor metaspaces (it is made of {found})")
 
-    def _read(self, state: dict[str, Any], byte_level: bool, size: int) -> tuple[list[bytes | None], dict[int, str]]:
+    def _read(self, state: dict[str, Any], byte_level: bool) -> tuple[list[bytes | None], dict[int, str]]:
         alphabet = {character: byte for byte, character in bytes_to_unicode().items()}
         fallback = (
             {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)} if state["model"].get("byte_fallback") else {}
         )
         added = self.tokenizer.added_tokens_decoder
         hidden = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
-        found: list[bytes | None] = [None] * size
+        ids = self.tokenizer.get_vocab()
+        found: list[bytes | None] = [None] * (max(ids.values()) + 1)
         special = {}
-        for text, i in self.tokenizer.get_vocab().items():
-            if i >= size:
-                continue
+        for text, i in ids.items():
             if i in hidden:
                 special[i] = text
             elif not byte_level:
