@@ -13,6 +13,7 @@ import torch
 from conftest import SENTENCES, build_model, build_tokenizer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from vocabulary_pairs import metaspace
 
 
 pytestmark = pytest.mark.distributed
@@ -105,6 +106,11 @@ SCENARIOS = {
     "on_policy_unlabelled": {**UNLABELLED, "fields": {**UNLABELLED["fields"], **GREEDY}},
     # Evaluation generates too
     "only_asked": {"train_dataset": "questions", "eval_dataset": "questions", "fields": GREEDY},
+    # The ranks have rows of other lengths in the teacher's tokens too, and other shares of them are compared
+    "other_tokenizer": {
+        "teacher": "other_teacher",
+        "fields": {**GREEDY, **ACCUMULATED, "lmbda": 0.5, "vocabulary_alignment": "shared", "alm_weight": 0.5},
+    },
     "of_teacher": {"fields": {**GREEDY, **ACCUMULATED, "lmbda": 0.0, "seq_kd": True}},
     # The ranks end their completions after different numbers of tokens, and gather the layers for each of them
     "stopping": {
@@ -147,6 +153,11 @@ class Launcher:
                     model.lm_head.bias.data[tokenizer.eos_token_id] += 1  # about every sixth token ends the text
                 model.save_pretrained(folder / (name + side))
                 tokenizer.save_pretrained(folder / (name + side))
+
+        other = metaspace(seed=1)
+        size = {"vocab_size": len(other) + 5, "max_position_embeddings": 128}
+        build_model("llama", 1, **size).save_pretrained(folder / "other_teacher")
+        other.save_pretrained(folder / "other_teacher")
 
         pairs = [sentence.split(" ", 3) for sentence in SENTENCES]
         rows = [{"prompt": " ".join(p[:3]), "completion": " " + p[3]} for p in pairs]

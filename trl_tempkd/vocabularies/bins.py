@@ -6,6 +6,7 @@ Bins that both vocabularies are pooled into, so that their distributions can be 
 a coarse-graining of both distributions over strings. `shared` gives each byte string that is a token of both a bin of
 its own, and is finer: an approximation, since a tokenizer may never write that token there. All other tokens fall into
 bins by their first byte; where the other side has none of these, to the longest shared token that they begin with.
+What only one side can say at all is with what stands for no text.
 """
 
 from dataclasses import dataclass
@@ -52,21 +53,20 @@ def make_bins(student: Side, teacher: Side, alignment: str) -> Bins:
     both = {*meanings[0]} & {*meanings[1]} - {NOTHING}
     own = both if alignment == "shared" else {END}  # what has a bin of its own
     others = [{m[0] for m in of_side if isinstance(m, bytes) and m not in own} for of_side in meanings]
-    numbers: dict[str | bytes, int] = {}
 
-    def bin_of(meaning: str | bytes) -> int:
-        if isinstance(meaning, bytes) and meaning not in own:
-            first, shorter = meaning[0], (meaning[:n] for n in range(len(meaning) - 1, 0, -1))
-            # Where one side has nothing else with that byte, its bin would be empty: then the longest beginning counts
-            beginning = (
-                None if all(first in of_side for of_side in others) else next((s for s in shorter if s in own), None)
-            )
-            meaning = beginning or f"byte {first}"
-        elif meaning not in own and meaning != END:
-            meaning = NOTHING
-        return numbers.setdefault(meaning, len(numbers))
+    def place_of(meaning: str | bytes) -> str | bytes:
+        if meaning in own or not isinstance(meaning, bytes):
+            return meaning if meaning in own else NOTHING
+        if all(meaning[0] in of_side for of_side in others):
+            return f"byte {meaning[0]}"
+        shorter = (meaning[:n] for n in range(len(meaning) - 1, 0, -1))
+        return next((beginning for beginning in shorter if beginning in own), f"byte {meaning[0]}")
 
-    columns = [torch.tensor([bin_of(meaning) for meaning in of_side]) for of_side in meanings]
+    places = [[place_of(meaning) for meaning in of_side] for of_side in meanings]
+    shared = {*places[0]} & {*places[1]}  # what only one side can say would be infinitely far from the other
+    places = [[place if place in shared else NOTHING for place in of_side] for of_side in places]
+    numbers = {place: i for i, place in enumerate(dict.fromkeys([*places[0], *places[1]]))}
+    columns = [torch.tensor([numbers[place] for place in of_side]) for of_side in places]
     known = [torch.tensor([meaning in both for meaning in of_side]) for of_side in meanings]
     return Bins(columns[0], columns[1], len(numbers), (known[0], known[1]))
 
