@@ -27,8 +27,9 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """Learn the merges from words with a metaspace in front, and use them with bytes for what no piece covers."""
+    lines = pre_tokenizers.Split("\n", "isolated")  # no token runs on from a prompt into its answer
     learnt = Tokenizer(models.BPE())
-    learnt.pre_tokenizer = pre_tokenizers.Metaspace()
+    learnt.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.Metaspace(prepend_scheme="never")])
     learnt.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=VOCAB_SIZE, special_tokens=[PAD, EOS, *BYTES], show_progress=False)
     )
@@ -36,6 +37,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     merges = [tuple(pair) for pair in state["merges"]]
     tokenizer = Tokenizer(models.BPE(state["vocab"], merges, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = lines
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
