@@ -19,8 +19,8 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from trl import SFTConfig, SFTTrainer
 
 from trl_tempkd import KDConfig, TemperatureKDTrainer, chunked_kd_loss, cli
-from trl_tempkd.commands.data_files import fault_of, files_of
 from trl_tempkd.counted_tokens import counted_tokens, has_target
+from trl_tempkd.data.files import fault_of, files_of
 from trl_tempkd.data_checks import check_rows
 from trl_tempkd.divergences import DIVERGENCES, check_divergence
 from trl_tempkd.errors import UsageError, UsageTypeError, is_for_the_user
@@ -605,8 +605,8 @@ def command(monkeypatch, refused, tmp_path):
         return module.main(*values)
 
     monkeypatch.setattr("trl.SFTTrainer.__init__", load)
-    monkeypatch.setattr("trl_tempkd.commands.evaluate.load_model", load)
-    monkeypatch.setattr("trl_tempkd.commands.launch.launch", launch)
+    monkeypatch.setattr("trl_tempkd.study.one_model.load_model", load)
+    monkeypatch.setattr("trl_tempkd.launch.launch", launch)
     pair = {"model_name_or_path": "tiny:student", "teacher_model_name_or_path": "tiny:teacher"}
 
     def call(name, **options):

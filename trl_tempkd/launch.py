@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
-from ..processes import LAUNCHER, Stopped, pass_on
+from .errors import UsageError
+from .processes import LAUNCHER, Stopped, pass_on
 
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 ACCELERATE_CONFIGS = ("single_gpu", "multi_gpu", "zero1", "zero2", "zero3", "fsdp2")
-FOLDER = Path(__file__).parent.parent / "accelerate_configs"
+FOLDER = Path(__file__).parent / "accelerate_configs"
 
 
 def launch(module: str, for_launch: list[str], for_script: list[str], use_cpu: bool = False) -> int:
