@@ -13,8 +13,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from standins import save_pair
 
-from trl_tempkd import cli, processes
-from trl_tempkd.commands import cache, distill, launch
+from trl_tempkd import cli, launch, processes
+from trl_tempkd.commands import cache, distill
 from trl_tempkd.processes import LAUNCHER, Stopped, stopped_by_signals
 
 
