@@ -959,7 +959,7 @@ def test_a_bug_deep_inside_keeps_its_traceback(command, monkeypatch, name, error
     def deep(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("trl_tempkd.data.loading.select_split", deep)
+    monkeypatch.setattr("trl_tempkd.tiny.load_tiny_dataset", deep)
     with pytest.raises(type(error), match="a bug"):
         command(name, dataset_name="tiny")
 
@@ -970,6 +970,9 @@ def test_what_a_library_says_of_our_values_is_a_bug():
     code = "def {name}():\n    call('x')"
     for module, name, expected in (
         ("trl_tempkd.commands.distill", "main", True),
+        ("trl_tempkd.training", "make_trainer", True),
+        ("trl_tempkd.study.one_model", "evaluate", True),
+        ("trl_tempkd.study.runs.measure", "train", False),
         ("trl_tempkd.cli", "run", True),
         ("trl_tempkd.config", "__post_init__", True),
         ("trl_tempkd.trainer", "__init__", True),

@@ -224,7 +224,7 @@ def test_a_store_that_does_not_fit(tmp_path):
         trial.set_user_attr("reason", "x" * 10**6)
     held.close()
     store.recover()
-    assert next(map(state_of, Store(tmp_path / "results", read_tuning(recipe)).trials)) == "interrupted"
+    assert state_of(Store(tmp_path / "results", read_tuning(recipe)).trials[0]) == "interrupted"
 
 
 def test_every_command_says_it_on_one_line(monkeypatch, capsys):

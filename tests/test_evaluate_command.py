@@ -156,16 +156,16 @@ def test_recipe_and_splits(evaluate, tmp_path, prompt_dataset, capsys):
 
 def test_quality_over_diversity(evaluate, capsys):
     """As a sweep measures it; what a file has already isn't sampled again, and other temperatures are added."""
-    options = {"seeds": [10], "max_new_tokens": 4}
-    found = evaluate("--no_greedy", "--temperatures", "1", ".5", **options)
+    line, options = ("--no_greedy", "--seeds", "10"), {"max_new_tokens": 4}
+    found = evaluate(*line, "--temperatures", "1", ".5", **options)
     assert [point["temperature"] for point in found["curve"]] == [1.0, 0.5]
     assert found["curve"][0]["rouge_l"][0] == pytest.approx(found["runs"][0]["scores"]["rouge_l"])
     assert found["curve"][0]["self_bleu"][0] == pytest.approx(found["runs"][0]["scores"]["self_bleu"])
     said = capsys.readouterr().out
     assert "Quality over diversity" in said and "0.5" in said
-    again = evaluate("--no_greedy", "--temperatures", "1", ".5", ".1", **options)
+    again = evaluate(*line, "--temperatures", "1", ".5", ".1", **options)
     assert again["curve"][:2] == found["curve"] and again["curve"][2]["temperature"] == 0.1
-    assert evaluate("--no_greedy", **options)["curve"] == again["curve"]
+    assert evaluate(*line, **options)["curve"] == again["curve"]
 
 
 def test_a_curve_at_even_diversity():

@@ -141,7 +141,7 @@ def test_trainings_look_for_their_launcher(module, monkeypatch):
     def look():
         raise Looked
 
-    monkeypatch.setattr("trl_tempkd.processes.end_with_launcher", look)
+    monkeypatch.setattr("trl_tempkd.caching.end_with_launcher", look)
     monkeypatch.setattr("trl_tempkd.job.end_with_launcher", look)
     options = "--dataset_name tiny --model_name_or_path tiny:student --use_cpu --bf16 false --output_dir nowhere"
     more = ["--output", "nowhere"] if module is cache else []

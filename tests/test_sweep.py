@@ -201,6 +201,14 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"a\.json was reached with max_steps: 2, and the recipe now says 3"):
             finished(tmp_path, Cell("a", {"seed": 1}, {"max_steps": 3}))
 
+    def test_results_of_earlier_versions_count(self, tmp_path):
+        """The settings in a file have the same keys as ever, so that an old folder goes on."""
+        options = {"max_steps": 2, "seed": 1, "data_seed": 1}
+        settings = {"name": "a", "factors": {"seed": 1}, "options": options, "evaluation": {"rows": 4}}
+        settings["tune_learning_rate"] = []
+        write_atomically(tmp_path / "a.json", json.dumps({"settings": settings}))
+        assert finished(tmp_path, Cell("a", {"seed": 1}, options, {"rows": 4})) is not None
+
     def test_one_process_has_a_cell(self, tmp_path):
         with work.claim(tmp_path) as mine:
             assert mine

@@ -11,7 +11,9 @@ LIBRARIES = {"trl", "transformers", "peft", "datasets", "accelerate", "huggingfa
 
 # What hands the user's values on to them: commands and what they call with these, and the constructors of the trainer
 # and its configuration
-COMMANDS = re.compile(r"trl_tempkd\.(cli|commands|caching|data|launch|models|recipes|training)\b")
+COMMANDS = re.compile(
+    r"trl_tempkd\.(cli|commands|caching|data|launch|models|recipes|training|study\.one_model|study\.diagnostics\.setup)\b"
+)
 CONSTRUCTED = re.compile(r"trl_tempkd\.(trainer|option_checks|config)$")
 
 
