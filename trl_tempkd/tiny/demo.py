@@ -154,6 +154,12 @@ def check(args: argparse.Namespace) -> None:
         raise DemoError(
             f"{SCRIPT} and {RECIPE} aren't beside the package: run the demo from a clone of the repository"
         )
+    from ..study import check_installed
+
+    try:
+        check_installed("the demo")
+    except UsageError as error:
+        raise DemoError(str(error)) from error
     if shutil.which("accelerate") is None:
         raise DemoError("`accelerate` isn't on PATH: activate the environment, or use `make demo`")
     for option, name in (("student", args.student), ("teacher", args.teacher)):
