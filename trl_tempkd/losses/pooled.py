@@ -153,7 +153,12 @@ def pooled(logits_RV: Tensor, tau_R: Tensor, bins_V: Tensor, count: int) -> tupl
 
 
 def ranked(logits_RV: Tensor, tau_R: Tensor, width: int) -> tuple[Tensor, Spread]:
-    """The same by rank: log-probabilities in descending order, `(R, width)`, none where the vocabulary has ended."""
+    """
+    The same by rank: log-probabilities in descending order, `(R, width)`, none where the vocabulary has ended.
+
+    Source: Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss, arXiv
+    2402.12030.
+    """
     sorted_RV, order_RV = log_softmax(logits_RV, tau_R).sort(dim=-1, descending=True)
     size = logits_RV.shape[-1]
     padded = torch.nn.functional.pad(sorted_RV, (0, width - size), value=LOG_FLOOR)
