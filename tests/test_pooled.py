@@ -80,6 +80,20 @@ def test_is_the_plain_formula(divergence, kd_ratio):
     assert silent.per_token[[0, 3, 6, 7]].eq(0).all()  # those that aren't aligned
 
 
+def test_compiled_is_eager(recwarn):
+    """With chunks that aren't full, and a term between."""
+    student, teacher, teacher_weight, labels = case(stretches=True)
+    found = []
+    for compile in (False, True):
+        out = chunked_kd_loss(
+            student[0], student[1], teacher, teacher_weight, student_bias=student[2], labels=labels, kd_ratio=0.6,
+            chunk_size=4, metrics=True, compile=compile, divergence="jsd", student_temperature=1.5,
+        )  # fmt: skip
+        found.append([out.loss, out.per_token, *out.metrics.values(), *torch.autograd.grad(out.loss, student)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
 def test_gradcheck():
     student, teacher, teacher_weight, labels = case(stretches=True)
 

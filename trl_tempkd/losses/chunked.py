@@ -187,6 +187,7 @@ def chunked_kd_loss(
                 (student_logit_scale, student_final_logit_softcapping),
                 (teacher_logit_scale, teacher_final_logit_softcapping),
                 chunk_size,
+                compile,
             )
             measured = likelihoods.measured
             own = kd_ratio * likelihoods.ce_weight

@@ -110,7 +110,7 @@ def make_operands(
             known = (values[:, :size],)
         else:
             product = Product(values, *teacher[1:], size)
-    compile = bool(compile) if pooled else compile
+    compile = False if pooled and not pooled.count else compile  # a sort isn't made faster
     chunks = Chunks.of(len(hidden), max(size, width) if pooled else size, hidden.device, chunk_size, compile)
     tables = pooled.tables if pooled else ()
     pair = Pair(Product(hidden, weight, bias, size), product, known, chunks, tables)

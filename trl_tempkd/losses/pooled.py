@@ -10,6 +10,7 @@ Shape suffixes: N positions of the student, M of them aligned, R rows of a block
 B bins, A tokens of the teacher in stretches.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +129,7 @@ def check_pooled(divergence: str, kwargs: dict[str, Any] | None, by_rank: bool) 
 
 def floor_of(dtype: torch.dtype) -> float:
     """The least log-probability of a bin: a mass that is less counts as this."""
-    return float(torch.tensor(torch.finfo(dtype).tiny, dtype=torch.float64).log())
+    return math.log(torch.finfo(dtype).tiny)
 
 
 Spread = Callable[[Tensor], Tensor]

@@ -43,6 +43,7 @@ def measure_stretches(
     student_head: tuple[float, float | None],
     teacher_head: tuple[float, float | None],
     chunk_size: int | None,
+    compile: bool | None,
 ) -> Likelihoods:
     """
     Args:
@@ -50,7 +51,7 @@ def measure_stretches(
             [`Pooled`] with stretches.
         labels (`torch.Tensor` of shape `(N,)`): the student's tokens.
         student_head, teacher_head (`tuple`): scale and soft-capping of the logits.
-        chunk_size (`int`, *optional*): as in `chunked_kd_loss`.
+        chunk_size, compile (*optional*): as in `chunked_kd_loss`.
     """
     rows, weight, bias = teacher
     assert isinstance(rows, Pooled) and rows.stretches is not None
@@ -67,7 +68,7 @@ def measure_stretches(
         labels=labels,
         chunk_size=chunk_size,
         metrics=("ce",),
-        compile=False,
+        compile=compile,
     )
     ce = measured.metrics["ce"]
     term, ce_weight = likelihood_term(ce, _teacher_ce(stretches, weight, bias, *teacher_head), stretches)
