@@ -14,6 +14,7 @@ from trl_tempkd import DIVERGENCES, KDConfig, TemperatureKDTrainer
 from trl_tempkd.errors import UsageError
 from trl_tempkd.losses import Pooled
 from trl_tempkd.row_formats import TEACHER_QUESTION
+from trl_tempkd.vocabularies.alignment import readable
 from trl_tempkd.vocabularies.bins import make_bins
 
 
@@ -243,6 +244,33 @@ def test_on_policy(make_pair, replay_size, tmp_path):
         assert list(trainer.rollouts.replay) == kept and kept[0].question is not None
 
 
+def test_the_teacher_writes_in_its_own_tokens(make_pair):
+    """`seq_kd`: greedily it writes what the teacher does on its own prompt, in the student's tokens."""
+    its = with_chat(metaspace(seed=1), TAGS)
+    trainer = make_pair(
+        with_chat(byte_level()), its, dataset=CHATS, seq_kd=True, temperature=0.0, max_new_tokens=9, max_steps=1,
+        per_device_train_batch_size=4,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(trainer.args.teacher_model_name_or_path)
+    want = set()
+    for row in CHATS:
+        ids = its.apply_chat_template(row["prompt"], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        out = model.generate(**ids, max_new_tokens=9, do_sample=False)[0, ids["input_ids"].shape[1] :].tolist()
+        sides = trainer.teacher.aligner.sides
+        ended = its.eos_token_id in out
+        want.add((readable(sides[1].spelling.known(out)), ended))
+    trainer.train()
+    ours = trainer.processing_class
+    found = set()
+    for _, completion in trainer.rollouts.latest:
+        ended = completion[-1:] == [ours.eos_token_id]
+        text = sides[0].spelling.known(completion[: len(completion) - ended]).decode()
+        assert text.startswith(" ")  # which the student's template puts before an answer
+        found.add((text.removeprefix(" "), ended))
+    assert found == want
+    assert trainer.state.log_history[0]["aligned_share"] > 0
+
+
 def test_uld_and_a_rule_and_lora(make_pair):
     trainer = make_pair(vocabulary_alignment="uld", divergence="tvd")
     trainer.train()
@@ -263,7 +291,6 @@ def test_says_what_has_a_counterpart(make_pair, caplog):
 REFUSED = {
     "packing": ({"packing": True}, "`packing`"),
     "keep_end": ({"truncation_mode": "keep_end"}, "`truncation_mode`"),
-    "seq_kd": ({"seq_kd": True}, "`seq_kd`"),
     "token_adaptive": ({"kd_temperature_rule": "token_adaptive"}, "`kd_temperature_rule` 'token_adaptive'"),
     "diagnostics": ({"kd_diagnostics_steps": 1}, "`kd_diagnostics_steps`"),
     "concrete_score": ({"divergence": "concrete_score"}, "`divergence` concrete_score"),

@@ -85,11 +85,19 @@ def make_rollouts(
                 limits.append(room_for_prompts(args.vllm_max_model_length, args.max_new_tokens))
         else:
             of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary)
-    of_teacher = None
+    of_teacher, translation = None, None
     if args.seq_kd:
-        of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active)
+        if not teacher.shares_tokenizer:
+            its_own = accelerator.unwrap_model(teacher.wrapped())
+            translation = teacher.translation(longest_prompt(its_own, args.max_new_tokens))
+            assert translation is not None
+            tokenizer_of_teacher = translation.teacher.spelling.tokenizer
+            vocabulary = len(tokenizer_of_teacher)
+        else:
+            tokenizer_of_teacher = tokenizer
+        of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer_of_teacher, args, vocabulary, teacher.active)
     limit = min((limit for limit in limits if limit is not None), default=None)
-    return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit)
+    return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit, translation)
 
 
 def _check_parallelism(accelerator: Accelerator, model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..files import whole_file
 from ..row_formats import PROMPTS, TEACHER_QUESTION
+from ..vocabularies.translation import Translation
 from .options import RolloutOptions
 from .rows import IGNORED, Row, completed, join, rows_of, split, split_evenly
 from .samples import log_samples
@@ -64,6 +65,8 @@ class Rollouts:
             Completes with the teacher. Required with `seq_kd`.
         max_prompt (`int`, *optional*):
             Number of tokens of a prompt that are kept, those at its end.
+        translation ([`Translation`], *optional*):
+            Between the tokens of the teacher and those of the student, where they differ.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Rollouts:
         student: Sampler | None = None,
         teacher: Sampler | None = None,
         max_prompt: int | None = None,
+        translation: Translation | None = None,
     ):
         self.args = args
         self.accelerator = accelerator
@@ -84,6 +88,7 @@ class Rollouts:
         self.stops = stops
         self.samplers = {"student": student, "teacher": teacher}
         self.max_prompt = max_prompt
+        self.translation = translation
         self.share = args.lmbda
         self.distance: float | None = None  # from the teacher, at the last evaluation
         self.replay_size = -(-args.replay_size // accelerator.num_processes)  # of this rank
@@ -135,9 +140,9 @@ class Rollouts:
         asked = [i for i, row in enumerate(rows) if row.prompt and not row.targets]
         self.on_policy = bool(asked) and self.samplers["student"] is not None
         prompts = [self._shortened(rows[i].prompt) for i in asked]
-        sampler = self.samplers["student"] or self.samplers["teacher"]
-        assert sampler is not None
-        completions = sampler(prompts, self._rng(*chain.from_iterable(prompts)).getrandbits(32))
+        source = "student" if self.samplers["student"] else "teacher"
+        seed = self._rng(*chain.from_iterable(prompts)).getrandbits(32)
+        completions = self._sampled(source, [rows[i] for i in asked], prompts, seed)
         for i, prompt, completion in zip(asked, prompts, completions, strict=True):
             rows[i] = completed(prompt, completion, rows[i].question)
         return self._collated(rows)
@@ -170,8 +175,6 @@ class Rollouts:
         return most_over_ranks(missing, self.accelerator) == 0
 
     def _complete(self, rows: list[Row], source: str, seed: int) -> list[Row]:
-        sampler = self.samplers[source]
-        assert sampler is not None
         prompts = [self._shortened(row.prompt) for row in rows]
         given = [i for i, prompt in enumerate(prompts) if prompt]
         if len(given) < len(rows):
@@ -179,7 +182,7 @@ class Rollouts:
                 "Some rows have no prompt to complete: nothing in them stands before what is trained on. They keep "
                 "the data set's text."
             )
-        completions = sampler([prompts[i] for i in given], seed)
+        completions = self._sampled(source, [rows[i] for i in given], [prompts[i] for i in given], seed)
         self.latest = [(prompts[i], completion) for i, completion in zip(given, completions, strict=True)]
         asked = [rows[i].question for i in given]
         new = [completed(*pair, question) for pair, question in zip(self.latest, asked, strict=True)]
@@ -192,6 +195,15 @@ class Rollouts:
         self.counts["tokens"] += sum(map(len, completions))
         self.counts["clipped"] += sum(not {*completion[-1:]} & {*self.stops} for completion in completions)
         return stay + new
+
+    def _sampled(self, source: str, rows: list[Row], prompts: list[list[int]], seed: int) -> list[list[int]]:
+        sampler, translation = self.samplers[source], self.translation
+        assert sampler is not None
+        if source != "teacher" or translation is None:
+            return sampler(prompts, seed)
+        questions = [row.question for row in rows if row.question is not None]
+        written = sampler([translation.prompt(question) for question in questions], seed)
+        return [translation.completion(ids, question) for ids, question in zip(written, questions, strict=True)]
 
     def _shortened(self, prompt: list[int]) -> list[int]:
         if self.args.max_length is not None and len(prompt) > self.args.max_length:

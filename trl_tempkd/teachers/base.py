@@ -17,6 +17,7 @@ from ..heads import Head, NoHead
 from ..losses import METRICS, Logits, Pooled, Truncated
 from ..losses.truncated import ON_BINS, grid_index
 from ..row_formats import PROMPTS
+from ..vocabularies.translation import Translation
 
 
 logger = logging.get_logger(__name__)
@@ -155,6 +156,10 @@ class Teacher(ABC):
     def active(self) -> AbstractContextManager[None]:
         """Context in which `wrapped()` is the teacher. The other methods enter it themselves."""
         raise UsageError(f"There is no model to generate with in {self.source}: {self.instead}.")
+
+    def translation(self, longest: int | None) -> Translation | None:
+        """What makes the student's tokens of what the teacher has written, where those aren't its own."""
+        return None
 
     # What it is
 

@@ -22,6 +22,7 @@ from ..vocabularies.alignment import Alignment, Question, Side, align
 from ..vocabularies.answers import AnswerFrame
 from ..vocabularies.bins import Bins, describe, make_bins
 from ..vocabularies.spelling import Spelling
+from ..vocabularies.translation import Translation
 from .base import Batch, Collator
 from .live import LiveTeacher
 
@@ -151,6 +152,10 @@ class OtherTokenizerTeacher(LiveTeacher):
             bins.in_both,
             stretches,
         )
+
+    def translation(self, longest: int | None) -> Translation:
+        assert self.aligner.sides is not None
+        return Translation(*self.aligner.sides, longest)
 
     def _on(self, device: torch.device) -> Bins:
         if self._bins.student.device != device:

@@ -103,7 +103,7 @@ def align(ids: list[int], question: Question, student: Side, teacher: Side, long
     skip, glue = question.skip, teacher.frame.glue if question.chat else ""
     if question.chat and data[skip:].startswith(student.frame.glue.encode()):
         skip += len(student.frame.glue.encode())
-    text = _readable(data[skip:])
+    text = readable(data[skip:])
     answer = teacher.spelling.encode(glue + text) or []
     others = boundaries(teacher.spelling, answer)
     # A boundary behind byte `n` of the answer is that before the student's token `at[n]`, and the teacher's
@@ -123,7 +123,7 @@ def align(ids: list[int], question: Question, student: Side, teacher: Side, long
     return Alignment(teacher_ids, [i for i, _ in pairs], [k for _, k in pairs], stretches)
 
 
-def _readable(data: bytes) -> str:
+def readable(data: bytes) -> str:
     """The text of some bytes up to the first that isn't UTF-8."""
     try:
         return data.decode()

@@ -25,10 +25,12 @@ class AnswerFrame:
             What the chat template writes between its prompt and an answer, such as a space; empty without one.
         ends (`set[int]`):
             Tokens that end an answer: EOS, `stops`, and the special token that the chat template writes behind it.
+        end (`int`, *optional*):
+            The one that an answer in the data has: the template's, or EOS.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Iterable[int] = ()):
-        self.glue = ""
+        self.glue, self.end = "", tokenizer.eos_token_id
         self.ends = {*stops, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
         if not tokenizer.chat_template:
             return
@@ -45,4 +47,5 @@ class AnswerFrame:
             self.glue = before.removeprefix(prompt)
         special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
         after = tokenizer(behind, add_special_tokens=False)["input_ids"]
-        self.ends |= {*[i for i in after if i in special][:1]}
+        self.end = next((i for i in after if i in special), self.end)
+        self.ends |= {self.end} - {None}

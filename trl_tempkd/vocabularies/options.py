@@ -61,8 +61,3 @@ class VocabularyOptions(OptionGroup):
                 f"{said} `kd_diagnostics_steps` {self.kd_diagnostics_steps} compares gradients token by token, which "
                 "two vocabularies don't allow. Leave it unset."
             )
-        if self.seq_kd:
-            raise UsageError(
-                f"{said} `seq_kd` True has the teacher write completions in its own tokens, which isn't supported. "
-                "Set `seq_kd` to False."
-            )
