@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""benchmarks/teachers.py, truncated.py and sources.py run, in processes of their own, and say what they should."""
+"""The benchmarks of teachers, truncated targets, sources and tokenizers run, each in a process, and say what they should."""
 
 import json
 import subprocess
@@ -59,3 +59,12 @@ def test_truncated(tmp_path):
     for method in ("top-k", "drawn"):  # the whole vocabulary
         assert max(records[method, 4096][kind] for kind in ("loss", "token", "batch")) < 1e-3
     assert records["drawn", 8]["batch"] < records["independent", 8]["batch"]
+
+
+def test_other_tokenizer(tmp_path):
+    small = "--rounds 1 --rows 2 --tokens 48 --vocabulary 2100 --hidden 96 --alignments bytes uld"
+    found, _ = run("other_tokenizer", tmp_path / "other_tokenizer.json", small)
+    rows = {row["name"]: row for row in found["results"]}
+    assert list(rows) == ["own tokenizer", "bytes", "uld"]
+    assert rows["own tokenizer"]["ratio"] == 1 and all(row["seconds"] > 0 for row in rows.values())
+    assert 0.3 < rows["bytes"]["aligned_share"] < 1 and rows["bytes"]["teacher_tokens_per_token"] != 1
