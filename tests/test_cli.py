@@ -105,7 +105,7 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
     ("args", "message"),
     [
         (["distil"], "unknown command 'distil'; did you mean 'distill'?"),
-        (["x"], "choose from distill, cache, evaluate, diagnose, sweep, tune, report, divergences"),
+        (["x"], "choose from distill, cache, generate, evaluate, diagnose, sweep, tune, report, divergences"),
         (["divergences", "--format", "html"], "invalid choice: 'html'"),
         (["diagnose"], "no data set: give --dataset_name"),
         (["diagnose", "--dataset_name", "tiny"], "no model: give --model_name_or_path"),

@@ -11,7 +11,7 @@ from .losses.options import MemoryOptions
 from .objectives.options import DivergenceOptions, TemperatureOptions
 from .option_checks import check_dicts, check_types, strict
 from .option_groups import OptionGroup, assembled, check_groups, must, option
-from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, VLLMOptions
+from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, SamplingOptions, VLLMOptions
 from .teachers.address import shown
 from .teachers.options import ServerOptions, TeacherOptions
 
@@ -57,6 +57,7 @@ class KDConfig(
     CompletionLogOptions,
     VLLMOptions,
     GenerationOptions,
+    SamplingOptions,
     RolloutOptions,
     TemperatureOptions,
     DivergenceOptions,

@@ -36,11 +36,13 @@ def launcher_actions() -> dict[str, argparse.Action]:
 GROUPS = {
     "CacheArguments": "cache",
     "DiagnoseArguments": "diagnostics",
+    "GenerateConfig": "generation",
     "DivergenceOptions": "divergence",
     "TemperatureOptions": "temperature",
     "TeacherOptions": "teacher and student",
     "ServerOptions": "the teacher's server",
     "RolloutOptions": "on-policy training: who writes the completions",
+    "SamplingOptions": "how completions are sampled",
     "GenerationOptions": "on-policy training: how they are written",
     "VLLMOptions": "on-policy training: with vLLM",
     "CompletionLogOptions": "on-policy training: what is shown of them",
