@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""Distillation as a TRL trainer: `SFTTrainer` with another loss. The inner names of TRL that it imports are in compat.py."""
+"""Distillation as a TRL trainer: `SFTTrainer` with another loss. Private names of TRL are imported in compat.py."""
 
 from functools import partial
 from typing import Any, ClassVar
