@@ -69,13 +69,13 @@ def check_groups(options: Any) -> None:
         group.check(options)
 
 
-def must(options: Any, name: str, ok: bool, wanted: str) -> None:
+def must(options: Any, name: str, ok: bool, wanted: str, way_out: str = "") -> None:
     """
     Raises:
         [`UsageError`]: Unless the option is `ok`.
     """
     if not ok:
-        raise UsageError(f"`{name}` must be {wanted}, got {getattr(options, name)!r}.")
+        raise UsageError(f"`{name}` must be {wanted}, got {getattr(options, name)!r}. {way_out}".rstrip())
 
 
 def named(names: Iterable[str]) -> str:
