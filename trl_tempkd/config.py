@@ -41,7 +41,8 @@ class DiagnosticsOptions(OptionGroup):
 
     def check(self) -> None:
         steps = self.kd_diagnostics_steps
-        must(self, "kd_diagnostics_steps", steps is None or steps >= 1, "at least 1, or unset to measure nothing")
+        ok = steps is None or steps >= 1
+        must(self, "kd_diagnostics_steps", ok, "at least 1", "Leave it unset to measure nothing.")
 
 
 # Of the groups the last comes first in the docstring, and after SFTConfig's own fields
