@@ -18,8 +18,9 @@ from trl_tempkd.commands import cache, distill
 
 
 ROOT = Path(__file__).parent.parent
-# tests/test_sweep.py has the recipes of sweeps, tests/test_tune.py those of studies
-RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.parent.name not in ("sweeps", "tune"))
+# tests/test_sweep.py has the recipes of sweeps, test_tune.py those of studies, test_hypotheses.py hypotheses
+OTHERS = ("sweeps", "tune", "hypotheses")
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.parent.name not in OTHERS)
 # A recipe is of the family that its folder names, and so is its stand-in: LoRA finds the layers that it targets.
 ARCHITECTURES = {"qwen3": "qwen3", "smollm2": "llama", "llama3": "llama", "gpt2_dolly": "gpt2", "tiny": "llama"}
 # Data sets of the recipes -> the fixture with rows of the same format. TRL's own formatting runs on them.
