@@ -25,7 +25,8 @@ examples:
   # the pair of models that comes with the package: the teacher's text, then a student trained on it
   trl-tempkd generate --teacher_model_name_or_path tiny:teacher --dataset_name tiny --num_rows 200 \\
       --output outputs/tiny-written
-  trl-tempkd distill --config recipes/tiny/distill.yaml --dataset_name outputs/tiny-written --do_eval false --eval_strategy no
+  trl-tempkd distill --config recipes/tiny/distill.yaml --dataset_name outputs/tiny-written \\
+      --do_eval false --eval_strategy no
 
   # four samples of each prompt, without those that didn't come to an end
   trl-tempkd generate --teacher_model_name_or_path Qwen/Qwen3-4B --dataset_name prompts.jsonl \\
