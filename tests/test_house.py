@@ -19,7 +19,7 @@ FLOORS = [
     ["cli"],
     ["commands"],
     ["study"],
-    ["caching"],
+    ["caching", "generating"],
     ["training"],
     ["launch", "recipes"],
     ["prompts"],

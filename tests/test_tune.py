@@ -297,14 +297,19 @@ class TestStore:
     def test_killed_while_it_writes(self, tmp_path):
         """`kill -9` between and within writes: nobody waits for a lock, and nothing half written is read."""
         recipe, folder = recipe_of(tmp_path, trials=100_000), tmp_path / "results"
-        code = (
-            "import sys; sys.path.insert(0, sys.argv[1])\n"
-            "from pathlib import Path; import test_tune; print(flush=True)\n"
-            "test_tune.drawn(Path(sys.argv[2]), Path(sys.argv[3]), 100_000)"
-        )
-        line = [sys.executable, "-c", code, str(Path(__file__).parent), str(recipe), str(folder)]
-        before = 0
-        for seconds in (0.9, 1.0, 1.1):
+        drawn(recipe, folder, 1)
+        code = """
+import sys, optuna
+from trl_tempkd.study.runs.study import NAME, open_storage
+study = optuna.load_study(study_name=NAME, storage=open_storage(sys.argv[1]))
+print(flush=True)
+while True:
+    trial = study.ask()
+    trial.set_user_attr("much", "x" * 2000)
+    study.tell(trial, trial.suggest_float("tau", 1.0, 8.0, log=True))
+"""
+        line, before = [sys.executable, "-c", code, str(folder / DATABASE)], 1
+        for seconds in (0.3, 0.4):
             process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             assert process.stdout is not None and process.stdout.readline()
             time.sleep(seconds)
@@ -313,9 +318,9 @@ class TestStore:
             start = time.monotonic()
             store = Store(folder, read_tuning(recipe))
             trial, _, held = store.ask()
+            assert time.monotonic() - start < 20  # for the lock of a journal Optuna waits 30 seconds
             store.tell(trial, {"state": "complete", "score": 1.0})
             held.close()
-            assert time.monotonic() - start < 10  # Optuna's locks of a journal are waited for 30 seconds
             states = [state_of(trial) for trial in store.trials]
             assert states.count("complete") > before and states.count("running") == 0
             before = states.count("complete")

@@ -52,6 +52,12 @@ COMMANDS = [
         again=GOES_ON,
     ),
     Command(
+        "generate",
+        "let a teacher complete the prompts of a data set, and write a data set of them",
+        launched=True,
+        again=GOES_ON,
+    ),
+    Command(
         "evaluate",
         "generate from a model with fixed seeds, score it, and measure its distance from the teacher",
         again=GOES_ON,
@@ -82,6 +88,7 @@ examples:
   trl-tempkd distill --config recipes/qwen3/distill.yaml --kd_temperature 4 --divergence reverse_kl
   trl-tempkd distill --config recipes/qwen3/distill.yaml --accelerate_config zero2 --num_processes 4
   trl-tempkd cache --config recipes/tiny/distill.yaml --mode hidden --output outputs/tiny-cache
+  trl-tempkd generate --teacher_model_name_or_path tiny:teacher --dataset_name tiny --output outputs/tiny-written
   trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd diagnose --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd sweep --config recipes/sweeps/tiny.yaml --workers 2

@@ -36,17 +36,16 @@ def launcher_actions() -> dict[str, argparse.Action]:
 GROUPS = {
     "CacheArguments": "cache",
     "DiagnoseArguments": "diagnostics",
-    "DivergenceOptions": "divergence",
-    "TemperatureOptions": "temperature",
-    "TeacherOptions": "teacher and student",
-    "ServerOptions": "the teacher's server",
-    "RolloutOptions": "on-policy training: who writes the completions",
-    "GenerationOptions": "on-policy training: how they are written",
-    "VLLMOptions": "on-policy training: with vLLM",
-    "CompletionLogOptions": "on-policy training: what is shown of them",
-    "MemoryOptions": "memory",
-    "ResumingOptions": "going on from a checkpoint of another run",
-    "DiagnosticsOptions": "diagnostics in training",
+    "GenerateConfig": "generation",
+    **dict.fromkeys(("DivergenceOptions", "TemperatureOptions"), "divergence and temperature"),
+    **dict.fromkeys(
+        ("MemoryOptions", "TeacherOptions", "ServerOptions", "ResumingOptions", "DiagnosticsOptions"),
+        "teacher, memory and diagnostics",
+    ),
+    **dict.fromkeys(
+        ("RolloutOptions", "SamplingOptions", "GenerationOptions", "VLLMOptions", "CompletionLogOptions"),
+        "on-policy training: who writes the completions, and how",
+    ),
     "ScriptArguments": "data",
     "DatasetMixtureConfig": "data mixtures (a list in the recipe)",
     "EvaluateConfig": "evaluation",
@@ -96,7 +95,8 @@ class RecipeParser(TrlParser):
     def _add_dataclass_arguments(self, dtype) -> None:
         hints = get_type_hints(dtype)
         if not self._groups:  # all at the first dataclass, to have them in order
-            self._groups = {name: self.add_argument_group(title) for name, title in GROUPS.items()}
+            groups = {title: self.add_argument_group(title) for title in dict.fromkeys(GROUPS.values())}
+            self._groups = {name: groups[title] for name, title in GROUPS.items()}
         for field in dataclasses.fields(dtype):
             if not field.init:
                 continue

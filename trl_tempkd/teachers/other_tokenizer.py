@@ -120,7 +120,8 @@ class OtherTokenizerTeacher(LiveTeacher):
         self.aligner.ready(ours, its, longest)
         alignment = self._options.vocabulary_alignment
         self._bins = make_bins(ours, its, alignment)
-        logger.info(f"`vocabulary_alignment` {alignment}: {describe(ours, its, self._bins)}")
+        # Once, and where it is seen: what has no counterpart is for the user to judge
+        logger.warning(f"`vocabulary_alignment` {alignment}: {describe(ours, its, self._bins)}")
 
     def _side(self, name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Side:
         spelling = self._spelling(tokenizer, name)

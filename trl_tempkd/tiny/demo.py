@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..command_line import positive
 from ..errors import UsageError
 from ..files import whole_file, write_atomically
 from ..fingerprint import fingerprint, shown_fingerprints
@@ -94,13 +95,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--student", default="tiny:student", help="model to start from (default: tiny:student)")
     parser.add_argument("--teacher", default="tiny:teacher", help="model to learn from (default: tiny:teacher)")
     return parser
-
-
-def positive(text: str) -> int:
-    """Type of an option: a whole number above 0."""
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> None:
