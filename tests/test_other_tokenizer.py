@@ -14,6 +14,7 @@ from trl_tempkd import DIVERGENCES, KDConfig, TemperatureKDTrainer
 from trl_tempkd.errors import UsageError
 from trl_tempkd.losses import Pooled
 from trl_tempkd.row_formats import TEACHER_QUESTION
+from trl_tempkd.teachers.other_tokenizer import check_stream
 from trl_tempkd.vocabularies.alignment import readable
 from trl_tempkd.vocabularies.bins import make_bins
 
@@ -332,6 +333,21 @@ def test_a_tokenizer_that_is_not_there_or_not_understood_is_refused(make_pair, m
 def test_without_the_option_two_tokenizers_are_refused_with_its_name(make_pair):
     with pytest.raises(UsageError, match="`vocabulary_alignment`"):
         make_pair(vocabulary_alignment=None)
+
+
+def test_a_stream_that_one_process_reads_for_all_is_refused(make_config):
+    stream, args = TEXT.to_iterable_dataset(), make_config(vocabulary_alignment="bytes")
+    check_stream(stream, args, 1)
+    check_stream(TEXT, args, 2)
+    with pytest.raises(UsageError, match="`accelerator_config`"):
+        check_stream(stream, args, 2)
+    check_stream(stream, make_config(accelerator_config={"dispatch_batches": False}), 2)
+
+
+def test_a_stream(make_pair):
+    trainer = make_pair(dataset=TEXT.to_iterable_dataset())
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["aligned_share"] < 1
 
 
 def test_chats_need_a_template_of_the_teacher(make_pair):

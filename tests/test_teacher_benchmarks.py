@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""Benchmarks of teachers, truncated targets, sources and tokenizers run in their own process, and say what they should."""
+"""Benchmarks of teachers, truncated targets, sources and tokenizers run as programs, and say what they should."""
 
 import json
 import subprocess

@@ -54,7 +54,8 @@ class TemperatureKDTrainer(ResumingTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Student. A string is loaded as in [`~trl.SFTTrainer`].
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Teacher, with the student's tokenizer; `"student_base"` is the student without its PEFT adapter. If `None`,
+            Teacher, with the student's tokenizer unless `args.vocabulary_alignment` says how another one is compared;
+            `"student_base"` is the student without its PEFT adapter. If `None`,
             `args.teacher_model_name_or_path` is used. A cache or a server in `args` needs none.
         args ([`KDConfig`], *optional*):
             Configuration. If `None`, the defaults are used, and a model given by name needs no more.

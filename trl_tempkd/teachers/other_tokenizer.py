@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from jinja2 import TemplateError
@@ -88,6 +89,7 @@ class OtherTokenizerTeacher(LiveTeacher):
                 f"Rows of the {args[-1]} data set are tokens already, and a teacher with another tokenizer must read "
                 "their text. Give rows of `prompt` and `completion`, `messages` or `text`."
             )
+        check_stream(dataset, args[0], PartialState().num_processes)
         prepared = prepare(dataset, processing_class, *args)
         how = {
             "student": self._spelling(processing_class, "student"),
@@ -99,7 +101,9 @@ class OtherTokenizerTeacher(LiveTeacher):
             desc = f"Tokenizing the prompts of the {args[-1]} dataset for the teacher"
             options = {"num_proc": args[0].dataset_num_proc, "desc": desc}
         assert isinstance(prepared, Dataset | IterableDataset)
-        return prepared.map(partial(_ask, **how), **options)
+        state = PartialState()
+        with state.main_process_first(), state.local_main_process_first():  # who writes the cache for the others
+            return prepared.map(partial(_ask, **how), **options)
 
     def _spelling(self, tokenizer: PreTrainedTokenizerBase, side: str) -> Spelling:
         if side not in self._spellings:
@@ -185,6 +189,28 @@ def load_tokenizer(teacher: str | PreTrainedModel, options: Any) -> PreTrainedTo
         f"of {name or type(teacher).__name__!r} can't be loaded: {problem}. Give the teacher by the name or folder "
         "that has its tokenizer."
     )
+
+
+def check_stream(dataset: Any, options: Any, processes: int) -> None:
+    """
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Data.
+        options (`KDConfig`):
+            Configuration of the run.
+        processes (`int`):
+            How many there are.
+
+    Raises:
+        `ValueError`: If one process would read the batches of all, which Accelerate cuts as tensors.
+    """
+    dispatch = getattr(options.accelerator_config, "dispatch_batches", None)
+    if isinstance(dataset, IterableDataset) and processes > 1 and dispatch is not False:
+        raise UsageError(
+            f"`vocabulary_alignment` is {options.vocabulary_alignment!r}, and the data a stream that one of "
+            f"{processes} processes reads for all (`accelerator_config.dispatch_batches`), which can't pass on what the "
+            'teacher is asked. Set `accelerator_config` to {"dispatch_batches": false}, or load the data whole.'
+        )
 
 
 def _ask(row: dict[str, Any], student: Spelling, teacher: PreTrainedTokenizerBase, is_text: bool) -> dict[str, Any]:
