@@ -208,8 +208,8 @@ def check_stream(dataset: Any, options: Any, processes: int) -> None:
     if isinstance(dataset, IterableDataset) and processes > 1 and dispatch is not False:
         raise UsageError(
             f"`vocabulary_alignment` is {options.vocabulary_alignment!r}, and the data a stream that one of "
-            f"{processes} processes reads for all (`accelerator_config.dispatch_batches`), which can't pass on what the "
-            'teacher is asked. Set `accelerator_config` to {"dispatch_batches": false}, or load the data whole.'
+            f"{processes} processes reads for all (`accelerator_config.dispatch_batches`), which can't pass on what "
+            'the teacher is asked. Set `accelerator_config` to {"dispatch_batches": false}, or load the data whole.'
         )
 
 
