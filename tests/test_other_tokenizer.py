@@ -335,6 +335,27 @@ def test_without_the_option_two_tokenizers_are_refused_with_its_name(make_pair):
         make_pair(vocabulary_alignment=None)
 
 
+@pytest.mark.filterwarnings("ignore:.*not a prefix")
+def test_a_prompt_that_merges_into_its_completion(make_pair):
+    """The student's first token has the end of the prompt in it; the teacher has read that, and goes on from there."""
+    rows = [{"prompt": "the ca", "completion": "t sat on the mat"}, {"prompt": "a do", "completion": "g ran after it"}]
+    trainer = make_pair(dataset=datasets.Dataset.from_list(rows), train_sampling_strategy="sequential")
+    found = next(iter(trainer.get_train_dataloader()))
+    ours, its = trainer.teacher.aligner.sides
+    asked = found[TEACHER_QUESTION]
+    assert any(question.skip for question in asked.questions)
+    for row, ids, question, alignment in zip(
+        rows, found["input_ids"].tolist(), asked.questions, asked.alignments, strict=True
+    ):
+        answer = alignment.teacher_ids[len(question.teacher_ids) :]
+        assert its.spelling.known(answer) == row["completion"].encode()
+        for i, k in zip(alignment.student, alignment.teacher, strict=True):
+            read = its.spelling.known(alignment.teacher_ids[: k + 1])
+            assert ours.spelling.known(ids[: i + 1]) == read.removeprefix(b" ")  # its own, before every text
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["aligned_share"] < 1
+
+
 def test_a_stream_that_one_process_reads_for_all_is_refused(make_config):
     stream, args = TEXT.to_iterable_dataset(), make_config(vocabulary_alignment="bytes")
     check_stream(stream, args, 1)
