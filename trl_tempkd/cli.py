@@ -78,7 +78,7 @@ COMMANDS = [
         again=GOES_ON,
         study=True,
     ),
-    Command("report", "write one HTML page from a sweep's results: what to use, scores, hypotheses, samples", study=True),
+    Command("report", "write one HTML page from a sweep's results: what to use, scores, hypotheses", study=True),
     Command("divergences", "list divergences, objectives and temperature rules: parameters, defaults, sources"),
 ]
 
