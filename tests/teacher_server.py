@@ -168,7 +168,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, {"object": "list", "data": [{"id": self.server.teacher.name, "object": "model"}]})
 
     def do_POST(self):
-        assert self.path == "/v1/completions"
+        if self.path != "/v1/completions":
+            return self.send(404, {"detail": "Not Found"})
         teacher = self.server.teacher
         body = self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with teacher.lock:

@@ -38,7 +38,7 @@ FLOORS = [
     ["tiny"],
     ["job", "chat", "fingerprint", "option_checks", "row_formats"],
     ["paths"],
-    ["files"],
+    ["files", "compat"],
     ["locks", "processes", "trl_names"],
     ["errors", "names"],
 ]

@@ -18,7 +18,7 @@ from trl_tempkd.commands import distill
 from trl_tempkd.commands.arguments import usage_errors_on_one_line
 from trl_tempkd.study.diagnostics import Plan, collect, diagnose
 from trl_tempkd.teachers import TeacherServerError, client
-from trl_tempkd.teachers.served import documents
+from trl_tempkd.teachers.asked import documents
 
 
 MEASURES = ("loss", "grad_norm", "kd_loss", "kl_tau1", "teacher_entropy", "token_agreement", "eval_loss")
@@ -249,8 +249,6 @@ def test_the_key(make, server, monkeypatch):
 
 def test_refuses_what_does_not_go_together(make, server, make_config, make_trainer):
     for fields, match in (
-        ({"lmbda": 0.5}, r"`teacher_server_url` .* is asked ahead .*`lmbda` to 0 \(got 0.5\)"),
-        ({"seq_kd": True}, "`seq_kd` to False"),
         ({"teacher_cache": "x"}, "`teacher_cache` x: the target comes from one of them"),
         ({"teacher_server_url": "localhost:8000"}, "must begin with http:// or https://, got 'localhost:8000'"),
         ({"teacher_server_logprobs": 1}, "`teacher_server_logprobs` must be at least 2, got 1"),

@@ -47,9 +47,13 @@ class KDConfig(ObjectiveConfig):
             hidden states are read from it, the exact same target at every temperature and for every divergence; the
             others serve some. A teacher's name that is given too is compared with that of the cache.
         teacher_server_url (`str`, *optional*):
-            Address of an OpenAI-compatible server that gives log-probabilities of prompt tokens, as vLLM's does, e.g.
-            `http://localhost:8000`. It is asked for the target, and no teacher is loaded. A teacher's name that is
-            given too is its name on the server. A key is taken from the environment variable `VLLM_API_KEY`.
+            Address of a server of vLLM's kind, e.g. `http://localhost:8000`. It is asked for the target, and no
+            teacher is loaded. In pooling mode it gives last hidden states, the exact teacher, whose head is read from
+            the checkpoint `teacher_model_name_or_path`; else log-probabilities of prompt tokens, and a teacher's name
+            that is given too is its name on the server. A key is taken from the environment variable `VLLM_API_KEY`.
+        teacher_server_model (`str`, *optional*):
+            Name of the teacher on the server. If `None`, the only one that it serves, or that of
+            `teacher_model_name_or_path`.
         teacher_server_logprobs (`int`, *optional*):
             How many log-probabilities to ask the server for at each position. If `None`, all.
         teacher_server_requests (`int`, *optional*, defaults to `8`):
@@ -121,8 +125,16 @@ class KDConfig(ObjectiveConfig):
     teacher_server_url: str | None = field(
         default=None,
         metadata={
-            "help": "Address of an OpenAI-compatible server that gives log-probabilities of prompt tokens, as vLLM's "
-            "does, e.g. http://localhost:8000. It is asked for the target, and no teacher is loaded."
+            "help": "Address of a server of vLLM's kind, e.g. http://localhost:8000, that gives last hidden states "
+            "(pooling mode, the exact teacher) or log-probabilities of prompt tokens. It is asked for the target, and "
+            "no teacher is loaded."
+        },
+    )
+    teacher_server_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the teacher on the server. If not set, the only one that it serves, or that of "
+            "`teacher_model_name_or_path`."
         },
     )
     teacher_server_logprobs: int | None = field(
@@ -242,12 +254,6 @@ class KDConfig(ObjectiveConfig):
             raise UsageError(
                 f"`teacher_server_url` is {url} and `teacher_cache` {self.teacher_cache}: the "
                 "target comes from one of them. Leave the other unset."
-            )
-        if self.generates:
-            raise UsageError(
-                f"`teacher_server_url` {url} is asked ahead of the step, before there are "
-                f"completions generated in training. Set `lmbda` to 0 (got {self.lmbda}), `lmbda_schedule` to "
-                "'constant' and `seq_kd` to False, or leave `teacher_server_url` unset to run the teacher itself."
             )
         if self.teacher_server_logprobs is not None and self.teacher_server_logprobs < 2:
             raise UsageError(

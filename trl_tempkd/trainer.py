@@ -29,7 +29,7 @@ from .packing import PackingCheck
 from .padding import aligned, right_padded
 from .rollouts import PROMPTS, CarryingCollator, check_answers, make_rollouts, prepared
 from .routers import leave_routers, run_backbone, warn_of_none
-from .teachers import ServedTeacher, make_teacher, open_cache
+from .teachers import AskedTeacher, make_teacher, open_cache
 
 
 # What some of the loss's per-token metrics are logged as
@@ -178,14 +178,16 @@ class TemperatureKDTrainer(ResumingTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         # The batches of one optimizer step. Their completions are generated here, together, and counted afterwards
         self._meter.start()
-        ahead = self.teacher.ahead(epoch_iterator) if isinstance(self.teacher, ServedTeacher) else epoch_iterator
+        ahead = self.teacher.ahead(epoch_iterator) if isinstance(self.teacher, AskedTeacher) else epoch_iterator
         batches, count = super().get_batch_samples(ahead, num_batches, device)
         if not batches:  # a stream has ended
             return batches, count
-        if isinstance(self.teacher, ServedTeacher):  # before anything of the step has happened, so that it can resume
-            save = partial(self._save_checkpoint, self.model, None) if self.state.global_step else None
+        if isinstance(self.teacher, AskedTeacher):  # before anything of the step has happened, so that it can resume
+            save = self._save_before_step if self.state.global_step else None
             self.teacher.wait(batches, save)
         new = self.rollouts(batches, self.state.global_step, self._progress())
+        if isinstance(self.teacher, AskedTeacher):
+            self.teacher.ask(new)
         for batch in new:
             self._meter.see(batch.get("attention_mask", torch.ones_like(batch["labels"])).sum())
         count = count if new is batches else self._get_num_items_in_batch(new, device)

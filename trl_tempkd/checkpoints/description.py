@@ -27,7 +27,7 @@ from ..errors import UsageError
 from ..objectives import OBJECTIVES
 from ..objectives.config import ObjectiveConfig
 from ..rollouts import RolloutConfig
-from ..teachers import BaseTeacher, CachedTeacher, ServedTeacher
+from ..teachers import BaseTeacher, CachedTeacher, ServedTeacher, StatesTeacher
 from ..temperature_rules import TEMPERATURE_RULES
 from .whole import record_of
 
@@ -141,6 +141,9 @@ def _teacher(teacher: Any, unwrap: Callable[[Any], nn.Module], name: str | None)
     """Kind, name and identity of a teacher. A server's address and a folder's place may change between two starts."""
     if isinstance(teacher, ServedTeacher):
         return {"kind": "server", "name": teacher.client.model, "identity": None}
+    if isinstance(teacher, StatesTeacher):
+        with teacher.head() as head:
+            return {"kind": "server", "name": teacher.checkpoint, "identity": fingerprint([head.weight])}
     if isinstance(teacher, CachedTeacher):
         manifest = teacher.manifest
         return {"kind": "cache", "name": manifest.teacher_model_name_or_path, "identity": f"{manifest.seed:016x}"}
@@ -150,7 +153,7 @@ def _teacher(teacher: Any, unwrap: Callable[[Any], nn.Module], name: str | None)
     return {"kind": "model", "name": name or model.config._name_or_path, "identity": fingerprint(model.parameters())}
 
 
-def fingerprint(parameters: Iterable[nn.Parameter]) -> str | None:
+def fingerprint(parameters: Iterable[torch.Tensor]) -> str | None:
     """
     Hash of the first elements of every parameter, rounded to bf16: the same for one model in every dtype, and for its
     shards on the main process. `None` if they aren't in memory.

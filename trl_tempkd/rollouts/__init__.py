@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
-from ..teachers import Teacher
+from ..teachers import AskedTeacher, Teacher
 from .config import RolloutConfig
 from .preparation import TRAIN, check_answers, prepared
 from .rollouts import Collator, Rollouts
@@ -66,7 +66,8 @@ def make_rollouts(
     """
     if not args.generates:
         return Rollouts(args, accelerator, tokenizer, collator, stops=[])
-    models = [accelerator.unwrap_model(model()) for model in (student, teacher.wrapped)]
+    served = isinstance(teacher, AskedTeacher)
+    models = [accelerator.unwrap_model(model()) for model in ([student] if served else [student, teacher.wrapped])]
     stops = sorted({token for model in models for token in stop_tokens(model, tokenizer)})
     _check_parallelism(accelerator, models[0])
     if dataset is not None:
@@ -74,6 +75,9 @@ def make_rollouts(
     limits = [longest_prompt(model, args.max_new_tokens) for model in models]
     # What one of the models pads its vocabulary with, the other may have no embedding for
     vocabulary = min(model.config.get_text_config().vocab_size for model in models)
+    if isinstance(teacher, AskedTeacher):
+        vocabulary = min(vocabulary, teacher.vocabulary)
+        limits += [] if teacher.positions is None else [room_for_prompts(teacher.positions, args.max_new_tokens)]
     of_student: Sampler | None = None
     if args.lmbda > 0 or args.lmbda_schedule == "adaptive":
         if args.use_vllm:

@@ -15,21 +15,26 @@ from ..heads import Head, NoHead
 from ..losses import Logits, Truncated
 from ..packing import PackingCheck, PackingOptions
 from .address import shown
+from .asked import AskedTeacher
 from .base import STUDENT_BASE, BaseTeacher
 from .build import CacheBuilder
 from .cached import CachedTeacher, TeacherCache
 from .client import TeacherServerError
+from .kinds import served_teacher
 from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher, refuse_options
 from .served import ServedTeacher, ServerOptions
+from .states import StatesTeacher
 
 
 __all__ = [
     "STUDENT_BASE",
+    "AskedTeacher",
     "BaseTeacher",
     "CacheBuilder",
     "CachedTeacher",
     "LiveTeacher",
     "ServedTeacher",
+    "StatesTeacher",
     "Teacher",
     "TeacherCache",
     "TeacherServerError",
@@ -126,7 +131,7 @@ def make_teacher(
     Args:
         teacher (`str` or [`~transformers.PreTrainedModel`] or [`TeacherCache`], *optional*):
             Name or path, the model itself, `"student_base"` (the student without its PEFT adapter), or its cache. With
-            `teacher_server_url` the name on the server, or `None`.
+            `teacher_server_url` the name of the checkpoint or on the server, or `None`.
         student (`Callable[[], torch.nn.Module]`):
             Gives the student as it is wrapped at the moment.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -147,8 +152,7 @@ def make_teacher(
         teacher.check_student(accelerator.unwrap_model(student()))
         return CachedTeacher(teacher, accelerator)
     if options.teacher_server_url is not None:
-        vocabulary = accelerator.unwrap_model(student()).config.get_text_config().vocab_size
-        return ServedTeacher(teacher, tokenizer, vocabulary, accelerator, options)
+        return served_teacher(teacher, accelerator.unwrap_model(student()), tokenizer, accelerator, options)
     origin: dict[str, Any] = {
         "revision": options.teacher_model_revision,
         "trust_remote_code": options.trust_remote_code,

@@ -3,7 +3,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -15,9 +15,10 @@ from .plausible import log_mass
 
 
 LARGEST_VOCABULARY = 2**18
+NO_HEADERS: Mapping[str, str] = {}
 _LARGEST = 1e30  # of a number that may be a logit
 _BYTES = 512  # of one token's entry in a reply, at most; 80 to 100 are usual
-_WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # what a reply of another form raises
+WRONG_FORM = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # what a reply of another form raises
 
 
 class Question(Protocol):
@@ -40,7 +41,7 @@ class Question(Protocol):
     @property
     def limit(self) -> int: ...
 
-    def read(self, content: bytes) -> Any:
+    def read(self, content: bytes, headers: Mapping[str, str]) -> Any:
         """What a reply says, or [`Malformed`]."""
         ...
 
@@ -74,21 +75,36 @@ class Answer(NamedTuple):
     own_first: bool
 
 
+class Card(NamedTuple):
+    """
+    What a server says of a model that it has.
+
+    Attributes:
+        positions (`int`, *optional*): tokens that a text may have, one that is generated among them.
+        owner (`str`): who makes such servers, as `vllm`.
+        root (`str`, *optional*): name or path of its checkpoint, where the server has it.
+    """
+
+    positions: int | None = None
+    owner: str = ""
+    root: str | None = None
+
+
 class Models:
-    """The names of the models that a server has."""
+    """The models that a server has, by their names."""
 
     method, path, body = "GET", "/v1/models", None
     limit = 2**24
 
-    def read(self, content: bytes) -> list[str]:
+    def read(self, content: bytes, headers: Mapping[str, str] = NO_HEADERS) -> dict[str, Card]:
         reply = parse(content)
         try:
-            names = [model["id"] for model in reply["data"]]
-        except _WRONG:
-            names = [None]
-        if not all(isinstance(name, str) for name in names):
+            models = {model["id"]: _card(model) for model in reply["data"]}
+        except WRONG_FORM:
+            models = {None: Card()}
+        if not all(isinstance(name, str) for name in models):
             raise Malformed("it is no list of models")
-        return names
+        return models
 
     def hint(self, status: int, said: str) -> str | None:
         return None
@@ -139,7 +155,7 @@ class PromptLogprobs:
     def limit(self) -> int:
         return 2**20 + _BYTES * len(self.tokens) * ((self.logprobs or self.vocabulary) + 1)
 
-    def read(self, content: bytes) -> Answer:
+    def read(self, content: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Answer:
         reply = parse(content)
         try:
             (choice,) = reply["choices"]
@@ -151,7 +167,7 @@ class PromptLogprobs:
             if rows[0] is not None:
                 raise Malformed("it has log-probabilities of the first token, which nothing comes before")
             return self._answer(rows[1:])
-        except _WRONG as error:
+        except WRONG_FORM as error:
             what = type(error).__name__ if isinstance(error, ValueError) else repr(error)  # which has a text of theirs
             raise Malformed(f"it has another form than vLLM's ({what})") from None
 
@@ -199,6 +215,15 @@ class PromptLogprobs:
         if re.search(r"\bhttps\b", said, re.I):
             return None
         return "It must take token ids as a prompt, and `prompt_logprobs`, as vLLM's server does."
+
+
+def _card(model: dict[str, Any]) -> Card:
+    positions, owner, root = model.get("max_model_len"), model.get("owned_by"), model.get("root")
+    return Card(
+        positions if type(positions) is int and positions > 0 else None,
+        owner if isinstance(owner, str) else "",
+        root if isinstance(root, str) else None,
+    )
 
 
 def parse(content: bytes) -> Any:

@@ -1,17 +1,13 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""A teacher behind an HTTP server, asked ahead of the student's step."""
+"""A teacher behind a server of log-probabilities."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
@@ -20,7 +16,8 @@ from ..losses import METRICS, Logits, TopK
 from ..losses.truncated import ON_BINS
 from ..temperature import soften
 from .address import plain
-from .client import Answer, CompletionsClient, TeacherServerError
+from .asked import AskedTeacher, Batch
+from .client import Answer, CompletionsClient
 from .live import refuse_options
 from .objective import teacher_temperatures
 from .plausible import log_mass
@@ -29,18 +26,18 @@ from .probe import Served, probe
 
 logger = get_logger(__name__)
 
-Batch = dict[str, Any]
 _ALL = (
     "Ask for all of them (leave `teacher_server_logprobs` unset, and start the server with vLLM's --max-logprobs -1), "
     "or use `trl-tempkd cache`."
 )
-REQUESTS = "teacher_requests"  # in a batch: what was asked about it ahead of its step
 
 
 class ServerOptions(Protocol):
     """What [`ServedTeacher`] reads of a configuration."""
 
+    generates: bool
     teacher_server_url: str | None
+    teacher_server_model: str | None
     teacher_server_logprobs: int | None
     teacher_server_requests: int
     teacher_server_timeout: float
@@ -57,7 +54,7 @@ class ServerOptions(Protocol):
 RESOLUTION = torch.finfo(torch.float32).eps
 
 
-class ServedTeacher:
+class ServedTeacher(AskedTeacher):
     """
     The log-probabilities of a server. Needs no model, and can't generate.
 
@@ -82,8 +79,6 @@ class ServedTeacher:
         [`TeacherServerError`]: If it doesn't answer.
     """
 
-    model = None
-
     def __init__(
         self,
         name: str | None,
@@ -93,13 +88,7 @@ class ServedTeacher:
         options: ServerOptions,
     ):
         assert options.teacher_server_url is not None
-        refuse_options("served", options.teacher_model_init_kwargs, options.teacher_model_revision)
-        self._accelerator = accelerator
-        self._vocabulary = vocabulary
-        self._steps = options.gradient_accumulation_steps
-        self._read: _ReadAhead | None = None
-        self._rng: torch.Tensor | None = None
-        self.client = CompletionsClient(
+        client = CompletionsClient(
             options.teacher_server_url,
             name,
             options.teacher_server_logprobs,
@@ -107,35 +96,42 @@ class ServedTeacher:
             options.teacher_server_timeout,
             options.teacher_server_patience,
             vocabulary,
+            option="teacher_server_model" if options.teacher_server_model else "teacher_model_name_or_path",
         )
+        super().__init__(client, accelerator, options)
+        self._vocabulary = vocabulary
         try:
             self.served = probe(self.client, tokenizer, vocabulary)
+            refuse_options("served", options.teacher_model_init_kwargs, options.teacher_model_revision)
             logger.info(f"{self.client.url} serves {plain(self.client.model)}: {self.served.describe()}.")
             self._taus = temperatures_of(self.served, options, self.client.url)
+            self.vocabulary = self.served.width if self.served.whole else max(tokenizer.get_vocab().values()) + 1
+            # One token more is generated
+            self.positions = client.card.positions and client.card.positions - 1
             self.metrics = METRICS if self.served.whole else TopK.metrics_of(self._taus)
         except BaseException:
             self.client.close()
             raise
 
-    def wrapped(self) -> nn.Module:
-        raise UsageError("`teacher_server_url` has no model to generate with.")
+    def _question(self, tokens: list[int]) -> list["Future[Answer]"]:
+        return [self.client.ask(tokens, tau) for tau in self._taus]
 
-    def active(self) -> AbstractContextManager[None]:
-        raise UsageError("`teacher_server_url` has no model to generate with.")
+    def _misfit(self, answer: Answer) -> str | None:
+        return self.served.misfit(answer, self._vocabulary)
+
+    def _describe(self) -> str:
+        return self.served.describe()
 
     def head(self) -> AbstractContextManager[NoHead]:
         return nullcontext(NoHead())
 
     def rows(self, inputs: Batch) -> Logits | TopK:
         """Takes out of the batch what is for the teacher alone. Meaningless where there is no label."""
-        asked = inputs.pop(REQUESTS, None) or self._ask(inputs)
-        rows, length = inputs["input_ids"].shape
         answers = [
-            (slice(row * length + start, row * length + start + len(each[0].ids)), each)
-            for (row, start), each in self._answers(asked)
+            (slice(place.start, place.start + len(found[0].ids)), found) for place, found in self._taken(inputs)
         ]
         merge = self._logits if self.served.whole else self._top_k
-        return merge(answers, rows * length, inputs["input_ids"].device)
+        return merge(answers, inputs["input_ids"].numel(), inputs["input_ids"].device)
 
     def _logits(self, answers: list[tuple[slice, list[Answer]]], n: int, device: torch.device) -> Logits:
         logits = torch.zeros(n, self.served.width)
@@ -164,86 +160,6 @@ class ServedTeacher:
                 f"The server {self.client.url} gives no whole rows of the teacher, which are needed here. {_ALL}"
             )
         return rows.values.view(*inputs["input_ids"].shape, -1)
-
-    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, read for an optimizer step ahead, so that the server works while the student does."""
-        if self._read is None or self._read.batches is not batches:
-            self._read = _ReadAhead(batches, self._ask_ahead, self._steps)
-            self._rng = torch.get_rng_state()  # a data loader draws its seed when its first batch is read
-        return self._read
-
-    def wait(self, batches: list[Batch], save: Callable[[], None] | None = None) -> None:
-        """
-        Wait until everything is there for some batches. Every rank must call.
-
-        Args:
-            batches (`list[dict]`):
-                Batches that were read ahead.
-            save (`Callable`, *optional*):
-                Called on every rank before the error, while nothing has happened yet in this step.
-
-        Raises:
-            [`TeacherServerError`]: If it doesn't come, on this rank or another.
-        """
-        error = None
-        try:
-            for batch in batches:
-                self._answers(batch[REQUESTS])
-        except TeacherServerError as found:
-            error = found
-        failed = torch.tensor([error is not None], device=self._accelerator.device)
-        if self._accelerator.gather(failed).any():
-            if self._rng is not None:  # it begins the epoch anew when it is resumed
-                torch.set_rng_state(self._rng)
-            if save is not None:
-                save()
-            raise error or TeacherServerError("The teacher's server doesn't answer another process; see its error.")
-        self._rng = None
-
-    def _ask_ahead(self, batch: Batch) -> None:
-        batch[REQUESTS] = self._ask(batch)
-
-    def _ask(self, batch: Batch) -> "_Requests":
-        texts = [(place, tokens) for place, tokens in documents(batch) if len(tokens) > 1]
-        return _Requests([(place, [self.client.ask(tokens, tau) for tau in self._taus]) for place, tokens in texts])
-
-    def _answers(self, asked: "_Requests") -> list[tuple[tuple[int, int], list[Answer]]]:
-        answers = [(place, [request.result() for request in requests]) for place, requests in asked.items]
-        for answer in (each for _, answers_of in answers for each in answers_of):
-            misfit = self.served.misfit(answer, self._vocabulary)
-            if misfit is not None:
-                raise TeacherServerError(
-                    f"The teacher's server {self.client.url} gave {self.served.describe()} at the start, and now "
-                    f"gives {misfit}. Restart it as it was, and go on from the last checkpoint "
-                    "(`resume_from_checkpoint`)."
-                )
-        return answers
-
-
-@dataclass(frozen=True)
-class _Requests:
-    """
-    The requests for each text of a batch, one for each temperature, with the row and position where it begins. No
-    container, so that it is passed on as it is.
-    """
-
-    items: list[tuple[tuple[int, int], list["Future[Answer]"]]]
-
-
-class _ReadAhead(Iterator[Batch]):
-    """Batches that were read, and asked about, some time before they are taken."""
-
-    def __init__(self, batches: Iterator[Batch], ask: Callable[[Batch], None], count: int):
-        self.batches, self._ask, self._count = batches, ask, count
-        self._kept: deque[Batch] = deque()
-
-    def __next__(self) -> Batch:
-        while len(self._kept) <= self._count and (batch := next(self.batches, None)) is not None:
-            self._ask(batch)
-            self._kept.append(batch)
-        if not self._kept:
-            raise StopIteration
-        return self._kept.popleft()
 
 
 def temperatures_of(served: Served, options: Any, url: str) -> tuple[float, ...]:
@@ -283,21 +199,3 @@ def temperatures_of(served: Served, options: Any, url: str) -> tuple[float, ...]
             )
         taus.add(tau)
     return tuple(sorted(taus))
-
-
-def documents(batch: Batch) -> Iterator[tuple[tuple[int, int], list[int]]]:
-    """
-    The texts of a batch, which may be padded, packed or flattened into one row.
-
-    Yields:
-        Row and position where a text begins, and its tokens.
-    """
-    rows = batch["input_ids"].tolist()
-    masks = batch["attention_mask"].tolist() if "attention_mask" in batch else [[1] * len(row) for row in rows]
-    # Where none are given, a row is one text
-    positions = batch["position_ids"].tolist() if "position_ids" in batch else [range(len(row)) for row in rows]
-    for i, (row, mask, places) in enumerate(zip(rows, masks, positions, strict=True)):
-        length = sum(mask)
-        starts = [at for at in range(length) if at == 0 or places[at] == 0]
-        for start, end in zip(starts, [*starts[1:], length], strict=True):
-            yield (i, start), row[start:end]

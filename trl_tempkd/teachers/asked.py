@@ -1,0 +1,253 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""What every served teacher does: texts are asked about ahead of their step, or as soon as they are generated."""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..errors import UsageError
+from .client import CompletionsClient, TeacherServerError
+
+
+Batch = dict[str, Any]
+REQUESTS = "teacher_requests"  # in a batch: what was asked about it
+
+
+class AskedTeacher:
+    """
+    A teacher behind a server. Needs no model. What is asked of a text, and what becomes of the answers, is for the
+    kinds of servers to say.
+
+    Args:
+        client ([`CompletionsClient`]):
+            Asks the server.
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator of the trainer.
+        options ([`ServerOptions`]):
+            The configuration of the run.
+
+    Attributes:
+        vocabulary (`int`):
+            How many tokens a text may be made of, the first ones.
+        positions (`int`, *optional*):
+            How many tokens a text may have, where the server says so.
+    """
+
+    model = None
+    metrics: tuple[str, ...]
+    vocabulary: int
+    positions: int | None
+
+    def __init__(self, client: CompletionsClient, accelerator: Accelerator, options: Any):
+        self.client = client
+        self._accelerator = accelerator
+        # Texts that are generated can't be asked about ahead
+        self._generates = options.generates
+        self._steps = 0 if options.generates else options.gradient_accumulation_steps
+        self._read: _ReadAhead | None = None
+        self._epoch: torch.Tensor | None = None  # the random state before the first batch of an epoch was read
+        self._before: _Randomness | None = None  # and before the step
+        self._save: Callable[[], None] | None = None
+
+    def _question(self, tokens: list[int]) -> list["Future[Any]"]:
+        """Ask about a text."""
+        raise NotImplementedError
+
+    def _misfit(self, answer: Any) -> str | None:
+        """What is wrong with an answer that isn't of the kind that was found at the start."""
+        raise NotImplementedError
+
+    def _describe(self) -> str:
+        """What was found at the start."""
+        raise NotImplementedError
+
+    def rows(self, inputs: Batch) -> Any:
+        """What the loss takes of the teacher, as of [`Teacher`]."""
+        raise NotImplementedError
+
+    def hidden_states(self, inputs: Batch) -> torch.Tensor:
+        """Of the teacher, as of [`Teacher`]."""
+        raise NotImplementedError
+
+    def head(self) -> AbstractContextManager[Any]:
+        """Of the teacher, as of [`Teacher`]."""
+        raise NotImplementedError
+
+    def wrapped(self) -> nn.Module:
+        raise UsageError("`teacher_server_url` has no model to generate with.")
+
+    def active(self) -> AbstractContextManager[None]:
+        raise UsageError("`teacher_server_url` has no model to generate with.")
+
+    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, read for an optimizer step ahead, so that the server works while the student does."""
+        if self._read is None or self._read.batches is not batches:
+            self._read = _ReadAhead(batches, self._leave if self._generates else self._ask_about, self._steps)
+            self._epoch = torch.get_rng_state()  # a data loader draws its seed when its first batch is read
+        return self._read
+
+    def wait(self, batches: list[Batch], save: Callable[[], None] | None = None) -> None:
+        """
+        Wait until everything is there that was asked ahead. Every rank must call.
+
+        Args:
+            batches (`list[dict]`):
+                The batches of an optimizer step, as they were read ahead.
+            save (`Callable`, *optional*):
+                Writes a checkpoint of what was before this step. Called on every rank before the error, now or in the
+                step.
+
+        Raises:
+            [`TeacherServerError`]: If it doesn't come, on this rank or another.
+        """
+        self._save, self._before = save, _Randomness.now(self._accelerator.device, self._epoch)
+        self._epoch = None
+        if not self._generates:
+            self._together([batch[REQUESTS] for batch in batches])
+
+    def ask(self, batches: list[Batch]) -> None:
+        """
+        Ask about the batches of an optimizer step once their texts are there. Each is waited for where it is needed.
+
+        Args:
+            batches (`list[dict]`):
+                The batches that are trained on, the same number on every rank.
+        """
+        for batch in batches:
+            if REQUESTS not in batch:
+                self._ask_about(batch)
+                batch[REQUESTS].in_step = True
+
+    def _leave(self, batch: Batch) -> None:
+        pass
+
+    def _ask_about(self, batch: Batch) -> None:
+        batch[REQUESTS] = self._asked(batch)
+
+    def _asked(self, batch: Batch) -> "_Requests":
+        texts = [(place, tokens) for place, tokens in documents(batch) if len(tokens) > 1]
+        return _Requests([(place, self._question(tokens)) for place, tokens in texts])
+
+    def _taken(self, inputs: Batch) -> list[tuple[slice, list[Any]]]:
+        """
+        The answers about a batch, each with its rows in the flattened batch, as many as the answer has from the
+        text's first token on. Takes out of the batch what was asked.
+        """
+        asked = inputs.pop(REQUESTS, None) or self._asked(inputs)
+        if asked.in_step:
+            self._together([asked])
+        length = inputs["input_ids"].shape[1]
+        return [(slice(row * length + start, None), found) for (row, start), found in self._answers(asked)]
+
+    def _together(self, asked: list["_Requests"]) -> None:
+        """
+        Wait for some answers on every rank, and stop on every rank if there is one without: a checkpoint is written
+        then as if the step hadn't begun.
+        """
+        error = None
+        try:
+            for each in asked:
+                self._answers(each)
+        except TeacherServerError as found:
+            error = found
+        failed = torch.tensor([error is not None], device=self._accelerator.device)
+        if self._accelerator.gather(failed).any():
+            if self._before is not None:
+                self._before.restore()
+            if self._save is not None:
+                self._save()
+            raise error or TeacherServerError("The teacher's server doesn't answer another process; see its error.")
+
+    def _answers(self, asked: "_Requests") -> list[tuple[tuple[int, int], list[Any]]]:
+        answers = [(place, [request.result() for request in requests]) for place, requests in asked.items]
+        for answer in (each for _, answers_of in answers for each in answers_of):
+            misfit = self._misfit(answer)
+            if misfit is not None:
+                raise TeacherServerError(
+                    f"The teacher's server {self.client.url} gave {self._describe()} at the start, and now gives "
+                    f"{misfit}. Restart it as it was, and go on from the last checkpoint (`resume_from_checkpoint`)."
+                )
+        return answers
+
+
+@dataclass
+class _Requests:
+    """
+    The requests for each text of a batch, with the row and position where it begins. No container, so that it is
+    passed on as it is.
+
+    Attributes:
+        items: place of each text, and what was asked of it.
+        in_step (`bool`): whether they are waited for in the step, on every rank in the same order.
+    """
+
+    items: list[tuple[tuple[int, int], list["Future[Any]"]]]
+    in_step: bool = False
+
+
+@dataclass(frozen=True)
+class _Randomness:
+    """The random states of a process, as a checkpoint has them."""
+
+    python: Any
+    numpy: Any
+    torch: torch.Tensor
+    device: torch.Tensor | None
+    module: Any
+
+    @classmethod
+    def now(cls, device: torch.device, of_cpu: torch.Tensor | None) -> "_Randomness":
+        """`of_cpu` is in the place of the CPU's, if given."""
+        module = None if device.type == "cpu" else torch.get_device_module(device)
+        of_cpu = torch.get_rng_state() if of_cpu is None else of_cpu
+        return cls(random.getstate(), np.random.get_state(), of_cpu, module and module.get_rng_state(), module)
+
+    def restore(self) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch)
+        if self.module is not None:
+            self.module.set_rng_state(self.device)
+
+
+class _ReadAhead(Iterator[Batch]):
+    """Batches that were read, and asked about, some time before they are taken."""
+
+    def __init__(self, batches: Iterator[Batch], ask: Callable[[Batch], None], count: int):
+        self.batches, self._ask, self._count = batches, ask, count
+        self._kept: deque[Batch] = deque()
+
+    def __next__(self) -> Batch:
+        while len(self._kept) <= self._count and (batch := next(self.batches, None)) is not None:
+            self._ask(batch)
+            self._kept.append(batch)
+        if not self._kept:
+            raise StopIteration
+        return self._kept.popleft()
+
+
+def documents(batch: Batch) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """
+    The texts of a batch, which may be padded, packed or flattened into one row.
+
+    Yields:
+        Row and position where a text begins, and its tokens.
+    """
+    rows = batch["input_ids"].tolist()
+    masks = batch["attention_mask"].tolist() if "attention_mask" in batch else [[1] * len(row) for row in rows]
+    # Where none are given, a row is one text
+    positions = batch["position_ids"].tolist() if "position_ids" in batch else [range(len(row)) for row in rows]
+    for i, (row, mask, places) in enumerate(zip(rows, masks, positions, strict=True)):
+        length = sum(mask)
+        starts = [at for at in range(length) if at == 0 or places[at] == 0]
+        for start, end in zip(starts, [*starts[1:], length], strict=True):
+            yield (i, start), row[start:end]

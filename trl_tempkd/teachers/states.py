@@ -1,0 +1,130 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""An exact teacher behind a server: last hidden states by HTTP, and the head read from its checkpoint."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import UsageError
+from ..heads import Head
+from ..losses import METRICS
+from .address import plain
+from .asked import AskedTeacher, Batch
+from .client import CompletionsClient
+from .head_file import HeadFile
+from .live import check_vocabulary
+from .pooling import DTYPES, PooledStates
+from .states_probe import probe
+
+
+class StatesTeacher(AskedTeacher):
+    """
+    The last hidden states of a server, and its head here: the exact distribution at every temperature, as of a teacher
+    in memory, for 2 H bytes a token in bf16. Can't generate.
+
+    Args:
+        client ([`CompletionsClient`]):
+            Asks the server.
+        encoding (`str`):
+            How it sends states.
+        checkpoint (`str`):
+            Name or path of the teacher's checkpoint, of which the head alone is read.
+        student ([`~transformers.PreTrainedModel`]):
+            Student.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the student and of the data.
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator of the trainer.
+        options ([`TeacherOptions`]):
+            The configuration of the run.
+
+    Raises:
+        `ValueError`: If the checkpoint has no head to be read, or the states aren't those that it takes.
+        [`TeacherServerError`]: If the server doesn't answer.
+    """
+
+    metrics = METRICS
+
+    def __init__(
+        self,
+        client: CompletionsClient,
+        encoding: str,
+        checkpoint: str,
+        student: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+        options: Any,
+    ):
+        super().__init__(client, accelerator, options)
+        origin = {"revision": options.teacher_model_revision, "trust_remote_code": options.trust_remote_code}
+        file = HeadFile(checkpoint, **origin)
+        check_vocabulary(tokenizer, student, file.model, **origin)
+        head = file.read(_dtype_of(options.teacher_model_init_kwargs))
+        device = accelerator.device
+        self._head = _moved(head, device, head.weight.dtype)
+        self.checkpoint, self.vocabulary, self.positions = checkpoint, len(head.weight), client.card.positions
+        self.served = probe(client, encoding, self._head, tokenizer, checkpoint, device)
+        # States in float32 were multiplied with such a head, whatever the checkpoint has
+        both = torch.promote_types(DTYPES[self.served.dtype], head.weight.dtype)
+        self._head = _moved(self._head, device, both)
+        accelerator.print(
+            f"`teacher_server_url` {client.url} serves {plain(client.model)} exactly: {self.served.describe()}, and "
+            f"the head of {checkpoint} here in {str(both).removeprefix('torch.')}. A known English text costs "
+            f"{self.served.cross_entropy:.2f} nats a token."
+        )
+
+    def _question(self, tokens: list[int]) -> list["Future[Any]"]:
+        # With the text goes the mark, by which another teacher after a restart is recognised
+        texts, served = (tokens, self.served.mark), self.served
+        return [
+            self.client.run(PooledStates(self.client.model, texts, served.dtype, served.encoding, served.hidden_size))
+        ]
+
+    def _misfit(self, answer: list[torch.Tensor]) -> str | None:
+        return self.served.misfit(answer[1])
+
+    def _describe(self) -> str:
+        return self.served.describe()
+
+    def rows(self, inputs: Batch) -> torch.Tensor:
+        """
+        The last hidden states, of shape `(B * L, H)`. Takes out of the batch what is for the teacher alone. 0 where
+        there is padding.
+        """
+        found = self._taken(inputs)
+        count, device = inputs["input_ids"].numel(), inputs["input_ids"].device
+        states = torch.zeros(count, self.served.hidden_size, dtype=DTYPES[self.served.dtype])
+        for place, ((of_text, _),) in found:
+            states[place.start : place.start + len(of_text)] = of_text
+        return states.to(device)
+
+    def hidden_states(self, inputs: Batch) -> torch.Tensor:
+        return self.rows(inputs).view(*inputs["input_ids"].shape, -1)
+
+    @contextmanager
+    def head(self) -> Iterator[Head]:
+        yield self._head
+
+
+def _moved(head: Head, device: torch.device, dtype: torch.dtype) -> Head:
+    bias = None if head.bias is None else head.bias.to(device, dtype)
+    return replace(head, weight=head.weight.to(device, dtype), bias=bias)
+
+
+def _dtype_of(init_kwargs: Any) -> torch.dtype | None:
+    """The dtype of the head, from the only keyword argument that says something of it."""
+    kwargs = dict(init_kwargs or {})
+    name = kwargs.pop("dtype", "auto")
+    dtype = None if name == "auto" else getattr(torch, str(name).removeprefix("torch."), None)
+    if kwargs or not (name == "auto" or isinstance(dtype, torch.dtype)):
+        raise UsageError(
+            f"`teacher_model_init_kwargs` is {init_kwargs!r}, but the teacher is served, and its head alone is read: "
+            "nothing but its `dtype` can be given."
+        )
+    return dtype
