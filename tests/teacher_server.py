@@ -1,11 +1,14 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """
-An HTTP server on loopback that gives a model's prompt log-probabilities in vLLM's JSON, and faults on demand.
+An HTTP server on loopback that gives a model's prompt log-probabilities, or its last hidden states, as vLLM does, and
+faults on demand.
 
     python tests/teacher_server.py tiny:teacher --port 8000
+    python tests/teacher_server.py tiny:teacher --port 8000 --runner pooling
 """
 
 import argparse
+import base64
 import json
 import socket
 import threading
@@ -28,19 +31,27 @@ class TeacherServer:
         tls (`ssl.SSLContext`, *optional*): with which it speaks https.
         most (`int`, *optional*): the most log-probabilities it gives (`--max-logprobs`; `None` is -1).
         mode (`str`): `--logprobs-mode`.
+        pooling (`bool`): whether it gives last hidden states (`--runner pooling`), and no log-probabilities.
 
     Attributes:
         fault (`Callable[[int, Handler], bool]`): called with the number of each request for completions, from 0 on,
             before it is answered. If it returns `True`, it has answered itself.
         models (`Callable[[Handler], bool]`): the same for requests for the list of models.
         change (`Callable[[dict, dict], dict]`): changes the reply to a request.
+        encodings (`tuple[str, ...]`): in which it sends states.
+        states (`Callable[[list[torch.Tensor], dict], list[torch.Tensor]]`): changes the states of a request.
+        headers (`dict[str, str | None]`): changes those of a reply in bytes.
+        positions (`int`, *optional*): `--max-model-len`.
     """
 
-    def __init__(self, model, tokenizer, name="teacher", most=None, mode="raw_logprobs", tls=None):
+    def __init__(self, model, tokenizer, name="teacher", most=None, mode="raw_logprobs", tls=None, pooling=False):
         self.model, self.tokenizer, self.name, self.most, self.mode = model.eval(), tokenizer, name, most, mode
         self.fault: Callable[[int, Handler], bool] = lambda number, handler: False
         self.change: Callable[[dict, dict], dict] = lambda reply, body: reply
         self.models: Callable[[Handler], bool] = lambda handler: False
+        self.states: Callable[[list[torch.Tensor], dict], list[torch.Tensor]] = lambda states, body: states
+        self.pooling, self.encodings, self.headers = pooling, ("bytes", "base64", "float"), {}
+        self.positions: int | None = None
         self.key, self.tls = None, tls
         self.count = self.now = self.peak = 0
         self.bodies: list[dict] = []
@@ -89,6 +100,33 @@ class TeacherServer:
         return self.texts[token]
 
     @torch.no_grad()
+    def pooled(self, body):
+        """Status, reply and headers."""
+        texts, encoding, dtype = (
+            body["input"],
+            body.get("encoding_format", "float"),
+            body.get("embed_dtype", "float32"),
+        )
+        if encoding not in self.encodings:
+            return 422, {"error": {"message": f"Input should be one of {self.encodings}"}}, {}
+        texts = texts if isinstance(texts[0], list) else [texts]
+        with self.lock:  # one model
+            found = [self.model.base_model(torch.tensor([text])).last_hidden_state[0].float() for text in texts]
+        found = [states.to(getattr(torch, dtype)) for states in self.states(found, body)]
+        data = [states.contiguous().view(torch.uint8).numpy().tobytes() for states in found]
+        if encoding == "bytes":
+            items, start = [], 0
+            for i, (part, states) in enumerate(zip(data, found, strict=True)):
+                item = {"index": i, "embed_dtype": dtype, "endianness": "little", "start": start}
+                items.append({**item, "end": start + len(part), "shape": [*states.shape]})
+                start += len(part)
+            headers = {"Content_Type": "application/octet-stream", "metadata": json.dumps({"data": items})}
+            return 200, b"".join(data), {**headers, **self.headers}
+        data = [base64.b64encode(part).decode() for part in data] if encoding == "base64" else [*map(listed, found)]
+        items = [{"index": i, "object": "pooling", "data": part} for i, part in enumerate(data)]
+        return 200, {"object": "list", "data": items}, {}
+
+    @torch.no_grad()
     def answer(self, body):
         tokens, wanted = body["prompt"], body["prompt_logprobs"]
         vocabulary = self.model.config.get_text_config().vocab_size
@@ -119,6 +157,10 @@ class TeacherServer:
         return 200, self.change({"id": "cmpl-1", "object": "text_completion", "choices": [choice]}, body)
 
 
+def listed(states):
+    return states.float().tolist()
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # connections are kept
 
@@ -145,8 +187,10 @@ class Handler(BaseHTTPRequestHandler):
         """`cut` bytes of the reply alone, whatever the header promises."""
         data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
         self.send_response(status)
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data if cut is None else data[:cut])
         if cut is not None:
@@ -165,13 +209,14 @@ class Handler(BaseHTTPRequestHandler):
         assert self.path == "/v1/models"
         if self.server.teacher.key not in (None, self.headers["Authorization"]):
             return self.send(401, {"error": "Unauthorized"})
-        self.send(200, {"object": "list", "data": [{"id": self.server.teacher.name, "object": "model"}]})
+        card = {"id": self.server.teacher.name, "object": "model", "max_model_len": self.server.teacher.positions}
+        self.send(200, {"object": "list", "data": [card]})
 
     def do_POST(self):
-        if self.path != "/v1/completions":
-            return self.send(404, {"detail": "Not Found"})
         teacher = self.server.teacher
         body = self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path != ("/pooling" if teacher.pooling else "/v1/completions"):
+            return self.send(404, {"detail": "Not Found"})
         with teacher.lock:
             number, teacher.count = teacher.count, teacher.count + 1
             teacher.now += 1
@@ -180,7 +225,11 @@ class Handler(BaseHTTPRequestHandler):
             teacher.bodies.append(body)
         try:
             if not teacher.fault(number, self):
-                self.send(*teacher.answer(body))
+                if teacher.pooling:
+                    status, reply, headers = teacher.pooled(body)
+                    self.send(status, reply, **headers)
+                else:
+                    self.send(*teacher.answer(body))
         finally:
             with teacher.lock:
                 teacher.now -= 1
@@ -194,10 +243,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder, name on the Hub, or tiny:teacher")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+    parser.add_argument("--runner", default="generate", choices=["generate", "pooling"], help="default: generate")
     args = parser.parse_args()
     folder = resolve(args.model)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    server = TeacherServer(model, AutoTokenizer.from_pretrained(folder))
+    server = TeacherServer(model, AutoTokenizer.from_pretrained(folder), pooling=args.runner == "pooling")
     server.port = args.port
     with server.running():
         print(f"{server.url} serves {args.model} until it is interrupted.", flush=True)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import UsageError
 from ..heads import Head
 from ..losses import METRICS
+from ..tiny import resolve
 from .address import plain
 from .asked import AskedTeacher, Batch
 from .client import CompletionsClient
@@ -63,13 +64,15 @@ class StatesTeacher(AskedTeacher):
     ):
         super().__init__(client, accelerator, options)
         origin = {"revision": options.teacher_model_revision, "trust_remote_code": options.trust_remote_code}
-        file = HeadFile(checkpoint, **origin)
+        file = HeadFile(resolve(checkpoint), **origin)
         check_vocabulary(tokenizer, student, file.model, **origin)
         head = file.read(_dtype_of(options.teacher_model_init_kwargs))
         device = accelerator.device
         self._head = _moved(head, device, head.weight.dtype)
-        self.checkpoint, self.vocabulary, self.positions = checkpoint, len(head.weight), client.card.positions
-        self.served = probe(client, encoding, self._head, tokenizer, checkpoint, device)
+        self.checkpoint, self.vocabulary = checkpoint, len(head.weight)
+        limits = [client.card.positions, getattr(file.model.config.get_text_config(), "max_position_embeddings", None)]
+        self.positions = min((limit for limit in limits if limit and limit > 0), default=None)
+        self.served = probe(client, encoding, self._head, tokenizer, checkpoint, self.positions)
         # States in float32 were multiplied with such a head, whatever the checkpoint has
         both = torch.promote_types(DTYPES[self.served.dtype], head.weight.dtype)
         self._head = _moved(self._head, device, both)

@@ -32,6 +32,8 @@ _MARK = 4  # tokens by whose states the teacher is recognised in each answer
 NOISE = 0.1
 # Nats above those of a uniform guess, and what the right order of the text must be worth, for a head that is doubted
 _WORSE, _MUCH_WORSE, _WORTH = 0.3, 4.0, 0.3
+# Of the lengths of a head's rows, squared and in units of their mean: H times this is 2 for normal numbers
+_NOISE_VARIANCE = 4.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def probe(
     head: Head,
     tokenizer: PreTrainedTokenizerBase,
     checkpoint: str,
-    device: torch.device,
+    positions: int | None = None,
 ) -> ServedStates:
     """
     Find out what a server gives, and refuse what can't be the states that the head belongs to.
@@ -95,14 +97,14 @@ def probe(
             Tokenizer of the student and of the data.
         checkpoint (`str`):
             Name of the checkpoint, for messages.
-        device (`torch.device`):
-            Where the head is used.
+        positions (`int`, *optional*):
+            Tokens that a text may have.
 
     Raises:
         `ValueError`: If they aren't the teacher's.
         [`TeacherServerError`]: If the server doesn't answer, or isn't of this kind.
     """
-    tokens = _text(tokenizer, min(len(head.weight), len(tokenizer)), client.card.positions)
+    tokens = _text(tokenizer, min(len(head.weight), len(tokenizer)), positions)
     at = 2 * len(tokens) // 3
     other = next((token for token in tokens if token != tokens[at]), 0)
     changed = [*tokens[:at], other, *tokens[at + 1 :]]
@@ -119,7 +121,7 @@ def probe(
             f"{gives} states that are normalised to length 1, from which no logits follow: start it with {START}."
         )
     _check_rows(gives, first, second, third, at)
-    cross_entropy = _check_head(gives, checkpoint, head, first, tokens, device)
+    cross_entropy = _check_head(gives, checkpoint, head, first, tokens)
     dtype = next(name for name, kind in DTYPES.items() if torch.equal(first.to(kind).float(), first))
     return ServedStates(dtype, encoding, first.shape[1], cross_entropy, tokens[:_MARK], marked)
 
@@ -186,20 +188,30 @@ def _check_rows(gives: str, first: torch.Tensor, second: torch.Tensor, third: to
         )
 
 
-def _check_head(
-    gives: str, checkpoint: str, head: Head, states: torch.Tensor, tokens: list[int], device: torch.device
-) -> float:
+def _is_noise(weight: torch.Tensor) -> bool:
+    """
+    Whether a head is as it was initialised: its rows are as long as those of independent numbers, to which a trained
+    one adds a multiple, since frequent tokens get other lengths than rare ones.
+    """
+    squares = weight[:: max(1, len(weight) // 4096)].double().square().sum(-1)
+    squares = squares[squares > 0]  # that of the padding
+    return len(squares) < 2 or bool(squares.var() < _NOISE_VARIANCE * squares.mean() ** 2 / weight.shape[1])
+
+
+def _check_head(gives: str, checkpoint: str, head: Head, states: torch.Tensor, tokens: list[int]) -> float:
     """
     The cross-entropy of the text. Under a wrong head it is that of a guess or worse, and the order of the text is
-    worth nothing: each token is as likely after any of the states.
+    worth nothing: each token is as likely after any of the states. So it is with the right head of a model that was
+    never trained, which its head shows.
     """
-    target = torch.tensor(tokens[1:], device=device)
-    logits = head.logits(states[:-1].to(device)).float()
+    target = torch.tensor(tokens[1:], device=head.weight.device)
+    logits = head.logits(states[:-1].to(head.weight.device)).float()
     found = nn.functional.cross_entropy(logits, target).item()
     shuffled = nn.functional.cross_entropy(logits.roll(len(logits) // 3, 0), target).item()
     guess = math.log(len(head.weight))
     problem = f"{gives} states under which, with the head of {checkpoint}, English costs {found:.2f} nats a token"
-    if not found < guess + _MUCH_WORSE or (found > guess + _WORSE and shuffled - found < _WORTH):
+    wrong = not found < guess + _MUCH_WORSE or (found > guess + _WORSE and shuffled - found < _WORTH)
+    if wrong and not _is_noise(head.weight):
         raise UsageError(
             f"{problem}, where a guess costs {guess:.2f}: the head isn't that of the served model, or the states are "
             "those before its last norm. Let `teacher_model_name_or_path` name the checkpoint that the server has "
