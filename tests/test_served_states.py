@@ -16,6 +16,7 @@ from test_served import FORMATS, Restart, answered, dropped, history
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from trl_tempkd import TemperatureKDTrainer
+from trl_tempkd.rollouts.rows import split
 from trl_tempkd.study.diagnostics import Plan, collect, diagnose
 from trl_tempkd.teachers import TeacherServerError, client
 from trl_tempkd.tiny import resolve
@@ -453,6 +454,7 @@ class Away(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
+            self.kept = [row.input_ids for row in self.trainer.rollouts.replay]
             last = self.server.count + self.answers
             self.server.fault = lambda number, handler: number >= last and dropped(handler)
 
@@ -464,8 +466,8 @@ def test_a_server_that_stays_away(make, server, quick, tmp_path, make_model, ans
     fields = {
         "architecture": "gpt2",  # with dropout
         **ON_POLICY,
-        "replay_size": 4,
-        "replay_ratio": 0.3,
+        "replay_size": 8,
+        "replay_ratio": 0.5,
         "max_steps": 6,
         "save_strategy": "steps",
         "save_steps": 100,
@@ -473,10 +475,13 @@ def test_a_server_that_stays_away(make, server, quick, tmp_path, make_model, ans
         "teacher_server_requests": 1,
     }
     whole = history(make(server, **fields))
-    trainer = make(server, callbacks=[Away(server, 3, answers)], **fields)
+    away = Away(server, 3, answers)
+    away.trainer = trainer = make(server, callbacks=[away], **fields)
     with pytest.raises(TeacherServerError, match=r"hasn't answered for .*`resume_from_checkpoint`"):
         trainer.train()
     assert trainer.state.global_step == 3
+    kept = split(load_file(tmp_path / "out/checkpoint-3/rollouts_0.safetensors"))
+    assert away.kept and [row.input_ids for row in kept] == away.kept
     server.fault = lambda number, handler: False
     resumed = history(make(server, **fields), resume_from_checkpoint=str(tmp_path / "out/checkpoint-3"))
     assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-3)
