@@ -62,6 +62,8 @@ class Answer(NamedTuple):
         mass (`numpy.ndarray` of shape `(L - 1,)`):
             The logarithm of what the numbers of a row weigh together, that of the prompt's own token among them also
             where it isn't one of the k.
+        own (`numpy.ndarray` of shape `(L - 1,)`):
+            The number of the prompt's own token where it isn't one of the k; -inf where it is.
         texts (`dict[int, str]`):
             What it says that the ids of the first position mean.
         own_first (`bool`):
@@ -71,6 +73,7 @@ class Answer(NamedTuple):
     ids: np.ndarray
     values: np.ndarray
     mass: np.ndarray
+    own: np.ndarray
     texts: dict[int, str]
     own_first: bool
 
@@ -176,7 +179,7 @@ class PromptLogprobs:
         if not width:
             raise Malformed("it has a row without any number")
         ids, values = np.empty((len(rows), width), np.int64), np.empty((len(rows), width), np.float32)
-        mass = np.empty(len(rows))
+        mass, own = np.empty(len(rows)), np.full(len(rows), -np.inf, np.float32)
         for i, (token, row) in enumerate(zip(self.tokens[1:], rows, strict=True)):
             if len(row) < width or (self.logprobs is None and len(row) != width):
                 raise Malformed(f"it gives {len(row)} numbers for a token and not {width}")
@@ -189,10 +192,11 @@ class PromptLogprobs:
             mass[i] = log_mass(row_values)
             if len(row) > width:  # the prompt's own token, if it isn't one of the most likely
                 kept = np.sort(np.argsort(-row_values, kind="stable")[:width])
+                own[i] = row_values[row_ids == token][0] if token not in row_ids[kept] else -np.inf
                 row_ids, row_values = row_ids[kept], row_values[kept]
             ids[i], values[i] = row_ids, row_values
         own_first = all(next(iter(row)) == str(token) for token, row in zip(self.tokens[1:], rows, strict=True))
-        return Answer(ids, values, mass, _texts(rows[0]), own_first)
+        return Answer(ids, values, mass, own, _texts(rows[0]), own_first)
 
     def hint(self, status: int, said: str) -> str | None:
         length = "It must take prompts of `max_length` + 1 tokens (vLLM's --max-model-len)."

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -59,8 +60,8 @@ class ServedTeacher(AskedTeacher):
     The log-probabilities of a server. Needs no model, and can't generate.
 
     They are logits that happen to be normalised, so with the whole vocabulary they are the teacher's exact
-    distribution at every temperature. With a part of it they are that of temperature 1 on k + 1 bins, and of others if
-    the server uses the temperature of a request.
+    distribution at every temperature. With a part of it they are that of temperature 1 on bins (the k largest, the
+    text's own token and the rest), and of others if the server uses the temperature of a request.
 
     Args:
         name (`str`, *optional*):
@@ -130,8 +131,10 @@ class ServedTeacher(AskedTeacher):
         answers = [
             (slice(place.start, place.start + len(found[0].ids)), found) for place, found in self._taken(inputs)
         ]
-        merge = self._logits if self.served.whole else self._top_k
-        return merge(answers, inputs["input_ids"].numel(), inputs["input_ids"].device)
+        ids = inputs["input_ids"]
+        if self.served.whole:
+            return self._logits(answers, ids.numel(), ids.device)
+        return self._top_k(answers, ids.flatten().roll(-1).cpu(), ids.device)
 
     def _logits(self, answers: list[tuple[slice, list[Answer]]], n: int, device: torch.device) -> Logits:
         logits = torch.zeros(n, self.served.width)
@@ -139,17 +142,22 @@ class ServedTeacher(AskedTeacher):
             logits[own].scatter_(1, torch.from_numpy(answer.ids), torch.from_numpy(answer.values))
         return Logits(logits.to(device))
 
-    def _top_k(self, answers: list[tuple[slice, list[Answer]]], n: int, device: torch.device) -> TopK:
-        ids, logits = torch.arange(self.served.width).repeat(n, 1), torch.zeros(n, self.served.width)
+    def _top_k(self, answers: list[tuple[slice, list[Answer]]], targets: torch.Tensor, device: torch.device) -> TopK:
+        """The bins are the k largest, the text's own token where it isn't one of them, and the rest."""
+        n, width = len(targets), self.served.width
+        ids, logits = torch.arange(width + 1).repeat(n, 1), torch.full((n, width + 1), -torch.inf)
+        logits[:, :width] = 0
+        ids[:, -1] = targets
         rest = torch.zeros(n, len(self._taus))
-        for own, at_taus in answers:
+        for place, at_taus in answers:
             at_1 = at_taus[self._taus.index(1.0)]
-            ids[own], logits[own] = torch.from_numpy(at_1.ids), torch.from_numpy(at_1.values)
+            ids[place, :-1] = torch.from_numpy(at_1.ids)
+            logits[place] = torch.from_numpy(np.column_stack([at_1.values, at_1.own]))
             for i, (tau, answer) in enumerate(zip(self._taus, at_taus, strict=True)):
-                # The k largest are the same at every temperature, and their mass says what the partition is
-                mass = torch.from_numpy(log_mass(answer.values)).clamp(max=-RESOLUTION)
-                partition = soften(logits[own].double(), tau).logsumexp(-1) - mass
-                rest[own, i] = (partition + torch.log(-torch.expm1(mass))).float()
+                # These tokens are the same at every temperature, and their mass says what the partition is
+                mass = torch.from_numpy(log_mass(np.column_stack([answer.values, answer.own]))).clamp(max=-RESOLUTION)
+                partition = soften(logits[place].double(), tau).logsumexp(-1) - mass
+                rest[place, i] = (partition + torch.log(-torch.expm1(mass))).float()
         return TopK(self._taus, self._vocabulary, *(part.to(device) for part in (ids, logits, rest)))
 
     def hidden_states(self, inputs: Batch) -> torch.Tensor:
