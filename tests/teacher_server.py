@@ -127,7 +127,23 @@ class TeacherServer:
         return 200, {"object": "list", "data": items}, {}
 
     @torch.no_grad()
+    def written(self, body):
+        tokens, new = list(body["prompt"]), []
+        generator = torch.Generator().manual_seed(body["seed"])
+        while len(new) < body["max_tokens"] and not {*new[-1:]} & {*body["stop_token_ids"]}:
+            with self.lock:
+                logits = self.model(torch.tensor([tokens + new])).logits[0, -1].float()
+            if body["temperature"] == 0:
+                new.append(int(logits.argmax()))
+            else:
+                p = (logits / body["temperature"]).softmax(-1)
+                new.append(int(torch.multinomial(p, 1, generator=generator)))
+        return 200, self.change({"choices": [{"index": 0, "text": "x", "token_ids": new}]}, body)
+
+    @torch.no_grad()
     def answer(self, body):
+        if "prompt_logprobs" not in body:
+            return self.written(body)
         tokens, wanted = body["prompt"], body["prompt_logprobs"]
         vocabulary = self.model.config.get_text_config().vocab_size
         wanted = vocabulary if wanted == -1 else wanted

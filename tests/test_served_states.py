@@ -498,3 +498,54 @@ def test_prompts_leave_room_on_the_server(make, server):
     assert trainer.rollouts.max_prompt == 12
     trainer.train()
     assert max(len(body["input"][0]) for body in server.bodies) <= 20
+
+
+# Completions of a served teacher
+
+
+@pytest.fixture
+def writing(make_model, tokenizer):
+    with TeacherServer(make_model(seed=1), tokenizer).running() as server:
+        yield server
+
+
+OF_TEACHER = {"seq_kd": True, "max_new_tokens": 8, "temperature": 0.0, "gradient_accumulation_steps": 2}
+
+
+def test_the_teacher_writes(make, server, writing):
+    """Greedily, so that the live teacher writes the same."""
+    live = history(make(None, **OF_TEACHER))
+    served = history(make(writing, teacher_model_name_or_path="teacher", **OF_TEACHER))
+    beside = history(make(server, teacher_server_generation_url=writing.url, **OF_TEACHER))
+    assert min(live["loss"]) > 1e-3
+    assert served["loss"] == pytest.approx(live["loss"], rel=1e-3)
+    assert beside["loss"] == pytest.approx(live["loss"], rel=1e-3)
+
+
+def test_what_the_teacher_writes_is_seeded(make, server, writing):
+    fields = {**OF_TEACHER, "temperature": 1.0, "teacher_server_generation_url": writing.url}
+    losses = [history(make(server, seed=seed, **fields))["loss"] for seed in (1, 1, 2)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[0] != pytest.approx(losses[2], rel=1e-3)
+    asked = [body for body in writing.bodies if "prompt_logprobs" not in body][-8:]
+    assert len({body["seed"] for body in asked}) == 8
+
+
+def test_refuses_to_generate_with_states(make, server, writing, quick):
+    with pytest.raises(ValueError, match=r"`seq_kd` is True, .* can't generate. Let `teacher_server_generation_url`"):
+        make(server, **OF_TEACHER)
+    with pytest.raises(ValueError, match=r"HTTP 404.*It must generate, as vLLM does without --runner pooling"):
+        make(server, teacher_server_generation_url=server.url, **OF_TEACHER)
+    with pytest.raises(ValueError, match=r"`generation_kwargs` is .* the teacher's server generates"):
+        make(
+            server,
+            teacher_server_generation_url=writing.url,
+            generation_kwargs={"no_repeat_ngram_size": 2},
+            **OF_TEACHER,
+        )
+    with pytest.raises(ValueError, match=r"`teacher_server_generation_url` is .*, and `seq_kd` False"):
+        make(server, teacher_server_generation_url=writing.url)
+    with pytest.raises(ValueError, match="`teacher_server_generation_url` must begin with http"):
+        make(server, teacher_server_generation_url="x", **OF_TEACHER)
+    writing.change = lambda reply, body: {"choices": [{"text": "x"}]}
+    with pytest.raises(ValueError, match=r"it has no token ids, which vLLM gives from version 0.10.2 on"):
+        make(server, teacher_server_generation_url=writing.url, **OF_TEACHER)

@@ -54,6 +54,9 @@ class KDConfig(ObjectiveConfig):
         teacher_server_model (`str`, *optional*):
             Name of the teacher on the server. If `None`, the only one that it serves, or that of
             `teacher_model_name_or_path`.
+        teacher_server_generation_url (`str`, *optional*):
+            Address of a server of the same teacher that generates, for `seq_kd` where that of `teacher_server_url`
+            gives last hidden states and can't.
         teacher_server_logprobs (`int`, *optional*):
             How many log-probabilities to ask the server for at each position. If `None`, all.
         teacher_server_requests (`int`, *optional*, defaults to `8`):
@@ -137,6 +140,13 @@ class KDConfig(ObjectiveConfig):
             "`teacher_model_name_or_path`."
         },
     )
+    teacher_server_generation_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "Address of a server of the same teacher that generates, for `seq_kd` where that of "
+            "`teacher_server_url` gives last hidden states and can't."
+        },
+    )
     teacher_server_logprobs: int | None = field(
         default=None,
         metadata={"help": "How many log-probabilities to ask the server for at each position. If not set, all."},
@@ -212,6 +222,11 @@ class KDConfig(ObjectiveConfig):
 
         if self.teacher_server_url is not None:
             self._check_server()
+        elif self.teacher_server_generation_url is not None or self.teacher_server_model is not None:
+            raise UsageError(
+                "`teacher_server_model` and `teacher_server_generation_url` are of a teacher that is served: set "
+                "`teacher_server_url`, or leave them unset."
+            )
 
         if self.eval_packing and not self.packing and self.packing_strategy != "wrapped":
             raise UsageError(
@@ -244,12 +259,21 @@ class KDConfig(ObjectiveConfig):
     def to_dict(self) -> dict[str, Any]:
         """The fields, as trackers get them: without a password in `teacher_server_url`."""
         fields = super().to_dict()
-        if self.teacher_server_url is not None:
-            fields["teacher_server_url"] = shown(self.teacher_server_url)
+        for name in ("teacher_server_url", "teacher_server_generation_url"):
+            if getattr(self, name) is not None:
+                fields[name] = shown(getattr(self, name))
         return fields
 
     def _check_server(self) -> None:
         url = Address.of(str(self.teacher_server_url)).url
+        if self.teacher_server_generation_url is not None:
+            Address.of(self.teacher_server_generation_url, "teacher_server_generation_url")
+            if not self.seq_kd:
+                raise UsageError(
+                    "`teacher_server_generation_url` is "
+                    f"{shown(self.teacher_server_generation_url)}, and `seq_kd` False: the teacher "
+                    "generates nothing. Set `seq_kd`, or leave it unset."
+                )
         if self.teacher_cache is not None:
             raise UsageError(
                 f"`teacher_server_url` is {url} and `teacher_cache` {self.teacher_cache}: the "

@@ -16,6 +16,7 @@ from .preparation import TRAIN, check_answers, prepared
 from .rollouts import Collator, Rollouts
 from .rows import PROMPTS, CarryingCollator, rows_of
 from .sampling import ModelSampler, Sampler, longest_prompt, room_for_prompts, stop_tokens
+from .served import ServedSampler
 from .vllm import VLLMSampler
 
 
@@ -66,8 +67,8 @@ def make_rollouts(
     """
     if not args.generates:
         return Rollouts(args, accelerator, tokenizer, collator, stops=[])
-    served = isinstance(teacher, AskedTeacher)
-    models = [accelerator.unwrap_model(model()) for model in ([student] if served else [student, teacher.wrapped])]
+    both = [student] if isinstance(teacher, AskedTeacher) else [student, teacher.wrapped]
+    models = [accelerator.unwrap_model(model()) for model in both]
     stops = sorted({token for model in models for token in stop_tokens(model, tokenizer)})
     _check_parallelism(accelerator, models[0])
     if dataset is not None:
@@ -77,7 +78,8 @@ def make_rollouts(
     vocabulary = min(model.config.get_text_config().vocab_size for model in models)
     if isinstance(teacher, AskedTeacher):
         vocabulary = min(vocabulary, teacher.vocabulary)
-        limits += [] if teacher.positions is None else [room_for_prompts(teacher.positions, args.max_new_tokens)]
+        positions = [teacher.positions, *([teacher.writer.card.positions] if args.seq_kd else [])]
+        limits += [room_for_prompts(each, args.max_new_tokens) for each in positions if each is not None]
     of_student: Sampler | None = None
     if args.lmbda > 0 or args.lmbda_schedule == "adaptive":
         if args.use_vllm:
@@ -86,8 +88,10 @@ def make_rollouts(
                 limits.append(room_for_prompts(args.vllm_max_model_length, args.max_new_tokens))
         else:
             of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary)
-    of_teacher = None
-    if args.seq_kd:
+    of_teacher: Sampler | None = None
+    if args.seq_kd and isinstance(teacher, AskedTeacher):
+        of_teacher = ServedSampler(teacher, args, stops, vocabulary)
+    elif args.seq_kd:
         of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active)
     limit = min((limit for limit in limits if limit is not None), default=None)
     return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit)

@@ -3,11 +3,13 @@
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import repeat
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +18,11 @@ from torch import nn
 
 from ..errors import UsageError
 from .client import CompletionsClient, TeacherServerError
+from .generation import Completion
 
 
 Batch = dict[str, Any]
+T = TypeVar("T")
 REQUESTS = "teacher_requests"  # in a batch: what was asked about it
 
 
@@ -57,6 +61,41 @@ class AskedTeacher:
         self._epoch: torch.Tensor | None = None  # the random state before the first batch of an epoch was read
         self._before: _Randomness | None = None  # and before the step
         self._save: Callable[[], None] | None = None
+        self._in_step = False  # between `wait` and `ask`
+        self._url, self._names = options.teacher_server_generation_url, (options.teacher_server_model, client.model)
+
+    @cached_property
+    def writer(self) -> CompletionsClient:
+        """Asks the server that generates for the teacher."""
+        if self._url is None:
+            return self.client
+        client = self.client
+        return CompletionsClient(
+            self._url,
+            self._names[0] or self._names[1],
+            None,
+            client.requests,
+            client.timeout,
+            client.patience,
+            or_checkpoint=True,
+            option="teacher_server_model",
+        )
+
+    def completions(self, prompts: list[list[int]], options: Mapping[str, Any], seeds: list[int]) -> list[list[int]]:
+        """
+        What the teacher writes after some prompts, all asked for at once. Every rank must call.
+
+        Args:
+            prompts (`list[list[int]]`):
+                Token ids of each.
+            options (`Mapping[str, Any]`):
+                How to sample, as of [`Completion`].
+            seeds (`list[int]`):
+                Of each prompt.
+        """
+        run, model = self.writer.run, self.writer.model
+        asked = [run(Completion(model, *each)) for each in zip(prompts, repeat(options), seeds, strict=False)]
+        return self._together(lambda: [request.result() for request in asked])
 
     def _question(self, tokens: list[int]) -> list["Future[Any]"]:
         """Ask about a text."""
@@ -110,9 +149,9 @@ class AskedTeacher:
             [`TeacherServerError`]: If it doesn't come, on this rank or another.
         """
         self._save, self._before = save, _Randomness.now(self._accelerator.device, self._epoch)
-        self._epoch = None
+        self._epoch, self._in_step = None, True
         if not self._generates:
-            self._together([batch[REQUESTS] for batch in batches])
+            self._together(lambda: [self._answers(batch[REQUESTS]) for batch in batches])
 
     def ask(self, batches: list[Batch]) -> None:
         """
@@ -122,6 +161,7 @@ class AskedTeacher:
             batches (`list[dict]`):
                 The batches that are trained on, the same number on every rank.
         """
+        self._in_step = False
         for batch in batches:
             if REQUESTS not in batch:
                 self._ask_about(batch)
@@ -144,28 +184,31 @@ class AskedTeacher:
         """
         asked = inputs.pop(REQUESTS, None) or self._asked(inputs)
         if asked.in_step:
-            self._together([asked])
+            answers = self._together(lambda: self._answers(asked), in_step=True)
+        else:
+            answers = self._answers(asked)
         length = inputs["input_ids"].shape[1]
-        return [(slice(row * length + start, None), found) for (row, start), found in self._answers(asked)]
+        return [(slice(row * length + start, None), found) for (row, start), found in answers]
 
-    def _together(self, asked: list["_Requests"]) -> None:
+    def _together(self, wait: Callable[[], T], in_step: bool = False) -> T:
         """
-        Wait for some answers on every rank, and stop on every rank if there is one without: a checkpoint is written
-        then as if the step hadn't begun.
+        Wait for some answers on every rank, and stop on every rank if there is one without. In a step a checkpoint is
+        written then as if it hadn't begun.
         """
         error = None
         try:
-            for each in asked:
-                self._answers(each)
-        except TeacherServerError as found:
-            error = found
+            found = wait()
+        except TeacherServerError as refusal:
+            error = refusal
         failed = torch.tensor([error is not None], device=self._accelerator.device)
-        if self._accelerator.gather(failed).any():
+        if not self._accelerator.gather(failed).any():
+            return found
+        if in_step or self._in_step:
             if self._before is not None:
                 self._before.restore()
             if self._save is not None:
                 self._save()
-            raise error or TeacherServerError("The teacher's server doesn't answer another process; see its error.")
+        raise error or TeacherServerError("The teacher's server doesn't answer another process; see its error.")
 
     def _answers(self, asked: "_Requests") -> list[tuple[tuple[int, int], list[Any]]]:
         answers = [(place, [request.result() for request in requests]) for place, requests in asked.items]

@@ -84,7 +84,7 @@ class CompletionsClient:
     ):
         self._address = Address.of(url)
         self.url = self._address.url + "/v1"
-        self.logprobs = logprobs
+        self.logprobs, self.requests = logprobs, requests
         self.timeout, self.patience = timeout, patience
         self._vocabulary = vocabulary
         self._known: set[str] = set()  # paths where something was answered

@@ -86,6 +86,12 @@ def _check_options(client: CompletionsClient, name: str | None, options: Any) ->
             f"`teacher_server_url` {client.url} gives last hidden states, and the head that they need is read from a "
             f"checkpoint: let `teacher_model_name_or_path` name the one that the server has loaded{root}."
         )
+    if options.seq_kd and options.teacher_server_generation_url is None:
+        raise UsageError(
+            f"`seq_kd` is True, and `teacher_server_url` {client.url} gives last hidden states and can't generate. "
+            "Let `teacher_server_generation_url` name a server of the same teacher that does (vLLM's without --runner "
+            "pooling), or set `seq_kd` to False."
+        )
     if options.teacher_server_logprobs is not None:
         raise UsageError(
             f"`teacher_server_logprobs` is {options.teacher_server_logprobs}, and `teacher_server_url` {client.url} "

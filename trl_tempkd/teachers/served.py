@@ -39,6 +39,7 @@ class ServerOptions(Protocol):
     generates: bool
     teacher_server_url: str | None
     teacher_server_model: str | None
+    teacher_server_generation_url: str | None
     teacher_server_logprobs: int | None
     teacher_server_requests: int
     teacher_server_timeout: float
