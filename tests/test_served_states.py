@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from standins import save_pair
 from teacher_server import TeacherServer
-from test_cached import OBJECTIVES, close
+from test_cached import OBJECTIVES, builder_of, close
 from test_served import FORMATS, Restart, answered, dropped, history
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from trl_tempkd import TemperatureKDTrainer
 from trl_tempkd.rollouts.rows import split
 from trl_tempkd.study.diagnostics import Plan, collect, diagnose
-from trl_tempkd.teachers import TeacherServerError, client
+from trl_tempkd.teachers import TeacherServerError, build, client
 from trl_tempkd.tiny import resolve
 
 
@@ -549,3 +549,46 @@ def test_refuses_to_generate_with_states(make, server, writing, quick):
     writing.change = lambda reply, body: {"choices": [{"text": "x"}]}
     with pytest.raises(ValueError, match=r"it has no token ids, which vLLM gives from version 0.10.2 on"):
         make(server, teacher_server_generation_url=writing.url, **OF_TEACHER)
+
+
+# Caches
+
+
+@pytest.mark.parametrize("mode", ["hidden", "topk", "sampled"])
+def test_a_cache_from_a_server(make, server, tmp_path, mode, capsys):
+    """What it has is what the teacher itself writes, and a run with it is the same."""
+    found = {}
+    for name, each in (("live", None), ("served", server)):
+        kwargs = {} if mode == "hidden" else {"mode": mode, "count": 8, "taus": (2.0,)}
+        manifest = builder_of(make(each), tmp_path / name, "float32", **kwargs).build()
+        found[name] = history(make(None, teacher_cache=str(tmp_path / name), divergence="forward_kl"))["loss"]
+    assert found["served"] == pytest.approx(found["live"], rel=1e-3)
+    assert manifest.teacher_weights and manifest.mode == mode
+    assert "The teacher has seen" in capsys.readouterr().out
+
+
+def test_a_cache_goes_on_after_the_server_was_away(make, server, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "SHARD_BYTES", 2048)
+    todo = len(make(server).train_dataset)
+    fields = {"teacher_server_patience": 0.3, "teacher_server_requests": 2}
+    builder = builder_of(make(server, **fields), tmp_path / "cache", "float32", batch_size=1)
+    first = server.count
+    server.fault = lambda number, handler: number >= first + todo - 2 and dropped(handler)
+    with pytest.raises(TeacherServerError, match="hasn't answered for"):
+        builder.build()
+    whole = len([*(tmp_path / "cache").rglob("data-*.arrow")])
+    assert whole >= 2
+    server.fault = lambda number, handler: False
+    builder = builder_of(make(server, **fields), tmp_path / "cache", "float32", batch_size=1)
+    first = server.count
+    assert builder.build().complete
+    assert 0 < server.count - first < todo
+
+
+def test_a_cache_needs_states(make, server, tmp_path):
+    server.pooling = False
+    trainer = make(server, teacher_model_name_or_path="teacher")
+    with pytest.raises(
+        ValueError, match=r"gives log-probabilities, and a cache is built from last hidden states: start"
+    ):
+        builder_of(trainer, tmp_path / "cache", "float32")

@@ -38,6 +38,9 @@ examples:
   trl-tempkd cache --config recipes/tiny/distill.yaml --mode topk --k 64 --taus 1 2 4 --output outputs/tiny-topk
   trl-tempkd distill --config recipes/tiny/distill.yaml --teacher_cache outputs/tiny-topk --divergence jsd
 
+  # the teacher behind a server of last hidden states (docs/teachers.md), of which nothing but the head is read here
+  trl-tempkd cache --config recipes/tiny/served_exact.yaml --mode hidden --output outputs/tiny-served-cache
+
   # four GPUs, each with the teacher and a quarter of the data
   trl-tempkd cache --config recipes/qwen3/distill.yaml --mode hidden --output outputs/qwen3-cache \\
       --accelerate_config multi_gpu --num_processes 4"""
@@ -179,8 +182,6 @@ def check(
         )
     if training_args.teacher_model_name_or_path == STUDENT_BASE:
         raise UsageError(f"{STUDENT_BASE} is in memory with the student anyway, and isn't cached")
-    if training_args.teacher_server_url is not None:
-        raise UsageError("a server gives no hidden states to cache: leave --teacher_server_url unset")
     training_args.teacher_cache = None  # the recipe may name this very one, for training
     check_writable(args.output, "--output")
     distill.check(script_args, training_args, model_args, dataset_args)
