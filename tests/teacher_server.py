@@ -42,6 +42,8 @@ class TeacherServer:
         states (`Callable[[list[torch.Tensor], dict], list[torch.Tensor]]`): changes the states of a request.
         headers (`dict[str, str | None]`): changes those of a reply in bytes.
         positions (`int`, *optional*): `--max-model-len`.
+        delay (`float`): seconds before an answer.
+        memory (`dict`, *optional*): states by text, where no text is computed twice.
     """
 
     def __init__(self, model, tokenizer, name="teacher", most=None, mode="raw_logprobs", tls=None, pooling=False):
@@ -52,6 +54,7 @@ class TeacherServer:
         self.states: Callable[[list[torch.Tensor], dict], list[torch.Tensor]] = lambda states, body: states
         self.pooling, self.encodings, self.headers = pooling, ("bytes", "base64", "float"), {}
         self.positions: int | None = None
+        self.delay, self.memory = 0.0, None
         self.key, self.tls = None, tls
         self.count = self.now = self.peak = 0
         self.bodies: list[dict] = []
@@ -99,6 +102,15 @@ class TeacherServer:
             self.texts[token] = self.tokenizer.decode([token])
         return self.texts[token]
 
+    def states_of(self, text):
+        if self.memory is not None and tuple(text) in self.memory:
+            return self.memory[tuple(text)]
+        with self.lock:  # one model
+            states = self.model.base_model(torch.tensor([text])).last_hidden_state[0].float()
+        if self.memory is not None:
+            self.memory[tuple(text)] = states
+        return states
+
     @torch.no_grad()
     def pooled(self, body):
         """Status, reply and headers."""
@@ -110,8 +122,7 @@ class TeacherServer:
         if encoding not in self.encodings:
             return 422, {"error": {"message": f"Input should be one of {self.encodings}"}}, {}
         texts = texts if isinstance(texts[0], list) else [texts]
-        with self.lock:  # one model
-            found = [self.model.base_model(torch.tensor([text])).last_hidden_state[0].float() for text in texts]
+        found = [self.states_of(text) for text in texts]
         found = [states.to(getattr(torch, dtype)) for states in self.states(found, body)]
         data = [states.contiguous().view(torch.uint8).numpy().tobytes() for states in found]
         if encoding == "bytes":
@@ -240,6 +251,7 @@ class Handler(BaseHTTPRequestHandler):
             teacher.times.append(time.monotonic())
             teacher.bodies.append(body)
         try:
+            time.sleep(teacher.delay)
             if not teacher.fault(number, self):
                 if teacher.pooling:
                     status, reply, headers = teacher.pooled(body)
@@ -260,11 +272,14 @@ def main():
     parser.add_argument("model", help="folder, name on the Hub, or tiny:teacher")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
     parser.add_argument("--runner", default="generate", choices=["generate", "pooling"], help="default: generate")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds before an answer")
+    parser.add_argument("--remember", action="store_true", help="compute the states of no text twice")
     args = parser.parse_args()
     folder = resolve(args.model)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if args.remember else torch.float32)
     server = TeacherServer(model, AutoTokenizer.from_pretrained(folder), pooling=args.runner == "pooling")
-    server.port = args.port
+    server.port, server.delay, server.memory = args.port, args.delay, {} if args.remember else None
     with server.running():
         print(f"{server.url} serves {args.model} until it is interrupted.", flush=True)
         with suppress(KeyboardInterrupt):

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from standins import save_pair
 from teacher_server import TeacherServer
-from test_cached import OBJECTIVES, builder_of, close
+from test_cached import OBJECTIVES, builder_of, close, losses_of, options, start
 from test_served import FORMATS, Restart, answered, dropped, history
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from trl_tempkd import TemperatureKDTrainer
+from trl_tempkd.commands import distill
 from trl_tempkd.rollouts.rows import split
 from trl_tempkd.study.diagnostics import Plan, collect, diagnose
 from trl_tempkd.teachers import TeacherServerError, build, client
@@ -592,3 +593,56 @@ def test_a_cache_needs_states(make, server, tmp_path):
         ValueError, match=r"gives log-probabilities, and a cache is built from last hidden states: start"
     ):
         builder_of(trainer, tmp_path / "cache", "float32")
+
+
+# Several processes
+
+
+TWO = "--accelerate_config multi_gpu --num_processes 2 --main_process_port 0".split()
+GREEDY = {"lmbda": 1.0, "max_new_tokens": 8, "temperature": 0.0, "gradient_accumulation_steps": 2}
+
+
+def in_one(folder, *arguments, **fields):
+    """The losses of a run with four rows a batch, in this process."""
+    arguments = options(folder, *arguments, do_eval=False, max_length=48, per_device_train_batch_size=4, **fields)
+    distill.main(*distill.make_parser().parse(arguments, launched=True)[0])
+    return losses_of(folder / "output")
+
+
+def in_two(folder, *arguments, **fields):
+    """Exit status and output of two processes, with two rows each."""
+    arguments = options(folder, *arguments, do_eval=False, max_length=48, per_device_train_batch_size=2, **fields)
+    process = start("distill", *arguments, *TWO)
+    said, _ = process.communicate(timeout=240)
+    return process.returncode, said
+
+
+@pytest.mark.distributed
+def test_two_processes_train_as_one(tmp_path, server, checkpoint, prompt_dataset):
+    fields = {"teacher_server_url": server.url}
+    expected = in_one(tmp_path / "one", checkpoint(), prompt_dataset, **fields)
+    code, said = in_two(tmp_path / "two", checkpoint(), prompt_dataset, **fields)
+    assert code == 0, said
+    assert len(expected) == 3 and min(expected) > 1e-3
+    assert losses_of(tmp_path / "two/output") == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.distributed
+def test_two_processes_stop_together(tmp_path, server, checkpoint, prompt_dataset):
+    """On-policy, in the middle of the last step: both stop with a checkpoint, and go on from it as one would."""
+    fields = {**GREEDY, "teacher_server_url": server.url, "teacher_server_patience": 2.0, "max_steps": 4}
+    fields |= {"save_strategy": "steps", "save_steps": 100}
+    expected = in_one(tmp_path / "one", checkpoint(), prompt_dataset, **fields)
+    steps = 4 * 8
+    assert server.count == PROBES + steps
+    server.count = 0
+    last = 2 * PROBES + steps - 5  # three of its eight texts are answered
+    server.fault = lambda number, handler: number >= last and dropped(handler)
+    code, said = in_two(tmp_path / "two", checkpoint(), prompt_dataset, **fields)
+    assert code != 0 and "error: The teacher's server" in said and "hasn't answered for" in said, said
+    assert (tmp_path / "two/output/checkpoint-3").is_dir(), said
+    server.fault = lambda number, handler: False
+    code, said = in_two(tmp_path / "two", checkpoint(), prompt_dataset, **fields, resume_from_checkpoint=True)
+    assert code == 0, said
+    found = losses_of(tmp_path / "two/output")
+    assert len(found) == 4 and found == pytest.approx(expected, rel=1e-3)

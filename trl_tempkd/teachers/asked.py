@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from ..errors import UsageError
@@ -208,7 +209,8 @@ class AskedTeacher:
                 self._before.restore()
             if self._save is not None:
                 self._save()
-        raise error or TeacherServerError("The teacher's server doesn't answer another process; see its error.")
+        said = gather_object([None if error is None else str(error)])
+        raise error or TeacherServerError(next(filter(None, said)))
 
     def _answers(self, asked: "_Requests") -> list[tuple[tuple[int, int], list[Any]]]:
         answers = [(place, [request.result() for request in requests]) for place, requests in asked.items]
