@@ -195,6 +195,12 @@ def test_collator_ignores_the_first_token_of_a_packed_document():
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1]]
 
 
+def test_deepspeed_is_looked_for_in_one_place():
+    from transformers.integrations import deepspeed
+
+    assert deepspeed._hf_deepspeed_config_weak_ref is None and not deepspeed.is_deepspeed_zero3_enabled()
+
+
 def test_names_of_a_parameter_in_a_checkpoint():
     """What the head of a checkpoint is found by."""
     from transformers import AutoModelForCausalLM, GPTNeoXConfig

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, logging
 
-from ..compat import revert_weight_conversion
+from ..compat import revert_weight_conversion, without_deepspeed
 from ..errors import UsageError
 from ..heads import Head, backbone, read_head
 from ..paths import check_model_name
@@ -57,7 +57,7 @@ class HeadFile:
         origin: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         try:
             config = AutoConfig.from_pretrained(name, revision=revision or "main", **origin)
-            with init_empty_weights(include_buffers=True):
+            with without_deepspeed(), init_empty_weights(include_buffers=True):
                 self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **origin)
         except (OSError, ValueError) as error:
             raise UsageError(f"{_WHERE} {name} can't be read for its head: {str(error).splitlines()[0]}") from error

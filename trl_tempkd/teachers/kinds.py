@@ -104,6 +104,7 @@ def _check_options(client: CompletionsClient, name: str | None, options: Any) ->
 _FOREIGN = (
     ("/get_world_size/", "world_size", "an earlier version's `trl vllm-serve`"),
     ("/get_model_info", "model_path", "SGLang's"),
+    ("/model_info", "model_path", "SGLang's"),
     ("/props", "default_generation_settings", "llama.cpp's"),
     ("/api/version", "version", "Ollama's"),
     ("/info", "model_id", "Text Generation Inference's"),
