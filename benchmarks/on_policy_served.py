@@ -2,7 +2,7 @@
 """
 What waiting for a served teacher costs on-policy: an optimizer step with a server that takes its time over each row.
 
-    python benchmarks/on_policy_served.py                     # 0.2 s a row, 8 rows at a time, 16 rows a step
+    python benchmarks/on_policy_served.py                     # 0.2 s a row, 8 rows at a time, 64 rows a step
     python benchmarks/on_policy_served.py --delay 1 --requests 16
 
 The step generates its completions, asks about all of them, and trains each micro-batch as its own answers come. It is
@@ -83,10 +83,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--delay", type=float, default=0.2, help="seconds of the server for a row (default: 0.2)")
     parser.add_argument("--requests", type=int, default=8, help="rows in flight (default: 8)")
-    parser.add_argument("--rows", type=int, default=16, help="rows of an optimizer step (default: 16)")
-    parser.add_argument("--micro", type=int, default=4, help="rows of a micro-batch (default: 4)")
+    parser.add_argument("--rows", type=int, default=64, help="rows of an optimizer step (default: 64)")
+    parser.add_argument("--micro", type=int, default=8, help="rows of a micro-batch (default: 8)")
     parser.add_argument("--new_tokens", type=int, default=128, help="of a completion, at most (default: 128)")
-    parser.add_argument("--steps", type=int, default=10, help="optimizer steps (default: 10)")
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps (default: 8)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--output", type=Path, help="JSON file of all figures")
     return parser
