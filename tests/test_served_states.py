@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from trl_tempkd import TemperatureKDTrainer
 from trl_tempkd.commands import distill
+from trl_tempkd.rollouts import sampling
 from trl_tempkd.rollouts.rows import split
 from trl_tempkd.study.diagnostics import Plan, collect, diagnose
 from trl_tempkd.teachers import TeacherServerError, build, client
@@ -439,6 +440,25 @@ def test_trains_while_the_server_answers(make, server):
     assert server.peak == 2 and len(spans) == 8
     assert trained[0] < max(end for _, end in spans)  # the last rows weren't there yet
     assert all(later > earlier for earlier, later in pairwise(trained))
+
+
+def test_what_is_written_first_is_asked_about_first(make, server, monkeypatch):
+    """With `generation_batch_size` the server works while the rest is generated, on the same rows."""
+    expected = history(make(server, **ON_POLICY, generation_batch_size=1))
+    counts, complete = [], sampling.complete
+
+    def counted(*args, **kwargs):
+        deadline = time.monotonic() + 5
+        while server.count < PROBES + len(counts) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        counts.append(server.count - PROBES)
+        return complete(*args, **kwargs)
+
+    trainer = make(server, **ON_POLICY, generation_batch_size=1)
+    server.count = PROBES
+    monkeypatch.setattr(sampling, "complete", counted)
+    assert history(trainer) == close(expected, rel=1e-3)
+    assert counts == [*range(16)] and server.count == PROBES + 16  # no row twice
 
 
 def test_nothing_is_asked_about_text_that_is_replaced(make, server, prompt_dataset):

@@ -87,7 +87,8 @@ def make_rollouts(
             if args.vllm_mode == "colocate" and args.vllm_max_model_length is not None:
                 limits.append(room_for_prompts(args.vllm_max_model_length, args.max_new_tokens))
         else:
-            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary)
+            early = teacher.ask_early if isinstance(teacher, AskedTeacher) else None
+            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary, written=early)
     of_teacher: Sampler | None = None
     if args.seq_kd and isinstance(teacher, AskedTeacher):
         of_teacher = ServedSampler(teacher, args, stops, vocabulary)

@@ -63,6 +63,7 @@ class AskedTeacher:
         self._before: _Randomness | None = None  # and before the step
         self._save: Callable[[], None] | None = None
         self._in_step = False  # between `wait` and `ask`
+        self._early: dict[tuple[int, ...], list[Future[Any]]] = {}  # of texts that are in no batch yet
         self._url, self._names = options.teacher_server_generation_url, (options.teacher_server_model, client.model)
 
     @cached_property
@@ -154,6 +155,10 @@ class AskedTeacher:
         if not self._generates:
             self._together(lambda: [self._answers(batch[REQUESTS]) for batch in batches])
 
+    def ask_early(self, texts: list[list[int]]) -> None:
+        """Ask about texts that have been generated, while others of the step still are."""
+        self._early.update({tuple(tokens): self._question(tokens) for tokens in texts if len(tokens) > 1})
+
     def ask(self, batches: list[Batch]) -> None:
         """
         Ask about the batches of an optimizer step once their texts are there. Each is waited for where it is needed.
@@ -167,6 +172,7 @@ class AskedTeacher:
             if REQUESTS not in batch:
                 self._ask_about(batch)
                 batch[REQUESTS].in_step = True
+        self._early.clear()
 
     def _leave(self, batch: Batch) -> None:
         pass
@@ -176,7 +182,8 @@ class AskedTeacher:
 
     def _asked(self, batch: Batch) -> "_Requests":
         texts = [(place, tokens) for place, tokens in documents(batch) if len(tokens) > 1]
-        return _Requests([(place, self._question(tokens)) for place, tokens in texts])
+        early = self._early
+        return _Requests([(place, early.pop(tuple(each), []) or self._question(each)) for place, each in texts])
 
     def _taken(self, inputs: Batch) -> list[tuple[slice, list[Any]]]:
         """
