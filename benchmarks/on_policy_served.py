@@ -6,9 +6,9 @@ What waiting for a served teacher costs on-policy: an optimizer step with a serv
     python benchmarks/on_policy_served.py --delay 1 --requests 16
 
 The step generates its completions, `generation_batch_size` together, asks about them as soon as they are written, and
-trains each micro-batch as its own answers come. It is compared with the larger of two times: that of the same step with
-a server that answers at once (generation and training), and the waiting alone, rows / requests * delay. Medians over
-steps; the first two aren't counted.
+trains each micro-batch as its own answers come. It is compared with the larger of two times: that of the same step
+with a server that answers at once (generation and training), and the waiting alone, rows / requests * delay. Medians
+over steps; the first two aren't counted.
 """
 
 import argparse
