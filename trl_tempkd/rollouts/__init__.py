@@ -67,7 +67,7 @@ def make_rollouts(
     """
     if not args.generates:
         return Rollouts(args, accelerator, tokenizer, collator, stops=[])
-    writers = [student, teacher.wrapped] if teacher.can_generate or args.seq_kd else [student]
+    writers = [student, teacher.wrapped] if teacher.can_generate else [student]
     models = [accelerator.unwrap_model(model()) for model in writers]
     stops = sorted({token for model in models for token in stop_tokens(model, tokenizer)})
     _check_parallelism(accelerator, models[0])
@@ -75,7 +75,10 @@ def make_rollouts(
         _check_prompts(dataset, collator)
     limits = [longest_prompt(model, args.max_new_tokens) for model in models]
     # What one of the models pads its vocabulary with, the other may have no embedding for
-    vocabulary = min(model.config.get_text_config().vocab_size for model in models)
+    vocabularies = [*(model.config.get_text_config().vocab_size for model in models), teacher.vocabulary]
+    vocabulary = min(size for size in vocabularies if size is not None)
+    if teacher.positions is not None:
+        limits.append(room_for_prompts(teacher.positions, args.max_new_tokens))
     of_student: Sampler | None = None
     if args.lmbda > 0 or args.lmbda_schedule == "adaptive":
         if args.use_vllm:
@@ -83,10 +86,14 @@ def make_rollouts(
             if args.vllm_mode == "colocate" and args.vllm_max_model_length is not None:
                 limits.append(room_for_prompts(args.vllm_max_model_length, args.max_new_tokens))
         else:
-            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary)
-    of_teacher = None
-    if args.seq_kd:
+            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary, written=teacher.ask_early)
+    of_teacher: Sampler | None = None
+    if args.seq_kd and teacher.can_generate:
         of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active)
+    elif args.seq_kd:
+        served = of_teacher = teacher.sampler(args, stops, vocabulary)
+        if served.positions is not None:
+            limits.append(room_for_prompts(served.positions, args.max_new_tokens))
     limit = min((limit for limit in limits if limit is not None), default=None)
     return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit)
 

@@ -12,8 +12,10 @@ from .base import Teacher
 from .build import CacheBuilder
 from .cached import CachedTeacher
 from .client import TeacherServerError
+from .kinds import served_teacher
 from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher
 from .served import ServedTeacher
+from .states import StatesTeacher
 from .student_base import STUDENT_BASE, StudentBaseTeacher
 
 
@@ -24,6 +26,7 @@ __all__ = [
     "CachedTeacher",
     "LiveTeacher",
     "ServedTeacher",
+    "StatesTeacher",
     "StudentBaseTeacher",
     "Teacher",
     "TeacherServerError",
@@ -36,7 +39,7 @@ __all__ = [
 # The option that asks for a source in place of a model
 SOURCES: dict[str, Callable[[str | None, Any], Teacher]] = {
     "teacher_cache": CachedTeacher,
-    "teacher_server_url": ServedTeacher,
+    "teacher_server_url": served_teacher,
 }
 
 
