@@ -73,12 +73,18 @@ def make_rollouts(
     _check_parallelism(accelerator, models[0])
     if dataset is not None:
         _check_prompts(dataset, collator)
-    limits = [longest_prompt(model, args.max_new_tokens) for model in models]
     # What one of the models pads its vocabulary with, the other may have no embedding for
     vocabularies = [*(model.config.get_text_config().vocab_size for model in models), teacher.vocabulary]
     vocabulary = min(size for size in vocabularies if size is not None)
-    if teacher.positions is not None:
-        limits.append(room_for_prompts(teacher.positions, args.max_new_tokens))
+    positions = [teacher.positions]
+    of_teacher: Sampler | None = None
+    if args.seq_kd and teacher.can_generate:
+        of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active)
+    elif args.seq_kd:
+        served = of_teacher = teacher.sampler(args, stops, vocabulary)
+        positions.append(served.positions)
+    limits = [longest_prompt(model, args.max_new_tokens) for model in models]
+    limits += [room_for_prompts(each, args.max_new_tokens) for each in positions if each is not None]
     of_student: Sampler | None = None
     if args.lmbda > 0 or args.lmbda_schedule == "adaptive":
         if args.use_vllm:
@@ -87,13 +93,6 @@ def make_rollouts(
                 limits.append(room_for_prompts(args.vllm_max_model_length, args.max_new_tokens))
         else:
             of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary, written=teacher.ask_early)
-    of_teacher: Sampler | None = None
-    if args.seq_kd and teacher.can_generate:
-        of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active)
-    elif args.seq_kd:
-        served = of_teacher = teacher.sampler(args, stops, vocabulary)
-        if served.positions is not None:
-            limits.append(room_for_prompts(served.positions, args.max_new_tokens))
     limit = min((limit for limit in limits if limit is not None), default=None)
     return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit)
 
