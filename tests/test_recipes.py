@@ -115,8 +115,10 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
     if "teacher_cache" in read(recipe):
         overrides["teacher_cache"] = tmp_path / "cache"
     if "teacher_server_url" in read(recipe):
-        server = TeacherServer(AutoModelForCausalLM.from_pretrained(teacher), tokenizer).running()
-        overrides["teacher_model_name_or_path"] = "teacher"
+        pooling = "--runner pooling" in "\n".join(comments(recipe))
+        server = TeacherServer(AutoModelForCausalLM.from_pretrained(teacher), tokenizer, pooling=pooling).running()
+        if not pooling:
+            overrides["teacher_model_name_or_path"] = "teacher"
     with server as running:
         if running is not None:
             overrides["teacher_server_url"] = running.url

@@ -23,12 +23,13 @@ def test_teachers(tmp_path):
     small = "--rounds 3 --rows 2 --tokens 8 --vocabulary 300 --hidden 96 --count 8"
     found, _ = run("teachers", tmp_path / "teachers.json", small)
     rows = {row["name"]: row for row in found["results"]}
-    assert list(rows) == ["live", "hidden", "topk", "sampled", "no teacher", "SFT", "head"]
+    assert list(rows) == ["live", "hidden", "topk", "sampled", "served", "no teacher", "SFT", "head"]
     # fp32 states; 2 temperatures, and 8 times a logit and an id; for each of 2 temperatures 8 weights and ids
     sizes = {"hidden": 96 * 4, "topk": 2 * 4 + 8 * 6, "sampled": 2 * (4 + 8 * 6)}
     assert {name: rows[name]["bytes_per_token"] for name in sizes} == sizes
     for name, size in sizes.items():
         assert rows[name]["files_per_token"] > size and rows[name]["build_tokens_per_second"] > 0
+    assert rows["served"]["bytes_per_token"] == 96 * 4 * (8 + 4) / 8 and rows["served"]["ratio_to_hidden"] > 0
     assert rows["no teacher"]["ratio_to_least"] == rows["no teacher"]["ratio_to_no_teacher"] == 1
     assert rows["hidden"]["ratio_to_least"] < rows["hidden"]["ratio_to_no_teacher"]
 
@@ -49,6 +50,13 @@ def test_sources(tmp_path):
             assert records[name][key] == pytest.approx(live[key], rel=1e-2), (name, key)
     assert 0 < records["topk"]["first_loss"] < live["first_loss"]
     assert live["kl_tau1_after"] != live["kl_tau1_before"]
+
+
+def test_on_policy_served(tmp_path):
+    small = "--rows 4 --micro 2 --requests 2 --delay 0.1 --new_tokens 8 --steps 4"
+    found, _ = run("on_policy_served", tmp_path / "served.json", small)
+    assert found["waiting"] == pytest.approx(0.2) and found["step"] > found["waiting"]
+    assert found["ratio"] == found["step"] / max(found["waiting"], found["generation_and_training"])
 
 
 def test_truncated(tmp_path):

@@ -137,8 +137,9 @@ class KDConfig(
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, as trackers get them: without a password in `teacher_server_url`."""
+        """The fields, as trackers get them: without a password in the addresses of servers."""
         fields = super().to_dict()
-        if self.teacher_server_url is not None:
-            fields["teacher_server_url"] = shown(self.teacher_server_url)
+        for name in ("teacher_server_url", "teacher_server_generation_url"):
+            if fields[name] is not None:
+                fields[name] = shown(fields[name])
         return fields

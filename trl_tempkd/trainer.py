@@ -178,7 +178,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         if not batches:  # a stream has ended
             return batches, count
         # Before anything of the step has happened, so that it can be resumed
-        save = partial(self._save_checkpoint, self.model, None) if self.state.global_step else None
+        save = self._save_before_step if self.state.global_step else None
         self.teacher.wait(batches, save)
         new = self.rollouts(batches, self.state.global_step, self._progress())
         self.teacher.ask(new)

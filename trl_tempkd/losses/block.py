@@ -174,7 +174,8 @@ def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors, tables: 
         if "student_tau_grad" in spec.metrics:
             metrics["student_tau_grad"] = _temperature_gradients(spec, jacobian_RV, z_RV, kd_R, tau_s_R, factor_R)
         if spec.truncated:  # the last bin's gradient belongs to its tokens, in proportion to q
-            grad_RV = (share_RV * grad_RV[:, -1:]).scatter(-1, ids_RK, grad_RV[:, :-1])
+            # Added, since the last token may be one of the others too, with a gradient of 0
+            grad_RV = (share_RV * grad_RV[:, -1:]).scatter_add(-1, ids_RK, grad_RV[:, :-1])
     else:
         kd_R = divergence(log_q_RV)
     if "teacher_tau_grad" in spec.metrics:

@@ -93,6 +93,7 @@ class Rollouts:
         self.distance: float | None = None  # from the teacher, at the last evaluation
         self.replay_size = -(-args.replay_size // accelerator.num_processes)  # of this rank
         self.replay: deque[Row] = deque(maxlen=self.replay_size)
+        self._before: tuple[int, list[Row]] = (-1, [])  # what was kept for replay at the start of a step
         self.latest: list[tuple[list[int], list[int]]] = []  # prompts and completions that were generated last
         self.counts: Counter[str] = Counter()
         self.on_policy = False  # whether the student has written the completions of the present batches
@@ -110,6 +111,7 @@ class Rollouts:
         Returns:
             `list[dict]`: As many batches.
         """
+        self._before = (step, list(self.replay))
         source = self._source(step, progress)
         self.on_policy = source in ("student", "replay")
         if source != "dataset" and batches:
@@ -218,6 +220,12 @@ class Rollouts:
             "into the positions of the model."
         )
         return prompt[-self.max_prompt :]
+
+    def rewind(self, step: int) -> None:
+        """Forget what was generated in a step that hasn't been finished."""
+        if self._before[0] == step:
+            self.replay.clear()
+            self.replay.extend(self._before[1])
 
     def observe(self, metrics: dict[str, float]) -> None:
         """

@@ -12,9 +12,11 @@ from .base import Teacher
 from .build import CacheBuilder
 from .cached import CachedTeacher
 from .client import TeacherServerError
+from .kinds import served_teacher
 from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher
 from .other_tokenizer import OtherTokenizerTeacher
 from .served import ServedTeacher
+from .states import StatesTeacher
 from .student_base import STUDENT_BASE, StudentBaseTeacher
 
 
@@ -26,6 +28,7 @@ __all__ = [
     "LiveTeacher",
     "OtherTokenizerTeacher",
     "ServedTeacher",
+    "StatesTeacher",
     "StudentBaseTeacher",
     "Teacher",
     "TeacherServerError",
@@ -38,7 +41,7 @@ __all__ = [
 # The option that asks for a source in place of a model
 SOURCES: dict[str, Callable[[str | None, Any], Teacher]] = {
     "teacher_cache": CachedTeacher,
-    "teacher_server_url": ServedTeacher,
+    "teacher_server_url": served_teacher,
 }
 
 

@@ -44,9 +44,15 @@ class Teacher(ABC):
         columns (`list[str]`):
             What the collator needs of the rows beyond what TRL's does.
         can_generate (`bool`):
-            Whether there is a model that can write completions: `wrapped` and `active`.
+            Whether there is a model that can write completions: `wrapped` and `active`. Else `sampler` may.
         shares_tokenizer (`bool`):
             Whether its tokens are the student's.
+        vocabulary (`int`, *optional*):
+            How many tokens a text may be made of, the first ones, where no model says so.
+        positions (`int`, *optional*):
+            How many tokens a text may have, where no model says so.
+        requests (`int`):
+            How many texts it sees at a time, if it is asked about them before they are needed.
         source (`str`):
             What messages call it.
         knows (`type`):
@@ -64,6 +70,9 @@ class Teacher(ABC):
     columns: list[str] = [PROMPTS]
     can_generate: bool = False
     shares_tokenizer: bool = True
+    vocabulary: int | None = None
+    positions: int | None = None
+    requests: int = 0
     source: str = "the teacher"
     knows: type[Logits] | type[Truncated] = Logits
     taus: tuple[float, ...] | None = None
@@ -113,8 +122,12 @@ class Teacher(ABC):
             batches (`list[dict]`):
                 Batches as `ahead` gave them, before completions are generated.
             save (`Callable`, *optional*):
-                Called on every process before an error, while nothing has happened yet in this step.
+                Writes a checkpoint of what was before this step. Called on every process before an error, now or in
+                the step.
         """
+
+    def ask_early(self, texts: list[list[int]]) -> None:  # noqa: B027
+        """Ask about texts that have been generated, while others of the step still are."""
 
     def ask(self, batches: list[Batch]) -> None:  # noqa: B027
         """Ask about the batches of an optimizer step, once their completions are generated. It may add to them."""
@@ -151,11 +164,29 @@ class Teacher(ABC):
 
     def wrapped(self) -> nn.Module:
         """The module that is the teacher inside of `active()`, as it is wrapped at the moment; to generate with it."""
-        raise UsageError(f"There is no model to generate with in {self.source}: {self.instead}.")
+        raise self._no_model()
 
     def active(self) -> AbstractContextManager[None]:
         """Context in which `wrapped()` is the teacher. The other methods enter it themselves."""
-        raise UsageError(f"There is no model to generate with in {self.source}: {self.instead}.")
+        raise self._no_model()
+
+    def sampler(self, options: Any, stops: list[int], vocabulary: int) -> Any:
+        """
+        What writes the teacher's completions where `wrapped` doesn't, as a [`~trl_tempkd.rollouts.sampling.Sampler`]
+        that has `positions`.
+
+        Args:
+            options ([`~trl_tempkd.rollouts.RolloutOptions`]):
+                How to sample.
+            stops (`list[int]`):
+                Tokens that end a completion.
+            vocabulary (`int`):
+                Number of tokens that both models know. A completion ends before one that they don't.
+        """
+        raise self._no_model()
+
+    def _no_model(self) -> UsageError:
+        return UsageError(f"There is no model to generate with in {self.source}: {self.instead}.")
 
     def translation(self, longest: int | None) -> Translation | None:
         """What makes the student's tokens of what the teacher has written, where those aren't its own."""
