@@ -108,8 +108,8 @@ class ServedTargetOptions(OptionGroup):
                 )
         if self.teacher_cache is not None:
             raise UsageError(
-                f"`teacher_server_url` is {shown(self.teacher_server_url)} and `teacher_cache` {self.teacher_cache}: "
-                "the target comes from one of them. Leave the other unset."
+                f"`teacher_server_url` is {Address.of(str(self.teacher_server_url)).url} and `teacher_cache` "
+                f"{self.teacher_cache}: the target comes from one of them. Leave the other unset."
             )
         logprobs = self.teacher_server_logprobs
         ok = logprobs is None or logprobs >= 2
