@@ -181,7 +181,7 @@ def test_a_server_that_is_gone_fails_no_row(run, server, monkeypatch):
 
 
 def test_what_a_server_cannot_do(run, server):
-    with pytest.raises(UsageError, match=r"`generation_kwargs` is .* takes other ones"):
+    with pytest.raises(UsageError, match=r"`generation_kwargs` is .* the teacher's server generates"):
         run(teacher_server_url=server.url, generation_kwargs={"no_repeat_ngram_size": 3})
     with pytest.raises(UsageError, match="`teacher_server_model` is x, and is of a teacher that is served"):
         run(teacher_server_model="x")

@@ -39,8 +39,8 @@ class ServedSampler:
     ):
         if args.generation_kwargs:
             raise UsageError(
-                f"`generation_kwargs` is {args.generation_kwargs!r}, and the server that generates for the teacher "
-                "takes other ones. Leave it unset."
+                f"`generation_kwargs` is {args.generation_kwargs!r}, and the teacher's server generates, which takes "
+                "other ones. Leave it unset."
             )
         self.positions, self._completions, self._vocabulary = positions, completions, vocabulary
         self.options: dict[str, Any] = {
