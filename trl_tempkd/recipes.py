@@ -44,6 +44,7 @@ GROUPS = {
             "TeacherOptions",
             "ServerOptions",
             "ServedTargetOptions",
+            "VocabularyOptions",
             "ResumingOptions",
             "DiagnosticsOptions",
         ),
