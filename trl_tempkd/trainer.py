@@ -26,7 +26,7 @@ from .meter import Meter
 from .objectives import make_loss
 from .packing import PackingCheck
 from .padding import aligned, right_padded
-from .rollouts import CarryingCollator, check_answers, make_rollouts, prepared
+from .rollouts import CARRIED, CarryingCollator, check_answers, make_rollouts, prepared
 from .routers import leave_routers, run_backbone, warn_of_none
 from .teachers import make_teacher
 
@@ -122,7 +122,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         self._packing = PackingCheck("student", args)
         self._packing.begin(self.model)
 
-        self.data_collator = self.teacher.collate(aligned(self.data_collator))
+        self.data_collator = self.teacher.collated(aligned(self.data_collator))
         if args.generates:
             self.data_collator = CarryingCollator(self.data_collator)
         student = partial(getattr, self, "model_wrapped")  # as it is at the time
@@ -160,7 +160,7 @@ class TemperatureKDTrainer(ResumingTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*{*self._signature_columns, *self.teacher.columns}]
+        self._signature_columns = [*{*self._signature_columns, *self.teacher.columns, *CARRIED}]
 
     def _is_logged(self) -> bool:
         # The metrics cost a second pair of softmaxes, so they are computed only where they are shown
@@ -194,7 +194,7 @@ class TemperatureKDTrainer(ResumingTrainer):
 
         # Accelerate puts autocast around `model.forward`, which the redirection replaces
         with self.accelerator.autocast():
-            teacher_rows = self.teacher.rows(inputs)
+            teacher_rows = self.teacher.target(inputs)
             student = self.accelerator.unwrap_model(model)
             self._packing.see(inputs, student, partial(self._hidden_states, model, student))
             # Backbone, head and loss run inside the wrapper's forward, so that DDP, FSDP and DeepSpeed see a normal

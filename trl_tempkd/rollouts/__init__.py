@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..row_formats import PROMPTS
 from ..teachers import Teacher
 from .options import RolloutOptions
-from .preparation import TRAIN, check_answers, prepared
+from .preparation import CARRIED, TRAIN, check_answers, prepared
 from .rollouts import Collator, Rollouts
 from .rows import CarryingCollator, rows_of
 from .sampling import ModelSampler, Sampler, longest_prompt, room_for_prompts, stop_tokens
@@ -21,6 +21,7 @@ from .vllm import VLLMSampler
 
 
 __all__ = [
+    "CARRIED",
     "PROMPTS",
     "TRAIN",
     "CarryingCollator",

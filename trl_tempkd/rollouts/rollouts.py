@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..files import whole_file
-from ..row_formats import PROMPTS
+from ..row_formats import CONTEXTS, PROMPTS
 from .options import RolloutOptions
-from .rows import IGNORED, ROW_TENSORS, Row, completed, join, rows_of, split, split_evenly
+from .rows import IGNORED, Row, completed, join, rows_of, split, split_evenly
 from .samples import log_samples
 from .sampling import Sampler, most_over_ranks
 
@@ -139,11 +139,15 @@ class Rollouts:
         assert sampler is not None
         completions = sampler(prompts, self._rng(*chain.from_iterable(prompts)).getrandbits(32))
         for i, prompt, completion in zip(asked, prompts, completions, strict=True):
-            rows[i] = completed(prompt, completion)
+            rows[i] = completed(prompt, completion, rows[i].teacher_ids)
         return self._collated(rows)
 
     def _collated(self, rows: list[Row]) -> Batch:
-        batch = self.collator([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+        examples: list[dict[str, Any]] = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+        if any(row.context is not None for row in rows):
+            for row, example in zip(rows, examples, strict=True):
+                example[CONTEXTS] = [len(row.context or []), *(row.context or [])]
+        batch = self.collator(examples)
         return send_to_device(batch, self.accelerator.device)
 
     def _rng(self, *of: int) -> random.Random:
@@ -175,7 +179,8 @@ class Rollouts:
             )
         completions = sampler([prompts[i] for i in given], seed)
         self.latest = [(prompts[i], completion) for i, completion in zip(given, completions, strict=True)]
-        new = [completed(*pair) for pair in self.latest]
+        of_teacher = [rows[i].teacher_ids for i in given]
+        new = [completed(*pair, ids) for pair, ids in zip(self.latest, of_teacher, strict=True)]
         stay = [row for row, prompt in zip(rows, prompts, strict=True) if not prompt]
         if source == "student":
             self.replay.extend(new)
@@ -265,7 +270,7 @@ class Rollouts:
         if path.is_file():
             with safe_open(path, "pt") as file:
                 state = json.loads(file.metadata()["state"])
-                self.replay.extend(split({name: file.get_tensor(name) for name in ROW_TENSORS}))
+                self.replay.extend(split({name: file.get_tensor(name) for name in [*file.keys()]}))
         else:
             logger.warning(
                 f"{path} doesn't exist: nothing is kept for replay on this rank, and if it is the first, the share of "

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UsageError
-from ..row_formats import PROMPTS
+from ..row_formats import CONTEXTS, PROMPTS, TEACHER_PROMPTS, contexts_of
 
 
 IGNORED = -100  # the label of a token that isn't trained on
-ROW_TENSORS = ("input_ids", "trained", "lengths")
 
 
 class Row(NamedTuple):
@@ -27,11 +26,17 @@ class Row(NamedTuple):
             The same tokens, or -100 where they aren't trained on.
         prompt_ids (`list[int]`, *optional*):
             The prompt that it carries. It need not be the beginning of `input_ids`.
+        context (`list[int]`, *optional*):
+            What the teacher reads before the first token that is trained on, if that is something else.
+        teacher_ids (`list[int]`, *optional*):
+            What it reads before another completion.
     """
 
     input_ids: list[int]
     labels: list[int]
     prompt_ids: list[int] | None = None
+    context: list[int] | None = None
+    teacher_ids: list[int] | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -46,9 +51,9 @@ class Row(NamedTuple):
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def completed(prompt: list[int], completion: list[int]) -> Row:
-    """The row of which `completion` alone is trained on."""
-    return Row(prompt + completion, [IGNORED] * len(prompt) + completion)
+def completed(prompt: list[int], completion: list[int], teacher_ids: list[int] | None = None) -> Row:
+    """The row of which `completion` alone is trained on. The teacher may read something else before it."""
+    return Row(prompt + completion, [IGNORED] * len(prompt) + completion, context=teacher_ids)
 
 
 def prompt_before(ids: list[int], trained: list[bool]) -> list[int]:
@@ -68,9 +73,13 @@ class Carried:
     Attributes:
         prompts (`list[list[int]]`):
             The prompt of each, empty if there is none.
+        contexts, teacher_prompts (`list[list[int]]`, *optional*):
+            What the teacher reads in each, if that is something else, before what is there and before a completion.
     """
 
     prompts: list[list[int]]
+    contexts: list[list[int]] | None = None
+    teacher_prompts: list[list[int]] | None = None
 
 
 class CarryingCollator:
@@ -86,11 +95,22 @@ class CarryingCollator:
         self.collator = collator
 
     def __call__(self, examples: list[dict[str, Any]]) -> Any:
-        batch = self.collator([{name: row[name] for name in row if name != PROMPTS} for row in examples])
+        own = (PROMPTS, TEACHER_PROMPTS)
+        batch = self.collator([{name: row[name] for name in row if name not in own} for row in examples])
         if PROMPTS in examples[0]:
-            prompts = chain.from_iterable(row[PROMPTS] for row in examples)
-            batch[PROMPTS] = Carried([[int(token) for token in each] for each in prompts if each is not None])
+            prompts, of_teacher = (_texts(examples, name) for name in own)
+            contexts = None
+            if CONTEXTS in examples[0]:
+                contexts = [context for row in examples for context in contexts_of(row[CONTEXTS])]
+            batch[PROMPTS] = Carried(prompts or [], contexts, of_teacher)
         return batch
+
+
+def _texts(examples: list[dict[str, Any]], name: str) -> list[list[int]] | None:
+    if name not in examples[0]:
+        return None
+    texts = chain.from_iterable(row[name] for row in examples)
+    return [[int(token) for token in each] for each in texts if each is not None]
 
 
 def rows_of(batch: dict[str, Any]) -> list[Row]:
@@ -103,7 +123,7 @@ def rows_of(batch: dict[str, Any]) -> list[Row]:
     Raises:
         `ValueError`: If the batch has neither `attention_mask` nor `position_ids`, or fewer sequences than prompts.
     """
-    carried = batch[PROMPTS].prompts if PROMPTS in batch else None
+    carried = batch.get(PROMPTS)
     if "attention_mask" in batch:
         rows = list(_padded_rows(batch))
     elif "position_ids" in batch:
@@ -114,13 +134,18 @@ def rows_of(batch: dict[str, Any]) -> list[Row]:
             f"padding, beside `input_ids` and `labels`, got {', '.join(batch)}."
         )
     if carried is not None:
-        if len(rows) < len(carried):
+        if len(rows) < len(carried.prompts):
             raise UsageError(
                 f"With `lmbda` or `seq_kd` the data collator must keep every row, in their order, but it made "
-                f"{len(rows)} of {len(carried)}."
+                f"{len(rows)} of {len(carried.prompts)}."
             )
         # What comes behind them is padding
-        rows = [row._replace(prompt_ids=prompt) for row, prompt in zip(rows, carried, strict=False)]
+        for i, prompt in enumerate(carried.prompts):
+            rows[i] = rows[i]._replace(prompt_ids=prompt)
+        if carried.contexts is not None:
+            others = carried.teacher_prompts or carried.contexts
+            for i, (context, other) in enumerate(zip(carried.contexts, others, strict=True)):
+                rows[i] = rows[i]._replace(context=context, teacher_ids=other)
     return rows if "attention_mask" in batch else [row for row in rows if row.targets or row.prompt]
 
 
@@ -154,11 +179,16 @@ def split_evenly(rows: list[Row], parts: int) -> list[list[Row]]:
 
 
 def join(rows: list[Row]) -> dict[str, torch.Tensor]:
-    """Rows as flat tensors, named by `ROW_TENSORS`, to be saved."""
+    """Rows as flat tensors, to be saved."""
     return {
         "input_ids": torch.tensor([i for row in rows for i in row.input_ids], dtype=torch.int32),
         "trained": torch.tensor([label != IGNORED for row in rows for label in row.labels], dtype=torch.bool),
         "lengths": torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int32),
+        "contexts": torch.tensor([i for row in rows for i in row.context or []], dtype=torch.int32),
+        # -1 where the teacher reads what the student does
+        "context_lengths": torch.tensor(
+            [-1 if row.context is None else len(row.context) for row in rows], dtype=torch.int32
+        ),
     }
 
 
@@ -167,4 +197,12 @@ def split(tensors: dict[str, torch.Tensor]) -> list[Row]:
     lengths = tensors["lengths"].tolist()
     labels = tensors["input_ids"].masked_fill(~tensors["trained"], IGNORED)
     pairs = zip(tensors["input_ids"].split(lengths), labels.split(lengths), strict=True)
-    return [Row(ids.tolist(), row_labels.tolist()) for ids, row_labels in pairs]
+    rows = [Row(ids.tolist(), row_labels.tolist()) for ids, row_labels in pairs]
+    if "contexts" not in tensors:  # of an earlier version
+        return rows
+    sizes = tensors["context_lengths"].tolist()
+    contexts = tensors["contexts"].split([max(size, 0) for size in sizes])
+    return [
+        row if size < 0 else row._replace(context=context.tolist())
+        for row, size, context in zip(rows, sizes, contexts, strict=True)
+    ]

@@ -17,6 +17,7 @@ from ..heads import Head, NoHead
 from ..losses import METRICS, Logits, Truncated
 from ..losses.truncated import ON_BINS, grid_index
 from ..row_formats import PROMPTS
+from .own_prompt import OWN, OwnPromptCollator, check_positions, on_device
 
 
 logger = logging.get_logger(__name__)
@@ -42,6 +43,9 @@ class Teacher(ABC):
             What the collator needs of the rows beyond what TRL's does.
         can_generate (`bool`):
             Whether there is a model that can write completions: `wrapped` and `active`.
+        reads_tokens (`bool`):
+            Whether `rows` is told of a text by its tokens, so that it can be told of another one. Otherwise what
+            comes with the rows is of the right one.
         source (`str`):
             What messages call it.
         knows (`type`):
@@ -57,6 +61,7 @@ class Teacher(ABC):
     metrics: tuple[str, ...] = METRICS
     columns: list[str] = [PROMPTS]
     can_generate: bool = False
+    reads_tokens: bool = True
     source: str = "the teacher"
     knows: type[Logits] | type[Truncated] = Logits
     taus: tuple[float, ...] | None = None
@@ -92,6 +97,11 @@ class Teacher(ABC):
         """A data collator that carries along what `prepare` has added."""
         return collator
 
+    def collated(self, collator: Collator) -> Collator:
+        """The same, and what the teacher reads where that is another prompt than the student's."""
+        collate = self.collate(collator)
+        return OwnPromptCollator(collate, collator) if self.reads_tokens else collate
+
     # An optimizer step
 
     def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -111,6 +121,28 @@ class Teacher(ABC):
 
     def ask(self, batches: list[Batch]) -> None:  # noqa: B027
         """Ask about the batches of an optimizer step, once their completions are generated. It may add to them."""
+
+    def target(self, inputs: Batch) -> torch.Tensor | Logits | Truncated:
+        """What `rows` says of a batch, or of what the teacher reads in its place, at the positions of the batch."""
+        own = inputs.pop(OWN, None)
+        if own is None:
+            return self.rows(inputs)
+        theirs = on_device(own, inputs["input_ids"].device)
+        check_positions(theirs, self.reader())
+        return own.placed(self.rows(theirs))
+
+    def reader(self) -> nn.Module | None:
+        """The model that reads what `target` is asked about, not wrapped, if it is in this process."""
+        return None
+
+    def step(self) -> None:  # noqa: B027
+        """Called on every process after an optimizer step."""
+
+    def save(self, folder: str) -> None:  # noqa: B027
+        """Write what a resume needs into a checkpoint. Every process must call."""
+
+    def load(self, folder: str | None) -> None:  # noqa: B027
+        """Begin a training: go on from a checkpoint, or anew. The student is wrapped. Every process must call."""
 
     @abstractmethod
     def rows(self, inputs: Batch) -> torch.Tensor | Logits | Truncated:
@@ -132,7 +164,7 @@ class Teacher(ABC):
         Raises:
             `ValueError`: If not the whole rows are known.
         """
-        rows = self.rows(inputs)
+        rows = self.target(inputs)
         if isinstance(rows, Truncated):
             raise UsageError(
                 f"The teacher's whole rows are needed here, and {self.source} hasn't them: {self.instead}."

@@ -20,6 +20,7 @@ from .address import plain
 from .base import Batch, Teacher, temperatures_of
 from .client import Answer, CompletionsClient, TeacherServerError
 from .live import refuse_options
+from .own_prompt import read_in_place_of
 from .plausible import log_mass
 from .probe import probe
 
@@ -146,7 +147,7 @@ class ServedTeacher(Teacher):
         error = None
         try:
             for batch in batches:
-                self._answers(batch[REQUESTS])
+                self._answers(read_in_place_of(batch)[REQUESTS])
         except TeacherServerError as found:
             error = found
         failed = torch.tensor([error is not None], device=self._accelerator.device)
@@ -159,7 +160,8 @@ class ServedTeacher(Teacher):
         self._rng = None
 
     def _ask_ahead(self, batch: Batch) -> None:
-        batch[REQUESTS] = self._ask(batch)
+        inputs = read_in_place_of(batch)
+        inputs[REQUESTS] = self._ask(inputs)
 
     def _ask(self, batch: Batch) -> "_Requests":
         texts = [(place, tokens) for place, tokens in documents(batch) if len(tokens) > 1]
