@@ -21,7 +21,7 @@ from .errors import UsageError
 from .heads import check_head, gathered_head, last_hidden_state
 from .job import job
 from .job import prepared as written_data
-from .logged_steps import LastStep, is_logged
+from .logged_steps import AfterStep, LastStep, is_logged
 from .meter import Meter
 from .objectives import make_loss
 from .packing import PackingCheck
@@ -54,7 +54,8 @@ class TemperatureKDTrainer(ResumingTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Student. A string is loaded as in [`~trl.SFTTrainer`].
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Teacher, with the student's tokenizer; `"student_base"` is the student without its PEFT adapter. If `None`,
+            Teacher, with the student's tokenizer; `"student_base"` is the student without its PEFT adapter,
+            `"student"` the student itself and `"student_ema"` an average of the weights that it had. If `None`,
             `args.teacher_model_name_or_path` is used. A cache or a server in `args` needs none.
         args ([`KDConfig`], *optional*):
             Configuration. If `None`, the defaults are used, and a model given by name needs no more.
@@ -137,6 +138,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         measures += ["aux_loss"] * self.aux_loss_enabled
         self._meter = Meter(self.accelerator, measures)
         self.add_callback(LastStep())
+        self.add_callback(AfterStep(self.teacher.step))
         self._name = f"{self._name} ({args.describe()})"  # "trained with {_name}, a method introduced in {_paper}"
 
     def _refuse_unsupported(self) -> None:

@@ -158,7 +158,7 @@ def check(
     dataset_args: "DatasetMixtureConfig",
 ) -> None:
     """Stop at what can be seen to be wrong before anything is loaded."""
-    from ..teachers import STUDENT_BASE
+    from ..teachers import STUDENTS
 
     for mode, name in COUNTS.items():
         value = getattr(args, name)
@@ -177,8 +177,9 @@ def check(
             "completions that are generated in training can't be cached: give --lmbda 0 --seq_kd false, or distil "
             "with the teacher itself"
         )
-    if training_args.teacher_model_name_or_path == STUDENT_BASE:
-        raise UsageError(f"{STUDENT_BASE} is in memory with the student anyway, and isn't cached")
+    teacher = training_args.teacher_model_name_or_path
+    if teacher in STUDENTS:
+        raise UsageError(f"{teacher} is in memory with the student anyway, and isn't cached")
     if training_args.teacher_server_url is not None:
         raise UsageError("a server gives no hidden states to cache: leave --teacher_server_url unset")
     training_args.teacher_cache = None  # the recipe may name this very one, for training

@@ -129,7 +129,7 @@ def make_trainer(
     """The trainer of a recipe, its models loaded and its data prepared. Arguments as in [`main`]."""
     from trl import get_peft_config, get_quantization_config
 
-    from ..teachers import STUDENT_BASE
+    from ..teachers import STUDENTS
     from ..trainer import TemperatureKDTrainer
     from .data import check_model, data_faults
 
@@ -139,7 +139,7 @@ def make_trainer(
     trust = training_args.trust_remote_code
     check_model(student, model_args.model_revision, trust, "model_name_or_path")
     elsewhere = training_args.teacher_cache is not None or training_args.teacher_server_url is not None
-    if not elsewhere and teacher != STUDENT_BASE:
+    if not elsewhere and teacher not in STUDENTS:
         check_model(str(teacher), training_args.teacher_model_revision, trust, "teacher_model_name_or_path")
 
     training_args.teacher_model_name_or_path = teacher

@@ -126,11 +126,11 @@ def other_rows(evaluation: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def teacher_of(values: list[Any]) -> tuple[str, str | None, dict[str, Any]]:
     """Name, revision and arguments of loading of the model that a student is compared with."""
-    from ..teachers import STUDENT_BASE
+    from ..teachers import STUDENTS
     from .data import resolve_model
 
     _, training_args, model_args, _ = values
-    if training_args.teacher_model_name_or_path == STUDENT_BASE:
+    if training_args.teacher_model_name_or_path in STUDENTS:
         return resolve_model(model_args.model_name_or_path, "model_name_or_path"), model_args.model_revision, {}
     name = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
     return name, training_args.teacher_model_revision, training_args.teacher_model_init_kwargs or {}
@@ -154,7 +154,7 @@ def baseline(
     """
     from ..prompts import read_rows
     from ..study.evaluation import divergence_to_teacher, tokenize
-    from ..teachers import STUDENT_BASE
+    from ..teachers import STUDENTS
     from .data import resolve_model
 
     start = time.perf_counter()
@@ -179,7 +179,7 @@ def baseline(
         "lifted": [],
     }
     count = evaluation["diagnostics_rows"]
-    if count and training_args.teacher_model_name_or_path != STUDENT_BASE:  # an adapter starts as its own teacher
+    if count and training_args.teacher_model_name_or_path not in STUDENTS:  # which start as their own teachers
         result["diagnostics"], result["lifted"] = gradients(values, count)
     return {**result, "seconds": round(time.perf_counter() - start, 2)}
 

@@ -14,17 +14,23 @@ from .cached import CachedTeacher
 from .client import TeacherServerError
 from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher
 from .served import ServedTeacher
+from .student import STUDENT, STUDENT_EMA, StudentEMATeacher, StudentTeacher
 from .student_base import STUDENT_BASE, StudentBaseTeacher
 
 
 __all__ = [
     "SOURCES",
+    "STUDENT",
+    "STUDENTS",
     "STUDENT_BASE",
+    "STUDENT_EMA",
     "CacheBuilder",
     "CachedTeacher",
     "LiveTeacher",
     "ServedTeacher",
     "StudentBaseTeacher",
+    "StudentEMATeacher",
+    "StudentTeacher",
     "Teacher",
     "TeacherServerError",
     "check_separate",
@@ -39,6 +45,13 @@ SOURCES: dict[str, Callable[[str | None, Any], Teacher]] = {
     "teacher_server_url": ServedTeacher,
 }
 
+# Teachers that are in memory with the student, by the name that asks for them
+STUDENTS: dict[str, Callable[[str, Any], Teacher]] = {
+    STUDENT_BASE: StudentBaseTeacher,
+    STUDENT: StudentTeacher,
+    STUDENT_EMA: StudentEMATeacher,
+}
+
 
 def make_teacher(teacher: str | PreTrainedModel | None, options: Any) -> Teacher:
     """
@@ -46,8 +59,9 @@ def make_teacher(teacher: str | PreTrainedModel | None, options: Any) -> Teacher
 
     Args:
         teacher (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Name or path, the model itself, or `"student_base"` (the student without its PEFT adapter). With a source
-            that has an option of its own the name by which it knows the teacher, or `None`.
+            Name or path, the model itself, or one of `STUDENTS`, such as `"student_base"` (the student without its
+            PEFT adapter). With a source that has an option of its own the name by which it knows the teacher, or
+            `None`.
         options (`KDConfig`):
             Configuration of the run.
 
@@ -72,6 +86,6 @@ def make_teacher(teacher: str | PreTrainedModel | None, options: Any) -> Teacher
             "A teacher is required: pass `teacher_model`, or set `teacher_model_name_or_path`, "
             f"{' or '.join(f'`{option}`' for option in SOURCES)}."
         )
-    if isinstance(teacher, str) and teacher == STUDENT_BASE:
-        return StudentBaseTeacher(teacher, options)
+    if isinstance(teacher, str) and teacher in STUDENTS:
+        return STUDENTS[teacher](teacher, options)
     return LiveTeacher(teacher, options)
