@@ -49,7 +49,7 @@ class Watch(TrainerCallback):
         # Here, since FSDP keeps the root's parameters whole after an evaluation
         unwrap, models = (
             self.trainer.accelerator.unwrap_model,
-            (self.trainer.model_wrapped, self.trainer.teacher_model),
+            (self.trainer.model_wrapped, self.trainer.teacher_model or self.trainer.model_wrapped),
         )
         self.sharded.append([all(map(is_sharded, unwrap(model).parameters())) for model in models])
         self.longest.append(max((len(completion) for _, completion in latest), default=0))
@@ -110,7 +110,7 @@ def make_trainer(backend: str, scenario: dict[str, Any], watch: Watch) -> Temper
     train_dataset = load_from_disk(scenario["train_dataset"])
     trainer = TemperatureKDTrainer(
         model=load(scenario["student"]),
-        teacher_model=load(scenario["teacher"]),
+        teacher_model=scenario.get("itself") or load(scenario["teacher"]),  # the student, by its name
         args=args,
         processing_class=AutoTokenizer.from_pretrained(scenario["student"]),
         train_dataset=train_dataset.to_iterable_dataset() if scenario.get("streamed") else train_dataset,
@@ -141,10 +141,10 @@ def run(backend: str, scenario: dict[str, Any]) -> dict[str, Any]:
     assert expected is None or wrapper.startswith(expected), wrapper
 
     student = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    teacher = trainer.accelerator.unwrap_model(trainer.teacher_model)
+    teacher = trainer.teacher_model and trainer.accelerator.unwrap_model(trainer.teacher_model)
     sums = torch.stack([whole(p).double().abs().sum() for p in student.parameters()])
-    teacher_now = {name: whole(p) for name, p in teacher.named_parameters()}
-    teacher_before = load_file(f"{scenario['teacher']}/model.safetensors")
+    teacher_now = {name: whole(p) for name, p in teacher.named_parameters()} if teacher else {}
+    teacher_before = load_file(f"{scenario['teacher']}/model.safetensors") if teacher else {}
     result = {
         "wrapper": wrapper,
         "checkpoint": checkpoint and Path(checkpoint).name,

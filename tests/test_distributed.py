@@ -61,6 +61,7 @@ LORA = {
 }
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 UNLABELLED = {"train_dataset": "unlabelled", "fields": {"train_sampling_strategy": "sequential"}}
+AVERAGED = {"train_dataset": "hinted", "eval_dataset": "hinted", "itself": "student_ema"}
 GREEDY = {"lmbda": 1.0, "max_new_tokens": 8, "temperature": 0.0}
 SCENARIOS = {
     "untied": {"fields": {"eval_strategy": "steps", "eval_steps": 2}, "compute_metrics": True},
@@ -105,6 +106,13 @@ SCENARIOS = {
     "on_policy_unlabelled": {**UNLABELLED, "fields": {**UNLABELLED["fields"], **GREEDY}},
     # Evaluation generates too
     "only_asked": {"train_dataset": "questions", "eval_dataset": "questions", "fields": GREEDY},
+    # The teacher reads another prompt, and it may be the student, whose average is in shards
+    "own_prompt": {"train_dataset": "hinted", "eval_dataset": "hinted", "fields": ACCUMULATED},
+    "own_prompt_on_policy": {"train_dataset": "hinted", "fields": GREEDY},
+    "itself": {"train_dataset": "hinted", "itself": "student"},
+    "averaged": {**AVERAGED, "fields": {"teacher_ema_decay": 0.6}},
+    "averaged_tied": {**AVERAGED, "student": "tied", "fields": {"teacher_ema_decay": 0.6, **ACCUMULATED}},
+    "averaged_lora": {**LORA, **AVERAGED, "fields": {**LORA["fields"], "teacher_ema_decay": 0.6}},
     "of_teacher": {"fields": {**GREEDY, **ACCUMULATED, "lmbda": 0.0, "seq_kd": True}},
     # The ranks end their completions after different numbers of tokens, and gather the layers for each of them
     "stopping": {
@@ -151,6 +159,9 @@ class Launcher:
         pairs = [sentence.split(" ", 3) for sentence in SENTENCES]
         rows = [{"prompt": " ".join(p[:3]), "completion": " " + p[3]} for p in pairs]
         self.save("prompts", rows * 3)
+        hints = [" ".join(SENTENCES[-1 - i].split(" ")[: 1 + i % 5]) for i in range(len(rows))]
+        hinted = [{**row, "teacher_prompt": f"{hint} {row['prompt']}"} for row, hint in zip(rows, hints, strict=True)]
+        self.save("hinted", hinted * 3)
         self.save("questions", [{"prompt": row["prompt"]} for row in rows * 3])
         self.save("ten_rows", (rows * 2)[:10])
         self.save("ten_rows_and_two", (rows * 2)[:10] + rows[:2])

@@ -1,11 +1,16 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """A teacher that reads a prompt of its own: the same answer behind two prompts, whatever is done to the rows."""
 
+import copy
+
 import pytest
 import test_prompt_rows as prompt_rows
 import torch
 from conftest import SENTENCES
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig
+from teacher_server import TeacherServer
+from test_cached import builder_of
 
 from trl_tempkd import kd_loss
 from trl_tempkd.row_formats import CONTEXTS, TEACHER_PROMPTS, contexts_of, problem_of
@@ -358,3 +363,58 @@ def test_a_prompt_that_is_too_long_for_the_teacher_is_refused(make_trainer):
     trainer = make_trainer("gpt2", "gpt2", train_dataset=Dataset.from_list(rows))
     with pytest.raises(ValueError, match=r"With its `teacher_prompt` a row has .* positions for 64"):
         trainer.train()
+
+
+# Other sources
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("fields", [{}, {"packing": True, "max_length": 64}], ids=str)
+@pytest.mark.filterwarnings(FLASH)
+def test_a_cache_has_what_the_teacher_read(make, tmp_path, fields):
+    data = {"train_dataset": Dataset.from_list(rows_of_text()), **fields}
+    manifest = builder_of(make(**data), tmp_path / "cache").build()
+    assert manifest.own_prompts
+    live, cached = make(**data), make(**data, teacher_cache=str(tmp_path / "cache"))
+    for trainer in (live, cached):
+        trainer.train()
+    expected, found = ([e["loss"] for e in t.state.log_history if "loss" in e] for t in (live, cached))
+    assert found == pytest.approx(expected, rel=1e-9)
+    # Another prompt of the teacher is another row
+    for change in ("the mat and", None):
+        rows = [{**row, "teacher_prompt": change} for row in rows_of_text()]
+        with pytest.raises(ValueError, match="rows of the train data set"):
+            make(**{**data, "train_dataset": Dataset.from_list(rows)}, teacher_cache=str(tmp_path / "cache"))
+    without = data["train_dataset"].remove_columns("teacher_prompt")
+    with pytest.raises(ValueError, match="does not read a `teacher_prompt` of these rows, and read one for the cache"):
+        make(**{**data, "train_dataset": without}, teacher_cache=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"teacher_server_logprobs": 20, "kd_temperature": 1.0}], ids=["whole", "top 20"]
+)
+def test_a_server_is_asked_with_it(make, tokenizer, fields):
+    data = {"train_dataset": Dataset.from_list(rows_of_text()), "max_steps": 2, "seed": 1}
+    live = make(**data)
+    server = TeacherServer(live.teacher.model, tokenizer)
+    with server.running() as running:
+        served = make(**data, **fields, teacher_model_name_or_path="teacher", teacher_server_url=running.url)
+        if not fields:
+            batch = next(iter(served.get_train_dataloader()))
+            expected, found = (each.compute_loss(each.model, dict(batch)).item() for each in (live, served))
+            assert found == pytest.approx(expected, rel=1e-4)
+        served.train()
+    losses = [entry["loss"] for entry in served.state.log_history if "loss" in entry]
+    assert len(losses) == 2 and all(0 < loss < 100 for loss in losses)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_base_of_a_lora_student_reads_it(make_trainer, tokenizer):
+    peft_config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    fields = {"teacher": None, "teacher_model_name_or_path": "student_base", "per_device_train_batch_size": 8}
+    data = Dataset.from_list(rows_of_text())
+    trainer = make_trainer(train_dataset=data, kwargs={"peft_config": peft_config}, **fields)
+    base = copy.deepcopy(trainer.model).unload()
+    for module in base.modules():  # TRL has put another one on the model, which a copy would share
+        module.__dict__.pop("forward", None)
+    check(trainer, pairs_of(rows_of_text(), tokenizer), teacher=base.eval())

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Every recipe is read strictly, and trains for two steps with tiny stand-ins for its models and its data."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -15,9 +16,13 @@ from teacher_server import TeacherServer
 from transformers import AutoModelForCausalLM
 
 from trl_tempkd.commands import cache, distill
+from trl_tempkd.teachers import STUDENTS
 
 
 ROOT = Path(__file__).parent.parent
+_spec = importlib.util.spec_from_file_location("prepare_hints", ROOT / "recipes/tiny/prepare_hints.py")
+prepare_hints = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(prepare_hints)
 # Those of sweeps, of studies and of claims are in test_sweep.py, test_tune.py and test_hypotheses.py
 OTHERS = ("sweeps", "tune", "hypotheses")
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.parent.name not in OTHERS)
@@ -29,8 +34,14 @@ ROWS = {
     "HuggingFaceTB/smol-smoltalk": "chat_dataset",
     "outputs/data/dolly": "prompt_dataset",
     "outputs/smollm2-study/data": "chat_dataset",
+    "outputs/tiny-hints": "hinted_dataset",
     "tiny": "prompt_dataset",
 }
+
+
+@pytest.fixture
+def hinted_dataset(prompt_dataset):
+    return prompt_dataset.map(prepare_hints.hinted)
 
 
 def name_of(recipe: Path) -> str:
@@ -105,6 +116,8 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
         "bf16": False,
         "disable_tqdm": True,
     }
+    if read(recipe).get("teacher_model_name_or_path") in STUDENTS:
+        del overrides["teacher_model_name_or_path"]
     server = nullcontext()
     if "teacher_cache" in read(recipe):
         overrides["teacher_cache"] = tmp_path / "cache"
