@@ -110,7 +110,8 @@ def make_trainer(backend: str, scenario: dict[str, Any], watch: Watch) -> Temper
     train_dataset = load_from_disk(scenario["train_dataset"])
     trainer = TemperatureKDTrainer(
         model=load(scenario["student"]),
-        teacher_model=scenario.get("itself") or load(scenario["teacher"]),  # the student, by its name
+        # The student, by its name, or several
+        teacher_model=None if "teachers" in fields else scenario.get("itself") or load(scenario["teacher"]),
         args=args,
         processing_class=AutoTokenizer.from_pretrained(scenario["student"]),
         train_dataset=train_dataset.to_iterable_dataset() if scenario.get("streamed") else train_dataset,

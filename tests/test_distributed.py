@@ -61,6 +61,10 @@ LORA = {
 }
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 UNLABELLED = {"train_dataset": "unlabelled", "fields": {"train_sampling_strategy": "sequential"}}
+SEVERAL = [
+    {"name": "first", "model": "untied_teacher", "weight": 0.5},
+    {"name": "second", "model": "tied_teacher", "teacher_kd_temperature": 3.0},
+]
 AVERAGED = {"train_dataset": "hinted", "eval_dataset": "hinted", "itself": "student_ema"}
 GREEDY = {"lmbda": 1.0, "max_new_tokens": 8, "temperature": 0.0}
 SCENARIOS = {
@@ -112,6 +116,9 @@ SCENARIOS = {
     "itself": {"train_dataset": "hinted", "itself": "student"},
     "averaged": {**AVERAGED, "fields": {"teacher_ema_decay": 0.6}},
     "averaged_tied": {**AVERAGED, "student": "tied", "fields": {"teacher_ema_decay": 0.6, **ACCUMULATED}},
+    # Of some batches a rank has no row of one of them
+    "routed": {"train_dataset": "routed", "eval_dataset": "routed_seven", "fields": {"teachers": SEVERAL}},
+    "mixed": {"fields": {"teachers": [{**of, "weight": i + 1} for i, of in enumerate(SEVERAL)], **ACCUMULATED}},
     "averaged_lora": {**LORA, **AVERAGED, "fields": {**LORA["fields"], "teacher_ema_decay": 0.6}},
     "of_teacher": {"fields": {**GREEDY, **ACCUMULATED, "lmbda": 0.0, "seq_kd": True}},
     # The ranks end their completions after different numbers of tokens, and gather the layers for each of them
@@ -162,6 +169,9 @@ class Launcher:
         hints = [" ".join(SENTENCES[-1 - i].split(" ")[: 1 + i % 5]) for i in range(len(rows))]
         hinted = [{**row, "teacher_prompt": f"{hint} {row['prompt']}"} for row, hint in zip(rows, hints, strict=True)]
         self.save("hinted", hinted * 3)
+        routed = [{**row, "teacher": "second" if i % 5 == 2 else "first"} for i, row in enumerate(rows * 3)]
+        self.save("routed", routed)
+        self.save("routed_seven", routed[:7])
         self.save("questions", [{"prompt": row["prompt"]} for row in rows * 3])
         self.save("ten_rows", (rows * 2)[:10])
         self.save("ten_rows_and_two", (rows * 2)[:10] + rows[:2])
@@ -180,7 +190,10 @@ class Launcher:
         out = {**DEFAULTS, **scenario, **(scenario.get("single", {}) if backend == "single" else {})}
         out.update({key: str(self.folder / out[key]) for key in DEFAULTS})
         output_dir = str(self.folder / backend / scenario.get("folder", name))
-        return {**out, "fields": {**FIELDS, **scenario.get("fields", {}), "output_dir": output_dir}}
+        fields = {**FIELDS, **scenario.get("fields", {}), "output_dir": output_dir}
+        if "teachers" in fields:
+            fields["teachers"] = [{**of, "model": str(self.folder / of["model"])} for of in fields["teachers"]]
+        return {**out, "fields": fields}
 
     def run(self, backend: str, name: str) -> dict:
         """Result of one scenario."""

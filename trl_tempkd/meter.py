@@ -2,7 +2,7 @@
 """What is measured between two logs: sums over tokens that stay on the device, and the speed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -18,10 +18,13 @@ class Meter:
             Accelerator of the trainer, to sum over its processes.
         names (`list[str]`):
             Names of the `K` measures.
+        over (`dict[str, str]`, *optional*):
+            Measures of a part of the tokens: their mean is over those that another measure counts.
     """
 
-    def __init__(self, accelerator: Accelerator, names: list[str]):
+    def __init__(self, accelerator: Accelerator, names: list[str], over: Mapping[str, str] | None = None):
         self._accelerator = accelerator
+        self._over = over or {}
         self._names = names
         self._sums: dict[str, list[torch.Tensor]] = {"train": [], "eval": []}
         self._tokens: torch.Tensor | int = 0
@@ -38,7 +41,9 @@ class Meter:
         sums = torch.stack(self._sums[mode]).sum(0)
         self._sums[mode].clear()
         tokens, *totals = self._accelerator.reduce(sums, reduction="sum").tolist()
-        return {name: total / max(tokens, 1) for name, total in zip(self._names, totals, strict=False)}
+        of = dict(zip(self._names, totals, strict=False))
+        counts = {name: of[self._over[name]] if name in self._over else max(tokens, 1) for name in of}
+        return {name: total / counts[name] for name, total in of.items() if counts[name]}
 
     def start(self) -> None:
         """Start the clock, if it isn't running."""

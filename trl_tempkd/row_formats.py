@@ -28,6 +28,8 @@ TEACHER_PROMPT = "teacher_prompt"  # column of rows: what the teacher reads in t
 # text of the row; and before a completion that is generated, as `PROMPTS` has it
 CONTEXTS = "teacher_contexts"
 TEACHER_PROMPTS = "teacher_rollout_prompts"
+TEACHER = "teacher"  # column of rows: the name of the teacher that a row has, of several
+ROUTE = "teacher_number"  # of prepared rows: its number
 ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, which no chat template knows
 
 

@@ -136,7 +136,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         self.step_loss = make_loss(args, self.accelerator, self.teacher.metrics)
         measures = ["loss", *(_NAMES.get(name, name) for name in self.teacher.metrics)]
         measures += ["aux_loss"] * self.aux_loss_enabled
-        self._meter = Meter(self.accelerator, measures)
+        self._meter = Meter(self.accelerator, measures, self.teacher.over)
         self.add_callback(LastStep())
         self.add_callback(AfterStep(self.teacher.step))
         self._name = f"{self._name} ({args.describe()})"  # "trained with {_name}, a method introduced in {_paper}"

@@ -26,6 +26,7 @@ from ..objectives import OBJECTIVES
 from ..objectives.options import DivergenceOptions, TemperatureOptions
 from ..parameters import parameter_hash
 from ..row_formats import CONTEXTS
+from ..teachers.several_options import TeacherSpec
 from ..temperature_rules import TEMPERATURE_RULES
 from .whole import record_of
 
@@ -91,6 +92,8 @@ def options_of(args: Any) -> dict[str, Any]:
     if args.kd_temperature_rule is not None:
         rule = TEMPERATURE_RULES[args.kd_temperature_rule]
         target["kd_temperature_rule_kwargs"] = _completed(rule, args.kd_temperature_rule_kwargs)
+    if args.teachers is not None:
+        target["teachers"] = [spec.described() for spec in TeacherSpec.read(args).values()]
     if args.teacher_server_url is not None:
         target["teacher_server_logprobs"] = args.teacher_server_logprobs
     return json.loads(json.dumps(target, default=_plain))

@@ -131,14 +131,20 @@ def make_trainer(
 
     from ..teachers import STUDENTS
     from ..trainer import TemperatureKDTrainer
-    from .data import check_model, data_faults
+    from .data import check_model, data_faults, resolve_model
 
     # What can be wrong with the names is found before any weights are loaded.
     student, teacher = check(script_args, training_args, model_args, dataset_args)
     train_dataset, eval_dataset = load_splits(script_args, training_args, dataset_args)
     trust = training_args.trust_remote_code
     check_model(student, model_args.model_revision, trust, "model_name_or_path")
-    elsewhere = training_args.teacher_cache is not None or training_args.teacher_server_url is not None
+    elsewhere = any(
+        value is not None
+        for value in (training_args.teacher_cache, training_args.teacher_server_url, training_args.teachers)
+    )
+    for entry in training_args.teachers or []:
+        entry["model"] = resolve_model(entry["model"], "teachers")
+        check_model(entry["model"], entry.get("revision"), trust, "teachers")
     if not elsewhere and teacher not in STUDENTS:
         check_model(str(teacher), training_args.teacher_model_revision, trust, "teacher_model_name_or_path")
 
@@ -205,6 +211,8 @@ def check(
         check_path(training_args.teacher_cache, "teacher cache (--teacher_cache)")
     if training_args.teacher_server_url is not None:
         teacher = training_args.teacher_model_name_or_path  # its name on the server
+    elif training_args.teachers is not None:
+        pass
     elif training_args.teacher_cache is None or training_args.teacher_model_name_or_path:
         teacher = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
     checkpoint = find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))

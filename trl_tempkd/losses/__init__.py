@@ -5,6 +5,7 @@ from .chunked import METRICS, ChunkedKDOutput, chunked_kd_loss
 from .dense import kd_loss
 from .fused import head_logits
 from .measured import Measured, measure_tokens
+from .mixture import Mixture, Part
 from .operands import Logits
 from .sampled import Sampled
 from .truncated import TopK, Truncated
@@ -15,6 +16,8 @@ __all__ = [
     "ChunkedKDOutput",
     "Logits",
     "Measured",
+    "Mixture",
+    "Part",
     "Sampled",
     "TopK",
     "Truncated",

@@ -26,6 +26,7 @@ from .arguments import check_labels, check_metrics, check_options, per_token, re
 from .block import TAU_METRICS, BlockSpec
 from .fused import ChunkedKD
 from .measured import Measured
+from .mixture import Mixture
 from .operands import Logits, make_operands
 from .truncated import Truncated
 from .values import WHOLE
@@ -60,7 +61,7 @@ class ChunkedKDOutput(NamedTuple):
 def chunked_kd_loss(
     student_hidden: Tensor,
     student_weight: Tensor,
-    teacher_hidden: Tensor | Logits | Truncated,
+    teacher_hidden: Tensor | Logits | Truncated | Mixture,
     teacher_weight: Tensor | None = None,
     *,
     student_bias: Tensor | None = None,
@@ -97,7 +98,7 @@ def chunked_kd_loss(
         student_weight, teacher_weight (`torch.Tensor`): shapes `(V_s, H_s)` and `(V_t, H_t)`. Where the vocabularies
             are padded to different sizes their common prefix is compared and the rest has probability zero. A
             truncated teacher, [`TopK`] or [`Sampled`], stands in the place of `teacher_hidden` and has no head. Nor do
-            [`Logits`] need one.
+            [`Logits`] need one, nor a [`Mixture`] of teachers, whose parts have theirs, and their temperatures.
         student_bias, teacher_bias (`torch.Tensor`, *optional*): the heads' biases, `(V_s,)` and `(V_t,)`.
         student_logit_scale, teacher_logit_scale (`float`): factor of the logits (Cohere, Granite, Falcon-H1).
         student_final_logit_softcapping, teacher_final_logit_softcapping (`float`, *optional*): c in c tanh(logits / c)

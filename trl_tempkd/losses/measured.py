@@ -11,6 +11,7 @@ from ..errors import UsageError
 from .arguments import check_labels, check_metrics, refuse_transforms
 from .block import MeasureSpec
 from .fused import measure
+from .mixture import Mixture
 from .operands import Logits, Operands, make_operands
 from .truncated import Truncated
 from .values import WHOLE
@@ -33,7 +34,7 @@ class Measured(NamedTuple):
 def measure_tokens(
     student_hidden: Tensor,
     student_weight: Tensor,
-    teacher_hidden: Tensor | Logits,
+    teacher_hidden: Tensor | Logits | Mixture,
     teacher_weight: Tensor | None = None,
     *,
     student_bias: Tensor | None = None,

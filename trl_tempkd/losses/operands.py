@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import UsageError
 from .arguments import check_targets
 from .fused import Chunks, Pair, Product
+from .mixture import Mixture, MixtureProduct
 from .truncated import Truncated
 
 
@@ -62,7 +63,7 @@ class Operands:
 
 def make_operands(
     student: tuple[Tensor, Tensor, Tensor | None],
-    teacher: tuple[Tensor | Logits | Truncated, Tensor | None, Tensor | None],
+    teacher: tuple[Tensor | Logits | Truncated | Mixture, Tensor | None, Tensor | None],
     labels: Tensor | None,
     chunk_size: int | None,
     compile: bool | None,
@@ -88,10 +89,14 @@ def make_operands(
         check_targets(target, size)  # it waits for a GPU, as the next line must anyway
         kept = (target != -100).nonzero().squeeze(-1)
         target, hidden = target.index_select(0, kept), hidden.index_select(0, kept)
-    rows, truncated, product = teacher[0], None, None
+    rows, truncated = teacher[0], None
+    product: Product | MixtureProduct | None = None
     known: tuple[Tensor, ...] = ()
     if isinstance(rows, Truncated):
         truncated = rows.select(kept)
+    elif isinstance(rows, Mixture):
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        product = MixtureProduct(rows.select(kept), size, dtype)
     else:
         values = (rows.values if isinstance(rows, Logits) else rows).detach()
         values = values if kept is None else values.index_select(0, kept)
@@ -105,7 +110,11 @@ def make_operands(
 
 
 def _check_teacher(
-    rows: Tensor | Logits | Truncated, weight: Tensor | None, bias: Tensor | None, hidden: Tensor, student: Tensor
+    rows: Tensor | Logits | Truncated | Mixture,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    hidden: Tensor,
+    student: Tensor,
 ) -> int:
     """How many logits the teacher has; `hidden` and `student` are the student's hidden states and weight."""
     if isinstance(rows, Truncated):
@@ -115,6 +124,10 @@ def _check_teacher(
                 f"rows and {len(student)} logits: as many rows are needed, and no fewer logits."
             )
         return rows.size
+    if isinstance(rows, Mixture):
+        if len(rows) != len(hidden):
+            raise UsageError(f"`teacher_hidden` has {len(rows)} rows, and the student {len(hidden)}.")
+        return rows.width
     if weight is None and not isinstance(rows, Logits):
         raise UsageError("`teacher_weight` is required: `teacher_hidden` needs the head that it is the input of.")
     values = rows.values if isinstance(rows, Logits) else rows

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..files import whole_file
-from ..row_formats import CONTEXTS, PROMPTS
+from ..row_formats import CONTEXTS, PROMPTS, ROUTE
 from .options import RolloutOptions
 from .rows import IGNORED, Row, completed, join, rows_of, split, split_evenly
 from .samples import log_samples
@@ -139,7 +139,7 @@ class Rollouts:
         assert sampler is not None
         completions = sampler(prompts, self._rng(*chain.from_iterable(prompts)).getrandbits(32))
         for i, prompt, completion in zip(asked, prompts, completions, strict=True):
-            rows[i] = completed(prompt, completion, rows[i].teacher_ids)
+            rows[i] = completed(prompt, completion, rows[i].teacher_ids, rows[i].route)
         return self._collated(rows)
 
     def _collated(self, rows: list[Row]) -> Batch:
@@ -147,6 +147,9 @@ class Rollouts:
         if any(row.context is not None for row in rows):
             for row, example in zip(rows, examples, strict=True):
                 example[CONTEXTS] = [len(row.context or []), *(row.context or [])]
+        if any(row.route is not None for row in rows):
+            for row, example in zip(rows, examples, strict=True):
+                example[ROUTE] = row.route or 0
         batch = self.collator(examples)
         return send_to_device(batch, self.accelerator.device)
 
@@ -179,8 +182,8 @@ class Rollouts:
             )
         completions = sampler([prompts[i] for i in given], seed)
         self.latest = [(prompts[i], completion) for i, completion in zip(given, completions, strict=True)]
-        of_teacher = [rows[i].teacher_ids for i in given]
-        new = [completed(*pair, ids) for pair, ids in zip(self.latest, of_teacher, strict=True)]
+        of_teacher = [(rows[i].teacher_ids, rows[i].route) for i in given]
+        new = [completed(*pair, *own) for pair, own in zip(self.latest, of_teacher, strict=True)]
         stay = [row for row, prompt in zip(rows, prompts, strict=True) if not prompt]
         if source == "student":
             self.replay.extend(new)

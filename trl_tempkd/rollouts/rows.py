@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UsageError
-from ..row_formats import CONTEXTS, PROMPTS, TEACHER_PROMPTS, contexts_of
+from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER_PROMPTS, contexts_of
 
 
 IGNORED = -100  # the label of a token that isn't trained on
@@ -30,6 +30,8 @@ class Row(NamedTuple):
             What the teacher reads before the first token that is trained on, if that is something else.
         teacher_ids (`list[int]`, *optional*):
             What it reads before another completion.
+        route (`int`, *optional*):
+            The number of its teacher, of several.
     """
 
     input_ids: list[int]
@@ -37,6 +39,7 @@ class Row(NamedTuple):
     prompt_ids: list[int] | None = None
     context: list[int] | None = None
     teacher_ids: list[int] | None = None
+    route: int | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -51,9 +54,11 @@ class Row(NamedTuple):
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def completed(prompt: list[int], completion: list[int], teacher_ids: list[int] | None = None) -> Row:
+def completed(
+    prompt: list[int], completion: list[int], teacher_ids: list[int] | None = None, route: int | None = None
+) -> Row:
     """The row of which `completion` alone is trained on. The teacher may read something else before it."""
-    return Row(prompt + completion, [IGNORED] * len(prompt) + completion, context=teacher_ids)
+    return Row(prompt + completion, [IGNORED] * len(prompt) + completion, context=teacher_ids, route=route)
 
 
 def prompt_before(ids: list[int], trained: list[bool]) -> list[int]:
@@ -73,12 +78,15 @@ class Carried:
     Attributes:
         prompts (`list[list[int]]`):
             The prompt of each, empty if there is none.
+        routes (`list[int]`, *optional*):
+            The number of each one's teacher.
         contexts, teacher_prompts (`list[list[int]]`, *optional*):
             What the teacher reads in each, if that is something else, before what is there and before a completion.
     """
 
     prompts: list[list[int]]
     contexts: list[list[int]] | None = None
+    routes: list[int] | None = None
     teacher_prompts: list[list[int]] | None = None
 
 
@@ -102,7 +110,8 @@ class CarryingCollator:
             contexts = None
             if CONTEXTS in examples[0]:
                 contexts = [context for row in examples for context in contexts_of(row[CONTEXTS])]
-            batch[PROMPTS] = Carried(prompts or [], contexts, of_teacher)
+            routes = [int(row[ROUTE]) for row in examples] if ROUTE in examples[0] else None
+            batch[PROMPTS] = Carried(prompts or [], contexts, routes, of_teacher)
         return batch
 
 
@@ -142,6 +151,8 @@ def rows_of(batch: dict[str, Any]) -> list[Row]:
         # What comes behind them is padding
         for i, prompt in enumerate(carried.prompts):
             rows[i] = rows[i]._replace(prompt_ids=prompt)
+        for i, route in enumerate(carried.routes or []):
+            rows[i] = rows[i]._replace(route=route)
         if carried.contexts is not None:
             others = carried.teacher_prompts or carried.contexts
             for i, (context, other) in enumerate(zip(carried.contexts, others, strict=True)):
@@ -184,6 +195,7 @@ def join(rows: list[Row]) -> dict[str, torch.Tensor]:
         "input_ids": torch.tensor([i for row in rows for i in row.input_ids], dtype=torch.int32),
         "trained": torch.tensor([label != IGNORED for row in rows for label in row.labels], dtype=torch.bool),
         "lengths": torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int32),
+        "routes": torch.tensor([-1 if row.route is None else row.route for row in rows], dtype=torch.int32),
         "contexts": torch.tensor([i for row in rows for i in row.context or []], dtype=torch.int32),
         # -1 where the teacher reads what the student does
         "context_lengths": torch.tensor(
@@ -200,6 +212,8 @@ def split(tensors: dict[str, torch.Tensor]) -> list[Row]:
     rows = [Row(ids.tolist(), row_labels.tolist()) for ids, row_labels in pairs]
     if "contexts" not in tensors:  # of an earlier version
         return rows
+    routes = [None if route < 0 else route for route in tensors["routes"].tolist()]
+    rows = [row._replace(route=route) for row, route in zip(rows, routes, strict=True)]
     sizes = tensors["context_lengths"].tolist()
     contexts = tensors["contexts"].split([max(size, 0) for size in sizes])
     return [

@@ -14,6 +14,7 @@ from .cached import CachedTeacher
 from .client import TeacherServerError
 from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher
 from .served import ServedTeacher
+from .several import SeveralTeachers
 from .student import STUDENT, STUDENT_EMA, StudentEMATeacher, StudentTeacher
 from .student_base import STUDENT_BASE, StudentBaseTeacher
 
@@ -28,6 +29,7 @@ __all__ = [
     "CachedTeacher",
     "LiveTeacher",
     "ServedTeacher",
+    "SeveralTeachers",
     "StudentBaseTeacher",
     "StudentEMATeacher",
     "StudentTeacher",
@@ -71,6 +73,8 @@ def make_teacher(teacher: str | PreTrainedModel | None, options: Any) -> Teacher
     Raises:
         `ValueError`: If there is no teacher at all, more than one, or one that can't serve the run.
     """
+    if options.teachers is not None:
+        return SeveralTeachers(teacher, options, make_teacher)
     for option, source in SOURCES.items():
         value = getattr(options, option)
         if value is None:

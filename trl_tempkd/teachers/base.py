@@ -2,8 +2,9 @@
 """Where the target distribution comes from: what every source of it has, and what it does unless it says otherwise."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ class Teacher(ABC):
             The teacher's own model as it is wrapped, if it has one.
         metrics (`tuple[str, ...]`):
             Names of the metrics that the loss can give of it.
+        over (`dict[str, str]`):
+            Metrics of a part of the tokens, and which metric counts these.
         columns (`list[str]`):
             What the collator needs of the rows beyond what TRL's does.
         can_generate (`bool`):
@@ -59,6 +62,7 @@ class Teacher(ABC):
 
     model: Any = None
     metrics: tuple[str, ...] = METRICS
+    over: Mapping[str, str] = MappingProxyType({})
     columns: list[str] = [PROMPTS]
     can_generate: bool = False
     reads_tokens: bool = True

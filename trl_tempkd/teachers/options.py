@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import UsageError
 from ..option_groups import OptionGroup, must, option
 from .address import Address
+from .several_options import check_teachers
 
 
 @dataclass
@@ -39,9 +40,18 @@ class TeacherOptions(OptionGroup):
         "Of mode `hidden` these are its last hidden states, the exact same target at every temperature and for every "
         "divergence; the others serve some. A teacher's name that is given too is compared with that of the cache.",
     )
+    teachers: list[dict[str, Any]] | None = option(
+        None,
+        "Several teachers, a list in the recipe. Each has a `name` and a `model`, and may have a `weight`, "
+        "temperatures (`kd_temperature`, `student_kd_temperature`, `teacher_kd_temperature`), a `divergence` and "
+        "`divergence_kwargs` of its own, a `revision` and `init_kwargs`. A column `teacher` of the rows names the one "
+        "that a row has; without it the target is the mixture of their probabilities.",
+    )
     disable_dropout: bool = option(False, "Whether to disable dropout in the student. The teacher never has any.")
 
     def check(self) -> None:
+        if self.teachers is not None:
+            check_teachers(self)
         must(self, "teacher_ema_decay", 0 <= self.teacher_ema_decay < 1, "in [0, 1)")
         if self.teacher_cache is not None and self.generates:
             raise UsageError(

@@ -23,7 +23,7 @@ OWN = "teacher_batch"  # in a batch: the teacher's own
 _IGNORED = -100
 
 Batch = dict[str, Any]
-Known: TypeAlias = Tensor | Logits | Truncated
+Known: TypeAlias = Any  # `Tensor | Logits | Truncated`, or what has a `select` of its own
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def selected(known: Known, rows: Tensor) -> Known:
         return known.index_select(0, rows.to(known.device))
     if isinstance(known, Logits):
         return Logits(known.values.index_select(0, rows.to(known.values.device)))
-    return known.select(rows.to(known.ids.device))
+    if isinstance(known, Truncated):
+        return known.select(rows.to(known.ids.device))
+    return known.select(rows)  # of several teachers
 
 
 def targets_of(labels: Tensor) -> Tensor:
