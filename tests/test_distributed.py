@@ -135,6 +135,10 @@ RESUMED = {
     "fields": {"max_steps": 8, "save_strategy": "steps", "save_steps": 3, "seed": 49}
     | {"lmbda": 0.7, "max_new_tokens": 8, "replay_size": 4, "replay_ratio": 0.5}
 }
+AVERAGED_SAVED = {
+    **AVERAGED,
+    "fields": {"teacher_ema_decay": 0.6, "max_steps": 4, "save_strategy": "steps", "save_steps": 2},
+}
 BACKENDS = {
     "ddp": list(SCENARIOS),
     "zero1": FEW,
@@ -210,16 +214,22 @@ class Launcher:
             self.start(backend, plan)
             return
         # A killed run ends its launch, so it comes last. What it has left is for a second launch.
-        plan = {**plan, "unbroken": RESUMED, "killed": {**RESUMED, "kill_at": 4}}
+        plan |= {"averaged_saved": AVERAGED_SAVED, "unbroken": RESUMED, "killed": {**RESUMED, "kill_at": 4}}
         self.start(backend, plan)
         if "unbroken" in self.results[backend]:
             left = sorted(path.name for path in (self.folder / backend / "killed").glob("checkpoint-*"))
             assert "killed" not in self.results[backend] and left == ["checkpoint-3"]
             again = {**RESUMED, "resume": True, "folder": "unbroken"}
             damaged = {"checkpoint-8": "**/*optim*", "checkpoint-6": "rollouts_1.safetensors"}
+            averaged = {**AVERAGED_SAVED, "resume": True, "folder": "averaged_saved"}
             self.start(
                 backend,
-                {"killed": {**RESUMED, "resume": True}, "finished": again, "damaged": {**again, "cut": damaged}},
+                {
+                    "killed": {**RESUMED, "resume": True},
+                    "finished": again,
+                    "damaged": {**again, "cut": damaged},
+                    "averaged_again": {**averaged, "cut": {"checkpoint-4": "**/*optim*"}},
+                },
             )
 
     def start(self, backend: str, scenarios: dict[str, dict]) -> int:
@@ -350,6 +360,14 @@ def test_killed_and_resumed(launcher, backend):
     assert expected["replay_share"] == [0, 0, 1, 1, 0, 1, 1, 0]
     for name in ("on_policy_share", "replay_share", "loss", "grad_norm", "kl_tau1", "num_tokens", "eval_loss"):
         assert result[name] == pytest.approx(expected[name], rel=1e-3), name
+
+
+@pytest.mark.parametrize("backend", RESUMING)
+def test_the_average_of_the_student_goes_on(launcher, backend):
+    expected, result = launcher.run(backend, "averaged_saved"), launcher.run(backend, "averaged_again")
+    assert (result["checkpoint"], result["trained_steps"]) == ("checkpoint-2", 2)
+    for name in ("loss", "kl_tau1", "grad_norm", "eval_loss"):
+        assert history(result)[name] == pytest.approx(history(expected)[name], rel=1e-4), name
 
 
 @pytest.mark.parametrize("backend", RESUMING)

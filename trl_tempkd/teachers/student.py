@@ -36,7 +36,7 @@ class StudentTeacher(StudentBaseTeacher):
     The student itself: in evaluation mode, without gradients, through its own wrapper, with the weights of this step.
     There is something to learn from it where it reads another prompt, or at another temperature.
 
-    Source: SDFT (arXiv 2601.19897), OPSD (arXiv 2601.18734).
+    Source: SDFT (arXiv 2601.19897); OPSD (Zhao et al., Self-Distilled Reasoner, 2026).
 
     Args:
         teacher (`str`):
