@@ -56,7 +56,7 @@ class Runner:
     def __init__(self, args: argparse.Namespace, rest: list[str], folder: Path):
         from datasets import DatasetDict
 
-        from trl_tempkd.commands.data import load_data
+        from trl_tempkd.data import load_data
 
         self.args, self.folder = args, folder
         self.recipe = ["--config", str(self._recipe()), *rest, "--output_dir", str(folder / "out")]
@@ -85,9 +85,9 @@ class Runner:
         return distill.make_parser().parse([*self.recipe, *options], launched=True)[0]
 
     def trainer(self, options: list[str]) -> Any:
-        from trl_tempkd.commands import distill
+        from trl_tempkd.training import make_trainer
 
-        return distill.make_trainer(*self.parse(options))
+        return make_trainer(*self.parse(options))
 
     def options_of(self, source: str, url: str) -> list[str]:
         if source == "served":

@@ -12,15 +12,13 @@ The four dataclasses are those of TRL's `sft.py`, with `KDConfig` in place of `S
 option of the command line and a key of the recipe; an unknown one is an error.
 """
 
-from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
-
-from trl_tempkd import KDConfig
-from trl_tempkd.commands.arguments import RecipeParser, usage_errors_on_one_line
+from trl_tempkd.command_line import usage_errors_on_one_line
 from trl_tempkd.commands.distill import main
+from trl_tempkd.recipes import training_parser
 
 
 if __name__ == "__main__":
-    parser = RecipeParser((ScriptArguments, KDConfig, ModelConfig, DatasetMixtureConfig))
+    parser = training_parser()
     with usage_errors_on_one_line(parser.prog):
         (script_args, training_args, model_args, dataset_args), *_ = parser.parse(launched=True)
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import trl_tempkd.objectives.step_loss as step_loss_module
 from trl_tempkd import KDConfig, TemperatureKDTrainer
-from trl_tempkd.commands.distill import find_checkpoint
+from trl_tempkd.checkpoints import find_checkpoint
 
 
 WRAPPERS = {"single": None, "ddp": "DistributedDataParallel", "fsdp2": "FSDP"}  # every other one is DeepSpeed
@@ -134,7 +134,7 @@ def run(backend: str, scenario: dict[str, Any]) -> dict[str, Any]:
             path = sorted(Path(trainer.args.output_dir, checkpoint).glob(pattern))[-1]
             os.truncate(path, path.stat().st_size * 2 // 3)
     trainer.accelerator.wait_for_everyone()
-    checkpoint = find_checkpoint("auto", trainer.args.output_dir) if scenario.get("resume") else None
+    checkpoint = find_checkpoint("auto", trainer.args.output_dir)[0] if scenario.get("resume") else None
     with watch.counting(trainer):
         trainer.train(resume_from_checkpoint="auto" if scenario.get("resume") else None)
     wrapper = type(trainer.model_wrapped).__name__

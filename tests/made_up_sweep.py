@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from trl_tempkd.study.diversity import GROUPS
+from trl_tempkd.study.runs.cell import EVALUATION
 from trl_tempkd.study.sweep import cells, selection
-from trl_tempkd.study.sweep.grid import EVALUATION
 
 
 GRID = {

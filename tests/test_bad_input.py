@@ -20,8 +20,8 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from trl import SFTConfig, SFTTrainer
 
 from trl_tempkd import KDConfig, TemperatureKDTrainer, chunked_kd_loss, cli
-from trl_tempkd.commands.data_files import fault_of, files_of
 from trl_tempkd.counted_tokens import counted_tokens, has_target
+from trl_tempkd.data.files import fault_of, files_of
 from trl_tempkd.data_checks import check_rows
 from trl_tempkd.divergences import DIVERGENCES, check_divergence
 from trl_tempkd.errors import UsageError, UsageTypeError, is_for_the_user
@@ -650,8 +650,8 @@ def command(monkeypatch, refused, tmp_path):
         return module.main(*values)
 
     monkeypatch.setattr("trl.SFTTrainer.__init__", load)
-    monkeypatch.setattr("trl_tempkd.commands.evaluate.load_model", load)
-    monkeypatch.setattr("trl_tempkd.commands.launch.launch", launch)
+    monkeypatch.setattr("trl_tempkd.study.one_model.load_model", load)
+    monkeypatch.setattr("trl_tempkd.launch.launch", launch)
     pair = {"model_name_or_path": "tiny:student", "teacher_model_name_or_path": "tiny:teacher"}
 
     def call(name, **options):
@@ -959,7 +959,7 @@ def test_a_bug_deep_inside_keeps_its_traceback(command, monkeypatch, name, error
     def deep(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("trl_tempkd.commands.data.select_split", deep)
+    monkeypatch.setattr("trl_tempkd.tiny.load_tiny_dataset", deep)
     with pytest.raises(type(error), match="a bug"):
         command(name, dataset_name="tiny")
 
@@ -970,6 +970,9 @@ def test_what_a_library_says_of_our_values_is_a_bug():
     code = "def {name}():\n    call('x')"
     for module, name, expected in (
         ("trl_tempkd.commands.distill", "main", True),
+        ("trl_tempkd.training", "make_trainer", True),
+        ("trl_tempkd.study.one_model", "evaluate", True),
+        ("trl_tempkd.study.runs.measure", "train", False),
         ("trl_tempkd.cli", "run", True),
         ("trl_tempkd.config", "__post_init__", True),
         ("trl_tempkd.trainer", "__init__", True),

@@ -24,7 +24,13 @@ from trl_tempkd.checkpoints.description import sample_of
 from trl_tempkd.commands import distill
 from trl_tempkd.errors import UsageError
 from trl_tempkd.parameters import parameter_hash
-from trl_tempkd.rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, VLLMOptions
+from trl_tempkd.rollouts.options import (
+    CompletionLogOptions,
+    GenerationOptions,
+    RolloutOptions,
+    SamplingOptions,
+    VLLMOptions,
+)
 from trl_tempkd.teachers import CachedTeacher, ServedTeacher, StudentBaseTeacher
 
 
@@ -525,7 +531,7 @@ def test_the_same_run_says_nothing(make_trainer, make_model, tmp_path, caplog):
 
 
 def test_every_option_of_the_rollouts_has_its_place():
-    groups = (RolloutOptions, GenerationOptions, VLLMOptions, CompletionLogOptions)
+    groups = (RolloutOptions, SamplingOptions, GenerationOptions, VLLMOptions, CompletionLogOptions)
     own = {field.name for group in groups for field in dataclasses.fields(group)}
     of_the_target = {*description._SOURCES, *description._SAMPLING}
     # What changes the cost, or what is shown

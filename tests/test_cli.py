@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 from standins import save_pair
 
 import trl_tempkd
-from trl_tempkd import cli
-from trl_tempkd.commands import data, distill, launch
-from trl_tempkd.commands.arguments import UsageError
+from trl_tempkd import cli, data, launch, models
+from trl_tempkd.checkpoints import find_checkpoint
+from trl_tempkd.commands import distill
 from trl_tempkd.commands.divergences import describe, markdown
 from trl_tempkd.divergences import DIVERGENCES
+from trl_tempkd.errors import UsageError
 
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +96,8 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
 
     short, long = help_of("--help"), help_of("--help_all")
     assert short.index("divergence and temperature:") < short.index("\n  --kd_temperature") < short.index("data:")
+    options = short.partition("\noptions:")[2].partition("\ndivergence and")[0]  # those of no group
+    assert {word for word in options.split() if word.startswith("--")} <= {"--help", "--help_all"}
     assert "--weight_decay" not in short
     assert "--weight_decay" in long
     assert "--kd-temperature" not in long
@@ -104,7 +107,7 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
     ("args", "message"),
     [
         (["distil"], "unknown command 'distil'; did you mean 'distill'?"),
-        (["x"], "choose from distill, cache, evaluate, diagnose, sweep, tune, report, divergences"),
+        (["x"], "choose from distill, cache, generate, evaluate, diagnose, sweep, tune, report, divergences"),
         (["divergences", "--format", "html"], "invalid choice: 'html'"),
         (["diagnose"], "no data set: give --dataset_name"),
         (["diagnose", "--dataset_name", "tiny"], "no model: give --model_name_or_path"),
@@ -422,13 +425,13 @@ def test_missing_data_is_named(tmp_path):
 
 def test_missing_models_are_named(tmp_path):
     with pytest.raises(UsageError, match="no model: give --model_name_or_path"):
-        data.resolve_model(None, "model_name_or_path")
+        models.resolve_model(None, "model_name_or_path")
     with pytest.raises(UsageError, match="no such model"):
-        data.resolve_model(str(tmp_path / "nope"), "model_name_or_path")
+        models.resolve_model(str(tmp_path / "nope"), "model_name_or_path")
     with pytest.raises(UsageError, match="cannot load the model"):
-        data.check_model(str(tmp_path), "main", False, "model_name_or_path")
-    assert data.resolve_model("Qwen/Qwen3-0.6B", "model_name_or_path") == "Qwen/Qwen3-0.6B"
-    assert Path(data.resolve_model("tiny:student", "model_name_or_path")).parts[-2:] == ("models", "student")
+        models.check_model(str(tmp_path), "main", False, "model_name_or_path")
+    assert models.resolve_model("Qwen/Qwen3-0.6B", "model_name_or_path") == "Qwen/Qwen3-0.6B"
+    assert Path(models.resolve_model("tiny:student", "model_name_or_path")).parts[-2:] == ("models", "student")
 
 
 def small_checkpoint(folder, step=1):
@@ -439,20 +442,20 @@ def small_checkpoint(folder, step=1):
 
 @pytest.mark.parametrize("resume", ["true", "True", "auto", True])
 def test_resuming_takes_the_newest_whole_checkpoint(tmp_path, resume):
-    assert distill.find_checkpoint(resume, str(tmp_path)) is None
+    assert find_checkpoint(resume, str(tmp_path))[0] is None
     for step in (5, 100, 20):
         small_checkpoint(tmp_path / f"checkpoint-{step}", step)
     (tmp_path / "checkpoint-100/trainer_state.json").unlink()  # stopped while it was written, by an earlier version
-    assert distill.find_checkpoint(resume, str(tmp_path)) == str(tmp_path / "checkpoint-20")
+    assert find_checkpoint(resume, str(tmp_path))[0] == str(tmp_path / "checkpoint-20")
 
 
 def test_resuming_from_a_named_checkpoint(tmp_path):
-    assert distill.find_checkpoint(None, str(tmp_path)) is None
-    assert distill.find_checkpoint("false", str(tmp_path)) is None
+    assert find_checkpoint(None, str(tmp_path))[0] is None
+    assert find_checkpoint("false", str(tmp_path))[0] is None
     small_checkpoint(tmp_path)
-    assert distill.find_checkpoint(str(tmp_path), "elsewhere") == str(tmp_path)
+    assert find_checkpoint(str(tmp_path), "elsewhere")[0] == str(tmp_path)
     with pytest.raises(UsageError, match="no such checkpoint"):
-        distill.find_checkpoint(str(tmp_path / "nope"), str(tmp_path))
+        find_checkpoint(str(tmp_path / "nope"), str(tmp_path))
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from peft import LoraConfig
 from standins import save_pair
 
 from trl_tempkd import DIVERGENCES, TemperatureKDTrainer, cli, kd_loss
-from trl_tempkd.commands import diagnose as command
 from trl_tempkd.commands import distill
 from trl_tempkd.fingerprint import fingerprint
 from trl_tempkd.study.diagnostics import (
@@ -26,6 +25,7 @@ from trl_tempkd.study.diagnostics import (
 )
 from trl_tempkd.study.diagnostics import models as diagnostics_models
 from trl_tempkd.study.diagnostics.logits import cosine, difference, effective_number, rank_buckets
+from trl_tempkd.study.diagnostics.shown import COLUMNS as SHOWN
 
 
 def logits(rows: int = 6, size: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -356,7 +356,7 @@ def test_command(pair, tmp_path, capsys, chat_dataset):
     assert settings["fingerprint"] in shown
     # The columns that are shown are ones that exist
     known = {(row["measure"], row["bucket"]) for _, row in index.iterrows()}
-    assert {key[:2] for columns in command.COLUMNS.values() for key in columns.values()} - known <= {
+    assert {key[:2] for columns in SHOWN.values() for key in columns.values()} - known <= {
         ("mass_outside", "top_100"),
     }
 

@@ -19,11 +19,14 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from safetensors.torch import save_file
 from standins import save_pair
 
-from trl_tempkd import cli
-from trl_tempkd.commands import data, distill
+from trl_tempkd import cli, data
+from trl_tempkd.commands import distill
 from trl_tempkd.files import Unwritable, whole_file, write_atomically, written
 from trl_tempkd.job import prepared
-from trl_tempkd.study.sweep import launchers, workers
+from trl_tempkd.study.runs import pool, processes
+from trl_tempkd.study.tune.recipe import read_tuning
+from trl_tempkd.study.tune.results import state_of
+from trl_tempkd.study.tune.store import Store
 from trl_tempkd.tiny import load_tiny_dataset
 
 
@@ -193,18 +196,35 @@ def test_prepared_rows_that_do_not_fit_are_no_stray_file(tmp_path):
     gc.collect()
 
 
-class Ended(workers.OwnProcess):
+class Ended(processes.OwnProcess):
     def run(self, folder):
         (folder / "output.log").write_text("its last words")
         return 1
 
 
 def test_a_sweep_that_cannot_note_a_failure(tmp_path):
-    assert launchers.run_cell(str(tmp_path), "a", Ended(".")) == launchers.FAILED
+    assert pool.run_cell(str(tmp_path), "a", Ended(".")) == pool.FAILED
     assert "its last words" in (tmp_path / "a.error.txt").read_text()
     with pytest.raises(Unwritable, match=r"cannot write .*a\.error\.txt: File too large"), file_size(20):
-        launchers.run_cell(str(tmp_path), "a", Ended("."))
+        pool.run_cell(str(tmp_path), "a", Ended("."))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_store_that_does_not_fit(tmp_path):
+    """What SQLite says comes from Optuna in two wrappings. What was in it before stays."""
+    recipe = tmp_path / "tune.yaml"
+    recipe.write_text("{base: {model_name_or_path: s}, space: {tau: {low: 1.0, high: 8.0}}}")
+    store = Store(tmp_path / "results", read_tuning(recipe))
+    trial, _, held = store.ask()
+    with (
+        pytest.raises(Unwritable, match=f"cannot write {tmp_path / 'results'}: (File too large|disk I/O error)"),
+        file_size(store.database.stat().st_size),
+        written(tmp_path / "results"),
+    ):
+        trial.set_user_attr("reason", "x" * 10**6)
+    held.close()
+    store.recover()
+    assert state_of(Store(tmp_path / "results", read_tuning(recipe)).trials[0]) == "interrupted"
 
 
 def test_every_command_says_it_on_one_line(monkeypatch, capsys):

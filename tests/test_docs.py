@@ -18,9 +18,9 @@ from standins import save_pair
 
 import trl_tempkd
 from trl_tempkd import DIVERGENCES, KDConfig, chunked_kd_loss, kd_loss
+from trl_tempkd.caching import COUNT, TAUS
 from trl_tempkd.cli import COMMANDS, EXAMPLES
 from trl_tempkd.commands import cache, diagnose, distill, divergences, evaluate, report, sweep, tune
-from trl_tempkd.commands.cache import COUNT, TAUS
 from trl_tempkd.objectives.temperatures import QUANTILES
 from trl_tempkd.study.declared import read_hypotheses
 from trl_tempkd.teachers.layouts import MODES, make_layout

@@ -14,6 +14,7 @@ from trl_tempkd.commands.evaluate import make_parser
 from trl_tempkd.fingerprint import fingerprint
 from trl_tempkd.prompts import alpaca_prompt
 from trl_tempkd.study import evaluation
+from trl_tempkd.study.diversity import at_even_diversity
 from trl_tempkd.study.evaluation import rouge_l
 
 
@@ -153,9 +154,33 @@ def test_recipe_and_splits(evaluate, tmp_path, prompt_dataset, capsys):
     assert len(found["rows"]) == len(prompt_dataset)
 
 
+def test_quality_over_diversity(evaluate, capsys):
+    """As a sweep measures it; what a file has already isn't sampled again, and other temperatures are added."""
+    line, options = ("--no_greedy", "--seeds", "10"), {"max_new_tokens": 4}
+    found = evaluate(*line, "--temperatures", "1", ".5", **options)
+    assert [point["temperature"] for point in found["curve"]] == [1.0, 0.5]
+    assert found["curve"][0]["rouge_l"][0] == pytest.approx(found["runs"][0]["scores"]["rouge_l"])
+    assert found["curve"][0]["self_bleu"][0] == pytest.approx(found["runs"][0]["scores"]["self_bleu"])
+    said = capsys.readouterr().out
+    assert "Quality over diversity" in said and "0.5" in said
+    again = evaluate(*line, "--temperatures", "1", ".5", ".1", **options)
+    assert again["curve"][:2] == found["curve"] and again["curve"][2]["temperature"] == 0.1
+    assert evaluate(*line, **options)["curve"] == again["curve"]
+
+
+def test_a_curve_at_even_diversity():
+    points = [(12.0, 5.0, 20.0), (28.0, 9.0, 28.0), (20.0, 7.0, 24.0)]
+    curve = [{"self_bleu": [x], "rouge_l": [y], "length": [z]} for x, y, z in points]
+    assert at_even_diversity(curve) == [(15.0, 5.75, 21.5), (20.0, 7.0, 24.0), (25.0, 8.25, 26.5)]
+    assert [value for value, *_ in at_even_diversity(curve[:1] + curve[2:])] == list(range(12, 21))
+    assert at_even_diversity([]) == []
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["--temperatures", "0"], "`temperatures` must be positive, got [0.0]"),
+        (["--temperatures", "1", "--seeds"], "give one seed at least"),
         (["--sedes", "1"], "unknown flag --sedes; did you mean '--seeds'?"),
         (["--num_processes", "2"], "unknown flag --num_processes"),
         (["--seeds", "ten"], "invalid int value: 'ten'"),

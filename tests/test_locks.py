@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from transformers import Trainer
 
-from trl_tempkd import locks
+from trl_tempkd import locks, training
 from trl_tempkd.commands import cache, distill
 from trl_tempkd.errors import UsageError
 from trl_tempkd.files import whole_file, write_atomically
@@ -213,7 +213,7 @@ def test_two_jobs_in_one_folder(command, tmp_path, monkeypatch, start_owner):
     def load(*_):
         raise Reached
 
-    monkeypatch.setattr(distill, "make_trainer", load)
+    monkeypatch.setattr(training, "make_trainer", load)
     module = {"distill": distill, "cache": cache}[command]
     recipe = "--dataset_name tiny --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher"
     out = f"--use_cpu --bf16 false --output_dir {tmp_path / 'out'}"

@@ -29,7 +29,7 @@ from transformers import BitsAndBytesConfig
 
 from trl_tempkd import TemperatureKDTrainer
 from trl_tempkd.commands import distill
-from trl_tempkd.commands.arguments import UsageError
+from trl_tempkd.errors import UsageError
 from trl_tempkd.teachers import STUDENT_BASE
 
 

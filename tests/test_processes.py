@@ -13,8 +13,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from standins import save_pair
 
-from trl_tempkd import cli, processes
-from trl_tempkd.commands import cache, distill, launch
+from trl_tempkd import cli, launch, processes
+from trl_tempkd.commands import cache, distill
 from trl_tempkd.processes import LAUNCHER, Stopped, stopped_by_signals
 
 
@@ -141,7 +141,7 @@ def test_trainings_look_for_their_launcher(module, monkeypatch):
     def look():
         raise Looked
 
-    monkeypatch.setattr("trl_tempkd.processes.end_with_launcher", look)
+    monkeypatch.setattr("trl_tempkd.caching.end_with_launcher", look)
     monkeypatch.setattr("trl_tempkd.job.end_with_launcher", look)
     options = "--dataset_name tiny --model_name_or_path tiny:student --use_cpu --bf16 false --output_dir nowhere"
     more = ["--output", "nowhere"] if module is cache else []

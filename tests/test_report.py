@@ -27,6 +27,7 @@ from trl_tempkd.study.report.svg import draw, ticks
 from trl_tempkd.study.scores import better, direction, label
 from trl_tempkd.study.statistics import holm
 from trl_tempkd.study.sweep import cells
+from trl_tempkd.study.table import obstacles
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,58 @@ class TestReading:
         page = page_of(tmp_path)
         assert "forward_kl-tau1-both-seed1 failed: ValueError: broke" in page
         assert "1 cells are not finished" in page and "28 finished of 30" in page
+
+    @pytest.mark.parametrize("left", [0, 1, 7])
+    @pytest.mark.parametrize("part", ["first", "last", "tau 1", "one seed", "search", "no baseline", "torn"])
+    def test_an_unfinished_sweep_has_a_page(self, part, left, tmp_path):
+        """Whatever is there already, in whichever order the cells have ended."""
+        if part == "search":
+            write_frontier(tmp_path, select={"seeds": [0], "score": "rouge_l"})
+        else:
+            write_sweep(tmp_path, hypotheses=HYPOTHESES)
+        files = sorted(tmp_path.glob("*.json"), reverse=part == "last")
+        named = {"tau 1": "-tau1-", "one seed": "seed1", "search": "seed0"}.get(part, "")
+        kept = [path for path in files if named in path.name][:left]
+        for path in {*files} - {*kept}:
+            path.unlink()
+        if part == "no baseline":
+            (tmp_path / "summary/baselines/k.json").unlink()
+        if part == "torn":
+            for path in tmp_path.glob("*/diagnostics.csv"):
+                path.write_text(path.read_text()[:150])
+        assert "not finished" in page_of(tmp_path)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+    @pytest.mark.parametrize("where", ["an item", "a cell", "every cell", "baselines", "live"])
+    def test_scores_that_are_no_numbers(self, value, where, tmp_path):
+        """As of a training that has diverged: the others are shown, and what is for programs is JSON."""
+        write_sweep(tmp_path, hypotheses=HYPOTHESES)
+        for i, path in enumerate(sorted(tmp_path.glob("*.json"))):
+            result = json.loads(path.read_text())
+            if where == "an item" and i == 0:
+                result["scores"]["rouge_l"][0][0] = value
+            if where == "every cell" or (where == "a cell" and i == 0):
+                result["scores"] = {name: [[value] * 12] * len(each) for name, each in result["scores"].items()}
+                result["means"] = dict.fromkeys(result["means"], value)
+                result["log_history"] = [{**entry, "loss": value} for entry in result["log_history"]]
+            path.write_text(json.dumps(result))
+        if where == "baselines":
+            path = tmp_path / "summary/baselines/k.json"
+            found = json.loads(path.read_text())
+            found["diagnostics"] = [{**row, "value": float("nan")} for row in found["diagnostics"]]
+            found["teacher"] = None if value is None else {**found["teacher"], "scores": {"rouge_l": [[value] * 12]}}
+            path.write_text(json.dumps({**found, "diagnostics": found["diagnostics"] if found["teacher"] else []}))
+        if where == "live":
+            for path in tmp_path.glob("*/diagnostics.csv"):
+                path.write_text(path.read_text().replace("0.4", "nan").replace("0.7", "0"))
+        assert cli.main(["report", str(tmp_path), "--markdown", str(tmp_path / "x.md")]) == 0
+
+        def refuse(constant: str) -> None:
+            raise AssertionError(f"{constant} is no JSON")
+
+        json.loads((tmp_path / "summary/report.json").read_text(), parse_constant=refuse)
+        lines = obstacles(read(tmp_path).cells)
+        assert ("not finite" in " ".join(lines)) == (where in ("an item", "a cell", "every cell"))
 
     @pytest.mark.parametrize(
         "files, message",

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trl_tempkd.commands.launch import ACCELERATE_CONFIGS
+from trl_tempkd.launch import ACCELERATE_CONFIGS
 
 
 ROOT = Path(__file__).parent.parent

@@ -8,9 +8,9 @@ import yaml
 from made_up_sweep import write_frontier
 
 from trl_tempkd import cli
-from trl_tempkd.commands import cell as cell_command
-from trl_tempkd.study.sweep import Cell, launchers, selection
-from trl_tempkd.study.sweep.grid import EVALUATION
+from trl_tempkd.study.runs import pool, work
+from trl_tempkd.study.runs.cell import EVALUATION, Cell
+from trl_tempkd.study.sweep import selection
 
 
 def cell_of(divergence: str, tau: float, rule: str | None = None, seed: int = 0) -> Cell:
@@ -85,10 +85,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         return {**made_up[cell.name], "settings": cell.settings}
 
     def run_cell(results_dir, name, process):
-        return cell_command.run(tmp_path / "results" / name / "cell.json")
+        return work.run(tmp_path / "results" / name / "cell.json")
 
-    monkeypatch.setattr(cell_command, "measure", measure)
-    monkeypatch.setattr(launchers, "run_cell", run_cell)
+    monkeypatch.setattr(work, "measure", measure)
+    monkeypatch.setattr(pool, "run_cell", run_cell)
 
     assert cli.main(["sweep", "--config", str(path), "--dry_run"]) == 0
     said = capsys.readouterr().out

@@ -14,8 +14,8 @@ from test_cached import OBJECTIVES, builder_of, close, losses_of, options, start
 from transformers import TrainerCallback
 
 from trl_tempkd import TemperatureKDTrainer
+from trl_tempkd.command_line import usage_errors_on_one_line
 from trl_tempkd.commands import distill
-from trl_tempkd.commands.arguments import usage_errors_on_one_line
 from trl_tempkd.study.diagnostics import Plan, collect, diagnose
 from trl_tempkd.teachers import TeacherServerError, client
 from trl_tempkd.teachers.served import documents

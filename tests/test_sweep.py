@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,18 @@ from datasets import DatasetDict
 from standins import save_pair
 
 from trl_tempkd import cli
-from trl_tempkd.commands import cell as cell_command
+from trl_tempkd.commands import cache
 from trl_tempkd.commands import sweep as command
+from trl_tempkd.errors import UsageError
 from trl_tempkd.files import write_atomically
 from trl_tempkd.fingerprint import by_hash, fingerprint
 from trl_tempkd.study.comparisons import comparisons
+from trl_tempkd.study.runs import measure as measuring
+from trl_tempkd.study.runs import pool, processes, work
+from trl_tempkd.study.runs.cell import Cell, finished, reason
 from trl_tempkd.study.statistics import estimate, holm
-from trl_tempkd.study.sweep import Cell, cells, launchers, read_recipe, workers
-from trl_tempkd.study.sweep.grid import finished, grids_of
+from trl_tempkd.study.sweep import cells, read_recipe
+from trl_tempkd.study.sweep.grid import grids_of
 from trl_tempkd.study.table import obstacles
 
 
@@ -196,13 +201,21 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"a\.json was reached with max_steps: 2, and the recipe now says 3"):
             finished(tmp_path, Cell("a", {"seed": 1}, {"max_steps": 3}))
 
+    def test_results_of_earlier_versions_count(self, tmp_path):
+        """The settings in a file have the same keys as ever, so that an old folder goes on."""
+        options = {"max_steps": 2, "seed": 1, "data_seed": 1}
+        settings = {"name": "a", "factors": {"seed": 1}, "options": options, "evaluation": {"rows": 4}}
+        settings["tune_learning_rate"] = []
+        write_atomically(tmp_path / "a.json", json.dumps({"settings": settings}))
+        assert finished(tmp_path, Cell("a", {"seed": 1}, options, {"rows": 4})) is not None
+
     def test_one_process_has_a_cell(self, tmp_path):
-        with launchers.claim(tmp_path) as mine:
+        with work.claim(tmp_path) as mine:
             assert mine
-            with launchers.claim(tmp_path) as other:
+            with work.claim(tmp_path) as other:
                 assert not other
-            assert launchers.run_cell(str(tmp_path.parent), tmp_path.name, workers.OwnProcess(".")) == launchers.BUSY
-        with launchers.claim(tmp_path) as again:
+            assert pool.run_cell(str(tmp_path.parent), tmp_path.name, processes.OwnProcess(".")) == pool.BUSY
+        with work.claim(tmp_path) as again:
             assert again
 
 
@@ -292,9 +305,9 @@ NAMES = [f"{divergence}-tau{tau}-both-seed3" for divergence in ("forward_kl", "r
 def in_process(monkeypatch):
     """The cells run in this process; the list has the names of those that did. `fail` are names that raise."""
 
-    def run_cell(results_dir: str, name: str, process: workers.OwnProcess) -> int:
+    def run_cell(results_dir: str, name: str, process: processes.OwnProcess) -> int:
         ran.append(name)
-        return cell_command.run(Path(results_dir, name, "cell.json"))
+        return work.run(Path(results_dir, name, "cell.json"))
 
     def measured(cell, folder):
         if cell.name in fail:
@@ -303,9 +316,9 @@ def in_process(monkeypatch):
 
     ran: list[str] = []
     fail: set[str] = set()
-    measure = cell_command.measure
-    monkeypatch.setattr(cell_command, "measure", measured)
-    monkeypatch.setattr(launchers, "run_cell", run_cell)
+    measure = work.measure
+    monkeypatch.setattr(work, "measure", measured)
+    monkeypatch.setattr(pool, "run_cell", run_cell)
     return ran, fail
 
 
@@ -367,12 +380,13 @@ def test_a_sweep(tiny_recipe, tmp_path, in_process, capsys, prompt_dataset):
 
 def test_the_hashes_are_of_what_a_run_saw(tiny_recipe, tmp_path, make_model, tokenizer):
     found = cells(read_recipe(tiny_recipe))[0]
-    recorder, _ = cell_command.train(found.options, tmp_path / "one")
-    same, _ = cell_command.train({**found.options, "kd_temperature": 9.0}, tmp_path / "two")
-    other, _ = cell_command.train({**found.options, "seed": 4, "data_seed": 4}, tmp_path / "three")
+    recorder, same, other = measuring.Recorder(), measuring.Recorder(), measuring.Recorder()
+    measuring.train(found.options, tmp_path / "one", recorder)
+    measuring.train({**found.options, "kd_temperature": 9.0}, tmp_path / "two", same)
+    measuring.train({**found.options, "seed": 4, "data_seed": 4}, tmp_path / "three", other)
     assert recorder.initial_weights == same.initial_weights == other.initial_weights
-    assert recorder.initial_weights == cell_command.hash_of_weights(make_model(seed=0))
-    assert recorder.initial_weights != cell_command.hash_of_weights(make_model(seed=1))
+    assert recorder.initial_weights == measuring.hash_of_weights(make_model(seed=0))
+    assert recorder.initial_weights != measuring.hash_of_weights(make_model(seed=1))
     assert recorder.batches.hexdigest() == same.batches.hexdigest() != other.batches.hexdigest()
     assert recorder.batches.hexdigest() != hashlib.sha256().hexdigest()
 
@@ -380,7 +394,7 @@ def test_the_hashes_are_of_what_a_run_saw(tiny_recipe, tmp_path, make_model, tok
 def test_learning_rates_are_tuned(tiny_recipe, tmp_path):
     found = cells(read_recipe(tiny_recipe))[0]
     tuned = Cell(found.name, found.factors, found.options, {**found.evaluation, "rows": 3}, [1e-6, 1e-2])
-    result = cell_command.measure(tuned, tmp_path / "cell")
+    result = measuring.measure(tuned, tmp_path / "cell")
     by_rate = result["tuning"]["eval_kl_tau1"]
     assert by_rate.keys() == {"1e-06", "0.01"} and by_rate["0.01"] < by_rate["1e-06"]
     assert result["tuning"]["chosen"] == result["learning_rate"] == 0.01
@@ -391,7 +405,7 @@ def test_an_adapter_and_the_student_as_its_teacher(tiny_recipe, tmp_path):
     found = cells(read_recipe(tiny_recipe))[0]
     lora = {"use_peft": True, "lora_target_modules": "all-linear", "teacher_model_name_or_path": "student_base"}
     cell = Cell(found.name, found.factors, {**found.options, **lora, "student_kd_temperature": 1.0}, found.evaluation)
-    result = cell_command.measure(cell, tmp_path / "cell")
+    result = measuring.measure(cell, tmp_path / "cell")
     [kl] = result["scores"]["kl_tau1"]
     assert len(kl) == 4 and all(0 < value < 1 for value in kl)
 
@@ -419,8 +433,8 @@ def test_other_rows_of_the_same_name_are_not_mixed(split, tiny_recipe, tmp_path,
 def test_rows_that_are_too_few(tiny_recipe, tmp_path):
     found = cells(read_recipe(tiny_recipe))[0]
     cell = Cell(found.name, found.factors, found.options, {**found.evaluation, "rows": 9})
-    with pytest.raises(cell_command.UsageError, match=r"has 8 rows, and .* needs 9"):
-        cell_command.measure(cell, tmp_path / "cell")
+    with pytest.raises(UsageError, match=r"has 8 rows, and .* needs 9"):
+        measuring.measure(cell, tmp_path / "cell")
 
 
 def test_other_data_sets(tiny_recipe, tmp_path):
@@ -434,7 +448,7 @@ def test_other_data_sets(tiny_recipe, tmp_path):
     results = []
     for found in (first, second):
         cell = Cell(found.name, found.factors, found.options, {**found.evaluation, "datasets": {"mine": str(other)}})
-        results.append(cell_command.measure(cell, tmp_path / "results" / found.name))
+        results.append(measuring.measure(cell, tmp_path / "results" / found.name))
     assert [len(items) for items in results[0]["scores"]["rouge_l@mine"]] == [3, 3]
     assert results[0]["means"]["rouge_l@mine"] != results[0]["means"]["rouge_l"]
     assert [(row["score"], row["n_items"]) for row in comparisons(results)] == [
@@ -447,7 +461,7 @@ def test_other_data_sets(tiny_recipe, tmp_path):
 
 def test_what_cells_share_is_measured_once(tiny_recipe, tmp_path, monkeypatch):
     [first, second, *_] = cells(read_recipe(tiny_recipe))
-    results = [cell_command.measure(cell, tmp_path / "results" / cell.name) for cell in (first, second)]
+    results = [measuring.measure(cell, tmp_path / "results" / cell.name) for cell in (first, second)]
     [path] = (tmp_path / "results" / "summary" / "baselines").glob("*.json")
     assert {result["baseline"] for result in results} == {path.stem}
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -459,7 +473,92 @@ def test_what_cells_share_is_measured_once(tiny_recipe, tmp_path, monkeypatch):
         (name, mode) for name in ("forward_kl", "reverse_kl") for mode in ("both", "teacher")
     }
     other = Cell(first.name, first.factors, {**first.options, "max_length": 7}, first.evaluation)
-    assert cell_command.measure(other, tmp_path / "results" / "other")["baseline"] != path.stem
+    assert measuring.measure(other, tmp_path / "results" / "other")["baseline"] != path.stem
+
+
+def changed(recipe: Path, **overrides) -> Path:
+    read = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    recipe.write_text(yaml.safe_dump({**read, "overrides": overrides}), encoding="utf-8")
+    return recipe
+
+
+def test_a_cache_without_its_teacher(tiny_recipe, tmp_path, in_process, capsys):
+    """The students are scored by what needs no teacher, and all has its place on a page."""
+    base = yaml.safe_load(tiny_recipe.read_text(encoding="utf-8"))["base"]
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
+    flags = [
+        "--config",
+        str(tmp_path / "base.yaml"),
+        "--output",
+        str(tmp_path / "cache"),
+        "--output_dir",
+        str(tmp_path),
+    ]
+    cache.main(*cache.make_parser().parse(flags, launched=True)[0])
+    changed(tiny_recipe, teacher_cache=str(tmp_path / "cache"), teacher_model_name_or_path=None)
+    assert sweep(tiny_recipe) == 0
+    for name in NAMES:
+        result = json.loads((tmp_path / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        assert {"rouge_l", "ce"} <= result["scores"].keys() and "kl_tau1" not in result["scores"]
+    [path] = (tmp_path / "results/summary/baselines").glob("*.json")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["teacher"] is None and found["diagnostics"] == [] and "rouge_l" in found["start"]["scores"]
+    assert cli.main(["report", str(tmp_path / "results"), "--markdown", str(tmp_path / "x.md")]) == 0
+    assert "| start |" in (tmp_path / "x.md").read_text() and "| teacher |" not in (tmp_path / "x.md").read_text()
+
+
+@pytest.mark.parametrize("where", [{}, {"teacher_cache": "."}, {"teacher_server_url": "http://127.0.0.1:1"}])
+def test_a_teacher_that_cannot_be_compared_with(where, tiny_recipe, tmp_path, in_process, capsys):
+    """Before anything is trained, also where the training itself needs no such model, and in every part of a grid."""
+    ran, _ = in_process
+    changed(tiny_recipe, teacher_model_name_or_path="no-such-owner/no-such-model", **where)
+    with pytest.raises(SystemExit, match="2"):
+        sweep(tiny_recipe)
+    assert "cannot load the model 'no-such-owner/no-such-model' (--teacher_model" in capsys.readouterr().err
+    read = yaml.safe_load(changed(tiny_recipe, **where).read_text(encoding="utf-8"))
+    teachers = [read["base"]["teacher_model_name_or_path"], "no-such-owner/no-such-model"]
+    read["grid"]["teacher_model_name_or_path"] = teachers
+    tiny_recipe.write_text(yaml.safe_dump(read), encoding="utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        sweep(tiny_recipe)
+    assert "cannot load the model 'no-such-owner/no-such-model' (--teacher_model" in capsys.readouterr().err
+    assert ran == []
+
+
+def test_rates_at_which_training_diverges_are_not_chosen(tiny_recipe, tmp_path, monkeypatch):
+    def train(options, folder, callback):
+        value = {1.0: float("nan"), 2.0: 3.0, 3.0: float("inf")}[options["learning_rate"]]
+        callback.evaluation = {"eval_kl_tau1": value}
+
+    monkeypatch.setattr(measuring, "train", train)
+    found = cells(read_recipe(tiny_recipe))[0]
+    cell = Cell(found.name, found.factors, found.options, {**found.evaluation, "rows": 3}, [1.0, 2.0, 3.0])
+    assert measuring.tune(cell, tmp_path / "cell")["chosen"] == 2.0
+    cell = Cell(found.name, found.factors, found.options, {**found.evaluation, "rows": 3}, [1.0, 3.0])
+    with pytest.raises(UsageError, match="the training has diverged at every rate"):
+        measuring.tune(cell, tmp_path / "cell")
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (UsageError("the split has\n  8 rows"), "trl_tempkd.errors.UsageError: the split has 8 rows"),
+        (RuntimeError(), "RuntimeError"),
+        ("The process of the cell ended with exit status -9. Its last output:\n\nKilled\n", None),
+        ("", "no reason given"),
+    ],
+)
+def test_the_reason_of_a_failure_is_one_line(error, expected):
+    if isinstance(error, Exception):
+        try:
+            try:
+                raise KeyError("first")
+            except KeyError as first:
+                raise error from first
+        except Exception:
+            error = traceback.format_exc()
+    expected = expected or "The process of the cell ended with exit status -9. Its last output: Killed"
+    assert reason(error) == expected
 
 
 def test_weights_are_deleted_where_they_are_not_kept(tiny_recipe, tmp_path, in_process):
@@ -476,7 +575,7 @@ def test_rows_of_text_have_no_samples(tiny_recipe, tmp_path, text_dataset):
     found = cells(read_recipe(tiny_recipe))[0]
     DatasetDict(train=text_dataset, test=text_dataset).save_to_disk(tmp_path / "text")
     cell = Cell(found.name, found.factors, {**found.options, "dataset_name": str(tmp_path / "text")}, found.evaluation)
-    result = cell_command.measure(cell, tmp_path / "results" / "cell")
+    result = measuring.measure(cell, tmp_path / "results" / "cell")
     assert len(result["scores"]["kl_tau1"][0]) == 4 and "rouge_l" not in result["scores"]
     assert result["completions"] == []
 
@@ -546,7 +645,7 @@ def test_recipes(recipe, monkeypatch, capsys, tmp_path, make_model, tokenizer, p
     here.write_text(yaml.safe_dump(read), encoding="utf-8")
     assert sweep(here, "--dry_run") == 0
     cell = cells(read_recipe(here))[-1]
-    result = cell_command.measure(cell, tmp_path / "results" / cell.name)
+    result = measuring.measure(cell, tmp_path / "results" / cell.name)
     names = {"rouge_l", "kl_tau1", *(f"rouge_l@{name}" for name in few["datasets"])}
     assert names <= result["scores"].keys() and np.isfinite(result["scores"]["kl_tau1"]).all()
 
@@ -554,26 +653,26 @@ def test_recipes(recipe, monkeypatch, capsys, tmp_path, make_model, tokenizer, p
 def test_shares_of_the_machine(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert launchers.share_of_machine(1, 2, 1) == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": "6"}
-    assert [launchers.share_of_machine(i, 4, 0.5)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["4", "4", "6", "6"]
+    assert pool.share_of_machine(1, 2, 1) == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": "6"}
+    assert [pool.share_of_machine(i, 4, 0.5)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["4", "4", "6", "6"]
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(launchers.os, "cpu_count", lambda: 6)
-    assert launchers.share_of_machine(1, 3, 0) == {"OMP_NUM_THREADS": "2"}
+    monkeypatch.setattr(pool.os, "cpu_count", lambda: 6)
+    assert pool.share_of_machine(1, 3, 0) == {"OMP_NUM_THREADS": "2"}
     with pytest.raises(ValueError, match="3 workers with 1 GPUs per cell need 3 GPUs, got 2"):
-        launchers.share_of_machine(0, 3, 1)
+        pool.share_of_machine(0, 3, 1)
 
 
 def test_a_cell_that_another_process_runs_is_waited_for(tiny_recipe, monkeypatch, in_process):
     ran, _ = in_process
-    run_cell, busy = launchers.run_cell, [NAMES[2]]
+    run_cell, busy = pool.run_cell, [NAMES[2]]
 
     def sometimes_busy(results_dir, name, *rest):
         if name in busy:
             busy.remove(name)
-            return launchers.BUSY
+            return pool.BUSY
         return run_cell(results_dir, name, *rest)
 
-    monkeypatch.setattr(launchers, "run_cell", sometimes_busy)
+    monkeypatch.setattr(pool, "run_cell", sometimes_busy)
     assert sweep(tiny_recipe) == 0
     assert ran == [NAMES[0], NAMES[1], NAMES[3], NAMES[2]]
 
@@ -582,17 +681,17 @@ def test_an_interruption_is_one_line(tiny_recipe, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launchers, "run_local", interrupted)
+    monkeypatch.setattr(pool, "run_local", interrupted)
     assert sweep(tiny_recipe) == 130
     assert "goes on where it stopped" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", [workers.OwnProcess, workers.ForkingProcess])
+@pytest.mark.parametrize("kind", [processes.OwnProcess, processes.ForkingProcess])
 def test_a_process_that_dies_is_a_failure(kind, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "cell.json").write_text("{", encoding="utf-8")
     process = kind(".", {"PYTHONPATH": "", "PYTHONHOME": "/nowhere"})
-    assert launchers.run_cell(str(tmp_path), "a", process) == launchers.FAILED
+    assert pool.run_cell(str(tmp_path), "a", process) == pool.FAILED
     assert "ended with exit status 1" in (tmp_path / "a.error.txt").read_text(encoding="utf-8")
 
 
@@ -615,7 +714,7 @@ def test_killed_and_resumed(tiny_recipe, tmp_path, in_process):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert second.with_suffix("").is_dir() and not second.exists()
-    launchers.wait_until_free([second.stem], tmp_path / "results", 0.1)  # the cell sees that nobody waits for it
+    pool.wait_until_free([second.stem], tmp_path / "results", 0.1)  # the cell sees that nobody waits for it
 
     ran.clear()
     fail.clear()

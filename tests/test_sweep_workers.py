@@ -11,9 +11,9 @@ from datasets import DatasetDict
 from safetensors.torch import load_file
 from standins import save_pair
 
-from trl_tempkd.study.sweep import Cell, launchers
-from trl_tempkd.study.sweep.grid import EVALUATION
-from trl_tempkd.study.sweep.workers import ForkingProcess, OwnProcess
+from trl_tempkd.study.runs import pool
+from trl_tempkd.study.runs.cell import EVALUATION, Cell
+from trl_tempkd.study.runs.processes import ForkingProcess, OwnProcess
 
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def make_cells(tmp_path, make_model, tokenizer, prompt_dataset):
         for name in names:
             divergence = name.partition("-")[0]
             cell = Cell(name, {"seed": 1}, {**options, "divergence": divergence, "seed": 1, "data_seed": 1}, few)
-            launchers.prepare(cell, results)
+            pool.prepare(cell, results)
 
     return make
 
@@ -62,13 +62,13 @@ def test_forks_are_as_processes_of_their_own(make_cells, tmp_path, monkeypatch):
     own, forks = tmp_path / "own", tmp_path / "forks"
     make_cells(own, "jsd")
     make_cells(forks, "tvd", "jsd", "jsd-again", "broken")
-    assert launchers.run_cell(str(own), "jsd", OwnProcess(str(ROOT))) == launchers.DONE
+    assert pool.run_cell(str(own), "jsd", OwnProcess(str(ROOT))) == pool.DONE
 
     process = ForkingProcess(str(ROOT))
     try:
         (forks / "broken" / "cell.json").write_text("{", encoding="utf-8")
-        statuses = [launchers.run_cell(str(forks), name, process) for name in ("tvd", "broken", "jsd")]
-        assert statuses == [launchers.DONE, launchers.FAILED, launchers.DONE]
+        statuses = [pool.run_cell(str(forks), name, process) for name in ("tvd", "broken", "jsd")]
+        assert statuses == [pool.DONE, pool.FAILED, pool.DONE]
         assert "JSONDecodeError" in (forks / "broken.error.txt").read_text(encoding="utf-8")
         assert result_of(forks, "jsd") == result_of(own, "jsd") != result_of(forks, "tvd")
         expected, found = (load_file(folder / "jsd" / "model.safetensors") for folder in (own, forks))
@@ -81,9 +81,9 @@ def test_forks_are_as_processes_of_their_own(make_cells, tmp_path, monkeypatch):
         # Where the process itself is gone, its cell fails, and the next one has a new process
         assert process.process is not None
         os.kill(process.process.pid, signal.SIGKILL)
-        assert launchers.run_cell(str(forks), "jsd-again", process) == launchers.FAILED
+        assert pool.run_cell(str(forks), "jsd-again", process) == pool.FAILED
         assert "exit status -9" in (forks / "jsd-again.error.txt").read_text(encoding="utf-8")
-        assert launchers.run_cell(str(forks), "jsd-again", process) == launchers.DONE
+        assert pool.run_cell(str(forks), "jsd-again", process) == pool.DONE
         assert result_of(forks, "jsd-again") == result_of(own, "jsd")
     finally:
         process.close()

@@ -14,15 +14,18 @@ import optuna
 import pytest
 import yaml
 from datasets import DatasetDict, load_from_disk
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from standins import save_pair
 
 from trl_tempkd import cli
 from trl_tempkd.commands import distill
-from trl_tempkd.commands import trial as trial_command
-from trl_tempkd.commands import tune as command
 from trl_tempkd.files import Unwritable
 from trl_tempkd.fingerprint import fingerprint
-from trl_tempkd.study.sweep import workers
+from trl_tempkd.study.runs import processes, work
+from trl_tempkd.study.runs.study import DATABASE, NAME, open_storage
+from trl_tempkd.study.runs.trial import Reporter
+from trl_tempkd.study.tune import run as running
 from trl_tempkd.study.tune.recipe import read_tuning
 from trl_tempkd.study.tune.results import row_of, state_of
 from trl_tempkd.study.tune.space import Choice, Range, read_space
@@ -79,36 +82,23 @@ def tiny_recipe(tmp_path, make_model, tokenizer, prompt_dataset):
 def in_process(monkeypatch):
     """The trials run in this process; `fail` has the numbers of those that raise. The list has those that ran."""
 
-    class Ended:
-        stdin = None
+    def run(self, folder):
+        ran.append(int(folder.name))
+        (folder / "output.log").write_text("Killed\n", encoding="utf-8")
+        return -9 if int(folder.name) in vanish else work.run(folder / "cell.json")
 
-        def __init__(self, returncode):
-            self.returncode = returncode
-
-        def poll(self):
-            return self.returncode
-
-        wait = kill = poll
-
-    def start(module, file, working_dir, environment):
-        number = int(file.parent.name)
-        ran.append(number)
-        if number in vanish:
-            (file.parent / "output.log").write_text("Killed\n", encoding="utf-8")
-            return Ended(-9)
-        return Ended(trial_command.run(file))
-
-    def measure(settings, folder):
-        if settings["trial"] in fail:
+    def measure(cell, folder):
+        if int(cell.name) in fail:
             raise RuntimeError("out of luck")
-        return measured(settings, folder)
+        return measured(cell, folder)
 
     ran: list[int] = []
     fail: set[int] = set()
     vanish: set[int] = set()
-    measured = trial_command.measure
-    monkeypatch.setattr(trial_command, "measure", measure)
-    monkeypatch.setattr(workers, "start", start)
+    measured = work.measure
+    monkeypatch.setattr(work, "measure", measure)
+    for kind in (processes.OwnProcess, processes.ForkingProcess):
+        monkeypatch.setattr(kind, "run", run)
     return ran, fail, vanish
 
 
@@ -283,19 +273,57 @@ class TestStore:
         held.close()
         also_held.close()
 
-    def test_a_torn_line_is_cut_off(self, tmp_path):
-        """As a killed process or a full disk leaves it: with another line behind it, nobody could read the journal."""
+    def test_a_study_of_an_earlier_version_goes_on(self, tmp_path):
+        """Its store was a journal, whose last line a killed process may have left without an end."""
         recipe = recipe_of(tmp_path, trials=4)
         whole = drawn(recipe, tmp_path / "whole", 4)
-        folder = tmp_path / "cut"
-        assert drawn(recipe, folder, 2) == whole[:2]
-        for torn in (b'{"op_code":4,"worker_id":"x', b'{"torn":"' + b"x" * 10_000):
-            with (folder / JOURNAL).open("ab") as file:
-                file.write(torn)
-            assert len(Store(folder, read_tuning(recipe)).counted) == 2
+        assert drawn(recipe, tmp_path / "first", 2) == whole[:2]
+        folder = tmp_path / "earlier"
+        folder.mkdir()
+        journal = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        source = open_storage(tmp_path / "first" / DATABASE)
+        optuna.copy_study(from_study_name=NAME, from_storage=source, to_storage=journal, to_study_name=NAME)
+        study = optuna.load_study(study_name=NAME, storage=journal)
+        study.enqueue_trial({"tau": whole[2]["tau"]})
+        study.ask()  # and so it runs, and its process is gone
+        with (folder / JOURNAL).open("ab") as file:
+            file.write(b'{"op_code":4,"worker_id":"x')
+        (folder / f"{DATABASE}.part").write_text("of one that was killed while it copied")
         assert drawn(recipe, folder, 2) == whole[2:]
-        lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
-        assert all("torn" not in json.loads(line) for line in lines)
+        states = [state_of(trial) for trial in Store(folder, read_tuning(recipe)).trials]
+        assert states == ["complete", "complete", "interrupted", "complete", "complete"]
+
+    @pytest.mark.distributed
+    def test_killed_while_it_writes(self, tmp_path):
+        """`kill -9` between and within writes: nobody waits for a lock, and nothing half written is read."""
+        recipe, folder = recipe_of(tmp_path, trials=100_000), tmp_path / "results"
+        drawn(recipe, folder, 1)
+        code = """
+import sys, optuna
+from trl_tempkd.study.runs.study import NAME, open_storage
+study = optuna.load_study(study_name=NAME, storage=open_storage(sys.argv[1]))
+print(flush=True)
+while True:
+    trial = study.ask()
+    trial.set_user_attr("much", "x" * 2000)
+    study.tell(trial, trial.suggest_float("tau", 1.0, 8.0, log=True))
+"""
+        line, before = [sys.executable, "-c", code, str(folder / DATABASE)], 1
+        for seconds in (0.3, 0.4):
+            process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            assert process.stdout is not None and process.stdout.readline()
+            time.sleep(seconds)
+            process.kill()
+            assert process.communicate() == (b"", b"") and process.returncode == -signal.SIGKILL
+            start = time.monotonic()
+            store = Store(folder, read_tuning(recipe))
+            trial, _, held = store.ask()
+            assert time.monotonic() - start < 20  # for the lock of a journal Optuna waits 30 seconds
+            store.tell(trial, {"state": "complete", "score": 1.0})
+            held.close()
+            states = [state_of(trial) for trial in store.trials]
+            assert states.count("complete") > before and states.count("running") == 0
+            before = states.count("complete")
 
     def test_another_recipe_is_an_error_that_names_the_key(self, tmp_path):
         folder = tmp_path / "results"
@@ -323,7 +351,7 @@ def test_a_study(tiny_recipe, tmp_path, in_process, capsys, prompt_dataset):
     rows = trials_of(folder)
     assert [row["state"] for row in rows] == ["complete", "failed", "complete", "complete"]
     assert rows[1]["reason"] == "RuntimeError: out of luck" and rows[1]["score"] is None
-    assert "out of luck" in (folder / "trials/0001/error.txt").read_text(encoding="utf-8")
+    assert "out of luck" in (folder / "trials/0001.error.txt").read_text(encoding="utf-8")
     assert all(0 < row["score"] < 10 for row in rows if row["state"] == "complete")
     with (folder / "trials.csv").open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
@@ -349,7 +377,7 @@ def test_a_study(tiny_recipe, tmp_path, in_process, capsys, prompt_dataset):
     assert tune(recipe, "--trials", "6", "--workers", "2") == 0
     assert ran == [4, 5]
     rows = trials_of(folder)
-    assert "its process ended with exit status -9" in rows[4]["reason"] and "Killed" in rows[4]["reason"]
+    assert "ended with exit status -9" in rows[4]["reason"] and "Killed" in rows[4]["reason"]
     best = min((row for row in rows if row["score"]), key=lambda row: row["score"])
     assert f"best {best['score']:.4f} (trial {best['trial']})" in capsys.readouterr().out
 
@@ -368,22 +396,22 @@ def test_a_study(tiny_recipe, tmp_path, in_process, capsys, prompt_dataset):
 def test_a_full_disk_is_no_result(tiny_recipe, tmp_path, in_process, monkeypatch, capsys):
     """Whatever the settings, it would fail. The study stops, and the trial is run again."""
     ran, _, _ = in_process
-    measured = trial_command.measure
+    measured = work.measure
 
-    def full(settings, folder):
+    def full(cell, folder):
         (folder / "output.log").write_text("Traceback ...\n\ncannot write here: No space left on device\n")
-        if settings["trial"] == 1:
+        if cell.trial["number"] == 1:
             raise Unwritable("cannot write here: No space left on device")
-        return measured(settings, folder)
+        return measured(cell, folder)
 
-    monkeypatch.setattr(trial_command, "measure", full)
+    monkeypatch.setattr(work, "measure", full)
     recipe = tiny_recipe()
     with pytest.raises(SystemExit) as stop:
         tune(recipe)
     assert stop.value.code == 2 and ran == [0, 1]
-    said = "error: trial 1: cannot write here: No space left on device; the same command goes on where it stopped"
+    said = "error: 0001: cannot write here: No space left on device; the same command goes on where it stopped"
     assert said in capsys.readouterr().err
-    monkeypatch.setattr(trial_command, "measure", measured)
+    monkeypatch.setattr(work, "measure", measured)
     assert tune(recipe) == 0
     found = trials_of(tmp_path / "results")
     assert [trial["state"] for trial in found] == ["complete", "interrupted", "complete", "complete"]
@@ -445,7 +473,7 @@ def test_no_trial_is_complete(tiny_recipe, in_process, capsys):
 
 def test_a_score_that_is_not_finite(tmp_path):
     trial = optuna.create_study().ask()
-    reporter = trial_command.Reporter(trial, "eval_kl_tau1")
+    reporter = Reporter(trial, "eval_kl_tau1")
     state = type("State", (), {"global_step": 3, "max_steps": 9})
     with pytest.raises(ValueError, match="eval_kl_tau1 is nan after 3 steps: the training has diverged"):
         reporter.on_evaluate(None, state, None, metrics={"eval_kl_tau1": float("nan")})
@@ -490,7 +518,7 @@ def test_optuna_is_asked_for_only_where_it_is_needed(tiny_recipe, monkeypatch, c
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SystemExit, match="2"):
         tune(tiny_recipe())
-    assert "pip install 'trl-tempkd[tune]'" in capsys.readouterr().err
+    assert 'pip install "trl-tempkd[study]"' in capsys.readouterr().err
 
 
 def test_an_interruption_is_one_line(tiny_recipe, tmp_path, monkeypatch, capsys, in_process):
@@ -499,11 +527,11 @@ def test_an_interruption_is_one_line(tiny_recipe, tmp_path, monkeypatch, capsys,
 
     ran, _, _ = in_process
     with monkeypatch.context() as patched:
-        patched.setattr(command, "begin", interrupted)
+        patched.setattr(running, "cell_of", interrupted)
         assert tune(tiny_recipe(trials=1)) == 130
     assert "goes on where it stopped" in capsys.readouterr().err
     assert tune(tiny_recipe(trials=1)) == 0
-    assert ran == [0]
+    assert ran == [1]  # trial 0 had begun, and is run again
 
 
 @pytest.mark.distributed
@@ -518,7 +546,7 @@ def test_killed_and_resumed(tiny_recipe, tmp_path, in_process):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert (folder / JOURNAL).is_file() and not (folder / "trials.json").exists()
+    assert (folder / DATABASE).is_file() and not (folder / "trials.json").exists()
 
     ran, _, _ = in_process
     assert tune(recipe) == 0

@@ -25,12 +25,15 @@ class Command:
             Whether it may take many processes, and so starts through `accelerate launch`, as `trl sft` does.
         again (`str`, *optional*, defaults to `""`):
             What the same command does after an interruption, if anything of it is kept.
+        study (`bool`, *optional*, defaults to `False`):
+            Whether it is of the study, which needs the extra `study`.
     """
 
     name: str
     help: str
     launched: bool = False
     again: str = ""
+    study: bool = False
 
 
 GOES_ON = "the same command goes on where it stopped"
@@ -49,18 +52,33 @@ COMMANDS = [
         again=GOES_ON,
     ),
     Command(
+        "generate",
+        "let a teacher complete the prompts of a data set, and write a data set of them",
+        launched=True,
+        again=GOES_ON,
+    ),
+    Command(
         "evaluate",
         "generate from a model with fixed seeds, score it, and measure its distance from the teacher",
         again=GOES_ON,
+        study=True,
     ),
-    Command("diagnose", "measure what objectives and temperatures do to a student's gradient, without training"),
-    Command("sweep", "distil over a grid of divergences, temperatures, modes and seeds, and compare", again=GOES_ON),
+    Command(
+        "diagnose", "measure what objectives and temperatures do to a student's gradient, without training", study=True
+    ),
+    Command(
+        "sweep",
+        "distil over a grid of divergences, temperatures, modes and seeds, and compare",
+        again=GOES_ON,
+        study=True,
+    ),
     Command(
         "tune",
         "choose divergence, temperature and other options together, by a score on held-out rows",
         again=GOES_ON,
+        study=True,
     ),
-    Command("report", "write one HTML page from a sweep's results: verdicts, plots, tables, samples"),
+    Command("report", "write one HTML page from a sweep's results: what to use, scores, hypotheses", study=True),
     Command("divergences", "list divergences, objectives and temperature rules: parameters, defaults, sources"),
 ]
 
@@ -70,6 +88,7 @@ examples:
   trl-tempkd distill --config recipes/qwen3/distill.yaml --kd_temperature 4 --divergence reverse_kl
   trl-tempkd distill --config recipes/qwen3/distill.yaml --accelerate_config zero2 --num_processes 4
   trl-tempkd cache --config recipes/tiny/distill.yaml --mode hidden --output outputs/tiny-cache
+  trl-tempkd generate --teacher_model_name_or_path tiny:teacher --dataset_name tiny --output outputs/tiny-written
   trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd diagnose --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd sweep --config recipes/sweeps/tiny.yaml --workers 2
@@ -122,10 +141,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(command: Command, argv: list[str]) -> int:
     """Run one command in this process, or start the processes that train."""
-    from .commands.arguments import RecipeParser, usage_errors_on_one_line
-    from .files import written
+    from .command_line import usage_errors_on_one_line
 
     prog = f"trl-tempkd {command.name}"
+    if command.study:
+        from .study import check_installed
+
+        with usage_errors_on_one_line(prog):
+            check_installed("this command")
+    from .files import written
+    from .recipes import RecipeParser
+
     module = importlib.import_module(f"trl_tempkd.commands.{command.name}")
     parser = module.make_parser(prog=prog)
     with usage_errors_on_one_line(prog), written():
@@ -133,7 +159,7 @@ def run(command: Command, argv: list[str]) -> int:
             if isinstance(parser, RecipeParser):
                 return module.main(*parser.parse_here(argv)) or 0
             return module.main(parser.parse_args(argv)) or 0
-        from .commands.launch import launch
+        from .launch import launch
 
         # Everything is parsed and checked here first, so that a mistake costs no start of eight processes.
         values, for_launch, for_script = parser.parse(argv)

@@ -24,6 +24,9 @@ PRIVATE: dict[str, str] = {
     "fsdp2_prepare_model": "accelerate.utils.fsdp_utils.fsdp2_prepare_model",
     "get_model_param_count": "transformers.trainer_pt_utils.get_model_param_count",
     "find_adapter_config_file": "transformers.utils.peft_utils.find_adapter_config_file",
+    # Options
+    "AcceleratorConfig": "transformers.trainer_pt_utils.AcceleratorConfig",
+    "TYPE_TO_SCHEDULER_FUNCTION": "transformers.optimization.TYPE_TO_SCHEDULER_FUNCTION",
     # Data
     "DataCollatorForLanguageModeling": "trl.trainer.sft_trainer.DataCollatorForLanguageModeling",
     "common_prefix_length": "trl.data_utils.common_prefix_length",

@@ -11,7 +11,7 @@ from .losses.options import MemoryOptions
 from .objectives.options import DivergenceOptions, TemperatureOptions
 from .option_checks import check_dicts, check_types, strict
 from .option_groups import OptionGroup, assembled, check_groups, must, option
-from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, VLLMOptions
+from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, SamplingOptions, VLLMOptions
 from .teachers.address import shown
 from .teachers.options import ServerOptions, TeacherOptions
 
@@ -41,7 +41,8 @@ class DiagnosticsOptions(OptionGroup):
 
     def check(self) -> None:
         steps = self.kd_diagnostics_steps
-        must(self, "kd_diagnostics_steps", steps is None or steps >= 1, "at least 1, or unset to measure nothing")
+        ok = steps is None or steps >= 1
+        must(self, "kd_diagnostics_steps", ok, "at least 1", "Leave it unset to measure nothing.")
 
 
 # Of the groups the last comes first in the docstring, and after SFTConfig's own fields
@@ -57,6 +58,7 @@ class KDConfig(
     CompletionLogOptions,
     VLLMOptions,
     GenerationOptions,
+    SamplingOptions,
     RolloutOptions,
     TemperatureOptions,
     DivergenceOptions,

@@ -9,8 +9,11 @@ import traceback
 # Whose checks of the user's values are good enough to be shown as they are
 LIBRARIES = {"trl", "transformers", "peft", "datasets", "accelerate", "huggingface_hub"}
 
-# What hands the user's values on to them: commands, and the constructors of the trainer and its configuration
-COMMANDS = re.compile(r"trl_tempkd\.(cli|commands)\b")
+# What hands the user's values on to them: commands and what they call with these, and the constructors of the trainer
+# and its configuration
+COMMANDS = re.compile(
+    r"trl_tempkd\.(cli|commands|caching|data|launch|models|recipes|training|study\.one_model|study\.diagnostics\.setup)\b"
+)
 CONSTRUCTED = re.compile(r"trl_tempkd\.(trainer|option_checks|config)$")
 
 

@@ -18,6 +18,11 @@ _FULL = "ENOSPC EDQUOT EFBIG EROFS EEXIST ENOTEMPTY"
 _IN_THE_WAY = "EACCES EPERM ENOTDIR EISDIR ENAMETOOLONG ELOOP EIO ENODEV ESTALE"
 _UNWRITABLE = {getattr(errno, name) for name in f"{_FULL} {_IN_THE_WAY}".split() if hasattr(errno, name)}
 
+# What SQLite says, whoever passes it on
+_SQLITE = re.compile(
+    "database or disk is full|disk I/O error|attempt to write a readonly database|unable to open database"
+)
+
 # Where libraries write that are told so by a variable alone
 _CACHES = ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 
@@ -119,6 +124,8 @@ def why_unwritable(error: BaseException, path: str | Path | None = None) -> str 
     text = str(error)
     if (number := re.search(r"\(os error (\d+)\)", text)) is not None:  # of safetensors
         return os.strerror(int(number[1])) if int(number[1]) in _UNWRITABLE else None
+    if type(error).__name__ == "OperationalError" and (said := _SQLITE.search(text)) is not None:
+        return _find_out(path) or said[0]
     if isinstance(error, RuntimeError) and re.search(r"unexpected pos|PytorchStreamWriter|write\(\): fd", text):
         said = re.search(r"failed with (.+)", text)  # torch's new format has forgotten the reason
         return said[1] if said is not None else _find_out(path) or "not all of it was taken; is the disk full?"

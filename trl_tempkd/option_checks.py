@@ -13,9 +13,8 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch.utils.checkpoint import checkpoint
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
-from transformers.trainer_pt_utils import AcceleratorConfig
 
+from .compat import TYPE_TO_SCHEDULER_FUNCTION, AcceleratorConfig
 from .errors import UsageError, UsageTypeError, was_raised
 from .names import did_you_mean
 from .trl_names import hint_for

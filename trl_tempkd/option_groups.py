@@ -69,13 +69,13 @@ def check_groups(options: Any) -> None:
         group.check(options)
 
 
-def must(options: Any, name: str, ok: bool, wanted: str) -> None:
+def must(options: Any, name: str, ok: bool, wanted: str, way_out: str = "") -> None:
     """
     Raises:
         [`UsageError`]: Unless the option is `ok`.
     """
     if not ok:
-        raise UsageError(f"`{name}` must be {wanted}, got {getattr(options, name)!r}.")
+        raise UsageError(f"`{name}` must be {wanted}, got {getattr(options, name)!r}. {way_out}".rstrip())
 
 
 def named(names: Iterable[str]) -> str:
@@ -89,13 +89,10 @@ def assembled(cls: C) -> C:
     that are dicts.
     """
     fields = {group: dataclasses.fields(group) for group in groups_of(cls)}  # type: ignore[arg-type]
-    if cls.__doc__ is not None:  # which Python leaves out with -OO
-        sections = (
-            "\n".join([f"    > {group.__doc__.strip().rstrip('.')}\n", *map(_entry, of)])
-            for group, of in fields.items()
-            if group.__doc__
-        )
-        cls.__doc__ = f"{inspect.getdoc(cls)}\n\nParameters:\n" + "\n\n".join(sections)
+    sections = (
+        "\n".join([f"    > {str(group.__doc__).rstrip('.')}\n", *map(_entry, of)]) for group, of in fields.items()
+    )
+    cls.__doc__ = f"{inspect.getdoc(cls)}\n\nParameters:\n" + "\n\n".join(sections)
     dicts = [field.name for of in fields.values() for field in of if _is_dict(field.type)]
     cls._VALID_DICT_FIELDS = [*cls._VALID_DICT_FIELDS, *dicts]  # type: ignore[attr-defined]
     return cls

@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""Distillation as a TRL trainer: `SFTTrainer` with another loss. Of TRL's inner names it overrides methods alone."""
+"""Distillation as a TRL trainer: `SFTTrainer` with another loss. Private names of TRL are imported in compat.py."""
 
 from functools import partial
 from typing import Any, ClassVar

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .arguments import HelpFormatter, OneLineParser
+from ..command_line import HelpFormatter, OneLineParser
 
 
 DESCRIPTION = """\
@@ -101,12 +101,8 @@ def families() -> dict[str, list[Row]]:
     from ..objectives import OBJECTIVES
     from ..temperature_rules import TEMPERATURE_RULES
 
-    found: dict[str, Mapping[str, Callable]] = {
-        "divergences": DIVERGENCES,
-        "objectives": OBJECTIVES,
-        "rules": TEMPERATURE_RULES,
-    }
-    return {key: [describe(name, function) for name, function in family.items()] for key, family in found.items()}
+    found: list[Mapping[str, Callable]] = [DIVERGENCES, OBJECTIVES, TEMPERATURE_RULES]
+    return {key: [describe(*each) for each in family.items()] for key, family in zip(TITLES, found, strict=True)}
 
 
 def markdown(rows: list[Row]) -> str:

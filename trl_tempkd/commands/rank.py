@@ -15,7 +15,7 @@ def main(command: str, options: list[str]) -> None:
     end_with_launcher()
     with quiet_when_interrupted():
         module = importlib.import_module(f"trl_tempkd.commands.{command}")
-        from .arguments import usage_errors_on_one_line
+        from ..command_line import usage_errors_on_one_line
 
         parser = module.make_parser(f"trl-tempkd {command}")
         with usage_errors_on_one_line(parser.prog):

@@ -5,9 +5,9 @@ import argparse
 import json
 from pathlib import Path
 
+from ..command_line import HelpFormatter, OneLineParser
 from ..errors import UsageError
 from ..paths import check_file_writable, check_writable
-from .arguments import HelpFormatter, OneLineParser
 
 
 DESCRIPTION = """\

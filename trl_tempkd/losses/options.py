@@ -18,4 +18,5 @@ class MemoryOptions(OptionGroup):
 
     def check(self) -> None:
         size = self.kd_chunk_size
-        must(self, "kd_chunk_size", size is None or size >= 1, "at least 1, or unset to let the loss choose")
+        ok = size is None or size >= 1
+        must(self, "kd_chunk_size", ok, "at least 1", "Leave it unset to let the loss choose.")

@@ -92,8 +92,8 @@ class RolloutOptions(OptionGroup):
 
 
 @dataclass
-class GenerationOptions(OptionGroup):
-    """Parameters that control generation."""
+class SamplingOptions(OptionGroup):
+    """Parameters that control how completions are sampled."""
 
     max_new_tokens: int = option(128, "Maximum number of tokens to generate per completion.")
     temperature: float = option(
@@ -105,6 +105,20 @@ class GenerationOptions(OptionGroup):
         None, "Leave out tokens with less than this share of the most probable token's probability."
     )
     repetition_penalty: float = option(1.0, "Above 1, tokens that have occurred before become less probable.")
+
+    def check(self) -> None:
+        must(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1")
+        must(self, "temperature", 0 <= self.temperature < float("inf"), "at least 0 (greedy) and finite")
+        must(self, "top_p", 0 < self.top_p <= 1, "in (0, 1]")
+        must(self, "top_k", self.top_k >= 0, "at least 0 (all tokens)")
+        must(self, "min_p", self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]")
+        must(self, "repetition_penalty", self.repetition_penalty > 0, "positive")
+
+
+@dataclass
+class GenerationOptions(OptionGroup):
+    """Parameters that control generation."""
+
     generation_kwargs: dict[str, Any] | str | None = option(
         None,
         "More arguments of transformers' `GenerationConfig`, or of vLLM's `SamplingParams`, e.g. "
@@ -124,12 +138,6 @@ class GenerationOptions(OptionGroup):
 
     def check(self) -> None:
         self._check_kwargs()
-        must(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1")
-        must(self, "temperature", 0 <= self.temperature < float("inf"), "at least 0 (greedy) and finite")
-        must(self, "top_p", 0 < self.top_p <= 1, "in (0, 1]")
-        must(self, "top_k", self.top_k >= 0, "at least 0 (all tokens)")
-        must(self, "min_p", self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]")
-        must(self, "repetition_penalty", self.repetition_penalty > 0, "positive")
         size = self.generation_batch_size
         if size is not None and (size < 1 or size % self.world_size):
             raise UsageError(

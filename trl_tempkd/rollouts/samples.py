@@ -3,7 +3,8 @@
 
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
@@ -42,18 +43,21 @@ def log_samples(
         return
     prompts, completions = map(list, zip(*texts, strict=True))
     print_prompt_completions_sample(prompts, completions, {}, None, step, args.num_completions_to_print)
-    table = pd.DataFrame({"step": step, "prompt": prompts, "completion": completions})
+    table = pa.table({"step": [step] * len(prompts), "prompt": prompts, "completion": completions})
     path = Path(str(args.output_dir)) / "completions" / f"completions_{step:05d}.parquet"
     with whole_file(path) as name:
-        table.to_parquet(name)
+        pyarrow.parquet.write_table(table, name)
+    if not {"wandb", "trackio"} & {*args.report_to}:
+        return
+    frame = table.to_pandas()
     if args.log_unique_prompts:
-        table = table.drop_duplicates(subset=["prompt"])
+        frame = frame.drop_duplicates(subset=["prompt"])
     if "wandb" in args.report_to:
         import wandb
 
         if wandb.run is not None:
-            wandb.log({"completions": wandb.Table(dataframe=table)})
+            wandb.log({"completions": wandb.Table(dataframe=frame)})
     if "trackio" in args.report_to:
         import trackio
 
-        trackio.log({"completions": trackio.Table(dataframe=table)})
+        trackio.log({"completions": trackio.Table(dataframe=frame)})

@@ -25,7 +25,7 @@ from transformers import (
 from ..compat import DistributedBackend, ForwardRedirection, add_hooks, remove_hooks
 from ..errors import UsageError
 from ..heads import unwrap_adapter
-from .options import RolloutOptions
+from ..option_groups import OptionGroup
 
 
 # Completes the prompts of this rank, none of them empty, with a seed: a completion holds the token that stopped it
@@ -133,7 +133,7 @@ class Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
-def processors_of(args: RolloutOptions) -> LogitsProcessorList:
+def processors_of(args: OptionGroup) -> LogitsProcessorList:
     """The options of sampling as `generate` applies them, in its order, and then the draw."""
     processors = LogitsProcessorList()
     if args.temperature != 1:
@@ -162,7 +162,7 @@ class ModelSampler:
             Accelerator of the trainer.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
-        args ([`RolloutOptions`]):
+        args ([`SamplingOptions`] and [`GenerationOptions`]):
             How to sample.
         vocabulary (`int`):
             Number of tokens to choose from, the first ones of the model's vocabulary.
@@ -175,7 +175,7 @@ class ModelSampler:
         get_model: Callable[[], nn.Module],
         accelerator: Accelerator,
         tokenizer: PreTrainedTokenizerBase,
-        args: RolloutOptions,
+        args: OptionGroup,
         vocabulary: int,
         around: Callable[[], AbstractContextManager] = nullcontext,
     ):

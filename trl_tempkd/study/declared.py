@@ -17,6 +17,7 @@ from ..names import did_you_mean
 from .scores import LABELS, kind
 
 
+HYPOTHESES = "summary/hypotheses.json"  # what the recipe of a sweep has declared, in the folder of its results
 EXPECTATIONS = ("greater", "less", "not_worse", "same")
 QUANTIFIERS = ("some", "every", "most")
 KEYS = ("name", "says", "source", "score", "a", "b", "change", "expect", "margin", "and", "over")

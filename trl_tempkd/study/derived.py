@@ -48,6 +48,8 @@ def _head_first(result: dict[str, Any]) -> dict[str, list[list[float]]]:
     if len(steps) < 2:
         return {}
     error = {(row["step"], row["bucket"]): row["value"] for row in rows}
+    if not all(error[(steps[0], part)] > 0 for part in ("head", "tail")):  # neither 0 nor NaN
+        return {}
     gone = {part: 1 - error[(steps[1], part)] / error[(steps[0], part)] for part in ("head", "tail")}
     return {HEAD_FIRST: [[gone["head"] - gone["tail"]]]}
 

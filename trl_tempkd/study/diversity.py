@@ -116,3 +116,16 @@ def common_range(curves: Iterable[Sequence[dict[str, Any]]]) -> tuple[float, flo
         return None
     low, high = max(map(min, ends)), min(map(max, ends))
     return (low, high) if low <= high else None
+
+
+def at_even_diversity(curve: Sequence[dict[str, Any]]) -> list[tuple[float, float, float]]:
+    """Self-BLEU, ROUGE-L and length at each multiple of 5 that a curve reaches, or of 1 where it is short."""
+    ends = common_range([curve])
+    if ends is None:
+        return []
+    low, high = ends
+    step = 5 if high - low >= 10 else 1
+    points = sorted((each["self_bleu"][0], each["rouge_l"][0], each["length"][0]) for each in curve)
+    x, *measures = zip(*points, strict=True)
+    values = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
+    return [(float(value), *(float(np.interp(value, x, y)) for y in measures)) for value in values]  # type: ignore[misc]

@@ -231,7 +231,15 @@ def _compare(
     means = {name: math.fsum(by_row[name]) / count for name in PER_TOKEN}
     _, confidence, correct = bins
     top = {"top_1": confidence.sum().item() / count, "ece": (confidence - correct).abs().sum().item() / count}
-    return {"tokens": count, **means, "perplexity": math.exp(means["ce"]), **top}, by_row
+    return {"tokens": count, **means, "perplexity": _exp(means["ce"]), **top}, by_row
+
+
+def _exp(value: float) -> float:
+    """Infinity where it is too large, as after a training that has diverged."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _hidden(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

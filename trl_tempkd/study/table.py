@@ -138,10 +138,15 @@ def paired(
     if not cells or not all(score in each["scores"] for same in cells for each in same):
         return None
     tables = [
-        np.stack([np.mean(same[i]["scores"][score], axis=0) for same in cells], axis=-2) for i in range(len(groups))
+        np.stack([values_in(same[i], score).mean(axis=0) for same in cells], axis=-2) for i in range(len(groups))
     ]
-    bad = [each["name"] for same in cells for each in same if not np.isfinite(each["scores"][score]).all()]
+    bad = [each["name"] for same in cells for each in same if not np.isfinite(values_in(each, score)).all()]
     return (tables, bad) if len({table.shape for table in tables}) == 1 else None
+
+
+def values_in(result: dict[str, Any], score: str) -> np.ndarray:
+    """A score of a cell, by seed of sampling and item; NaN where there is none."""
+    return np.array(result["scores"][score], dtype=float)
 
 
 def values_of(results: Iterable[dict[str, Any]], key: str) -> dict[str, str]:
@@ -176,7 +181,7 @@ def obstacles(results: Iterable[dict[str, Any]]) -> list[str]:
                 listed = "; ".join(", ".join(each) for each in names.values())
                 lines.append(f"seed {json.loads(group)[0]}: the cells differ in their {what}: {listed}")
     for result in results:
-        bad = [name for name, scores in result["scores"].items() if not np.isfinite(scores).all()]
+        bad = [name for name in result["scores"] if not np.isfinite(values_in(result, name)).all()]
         if bad:
             lines.append(f"{result['name']}: {', '.join(bad)} is not finite")
     return lines

@@ -100,7 +100,8 @@ class ServerOptions(OptionGroup):
                 "'constant' and `seq_kd` to False, or leave `teacher_server_url` unset to run the teacher itself."
             )
         logprobs = self.teacher_server_logprobs
-        must(self, "teacher_server_logprobs", logprobs is None or logprobs >= 2, "at least 2, or unset for all")
+        ok = logprobs is None or logprobs >= 2
+        must(self, "teacher_server_logprobs", ok, "at least 2", "Leave it unset for all.")
         must(self, "teacher_server_requests", self.teacher_server_requests >= 1, "at least 1")
         for name in ("teacher_server_timeout", "teacher_server_patience"):
             must(self, name, 0 < getattr(self, name) < math.inf, "positive and finite, in seconds")

@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..command_line import positive
 from ..errors import UsageError
 from ..files import whole_file, write_atomically
 from ..fingerprint import fingerprint, shown_fingerprints
@@ -96,13 +97,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def positive(text: str) -> int:
-    """Type of an option: a whole number above 0."""
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
-    return int(text)
-
-
 def run(args: argparse.Namespace) -> None:
     """Run what isn't finished, write the results and print them."""
     from rich.console import Console
@@ -154,6 +148,12 @@ def check(args: argparse.Namespace) -> None:
         raise DemoError(
             f"{SCRIPT} and {RECIPE} aren't beside the package: run the demo from a clone of the repository"
         )
+    from ..study import check_installed
+
+    try:
+        check_installed("the demo")
+    except UsageError as error:
+        raise DemoError(str(error)) from error
     if shutil.which("accelerate") is None:
         raise DemoError("`accelerate` isn't on PATH: activate the environment, or use `make demo`")
     for option, name in (("student", args.student), ("teacher", args.teacher)):

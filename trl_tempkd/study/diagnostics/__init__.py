@@ -7,7 +7,7 @@ The result is one tidy table. Each row has `objective`, `mode` (`both` softened,
 apply. docs/diagnostics.md lists the measures. Ranks are the teacher's: rank 1 is its likeliest token.
 """
 
-from .callback import DiagnosticsCallback, write_table
+from .callback import DiagnosticsCallback, watch, write_table
 from .logits import COLUMNS, MODES, NONE, Plan, logit_gradient, measure_logits
 from .models import collect, diagnose, measure_parameters
 
@@ -23,5 +23,6 @@ __all__ = [
     "logit_gradient",
     "measure_logits",
     "measure_parameters",
+    "watch",
     "write_table",
 ]

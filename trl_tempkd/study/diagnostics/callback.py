@@ -104,3 +104,9 @@ class DiagnosticsCallback(TrainerCallback):
         self._table += [{"step": state.global_step, **row} for row in rows]
         if state.is_world_process_zero:
             write_table(self.path, self._table, ["step", *COLUMNS])
+
+
+def watch(trainer: TemperatureKDTrainer) -> None:
+    """Measure live, where `kd_diagnostics_steps` asks for it."""
+    if trainer.args.kd_diagnostics_steps is not None:
+        trainer.add_callback(DiagnosticsCallback(trainer))

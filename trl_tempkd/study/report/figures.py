@@ -1,8 +1,9 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""What a figure is, before anything draws it: interactive.py draws it for the page, images.py as a PNG file."""
+"""What a figure is, before anything draws it: svg.py draws it for the page, images.py as a PNG file."""
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .results import Series
@@ -28,7 +29,7 @@ class Line:
         x, y (`list`):
             Points.
         colour, dash, symbol (`str`):
-            As Plotly has them, or the colours `INK` and `FAINT`. Without a symbol there are no markers.
+            As `svg` draws them, or the colours `INK` and `FAINT`. Without a symbol there are no markers.
         low, high (`list[float]`, *optional*):
             A band.
         view (`str`, *optional*):
@@ -47,6 +48,18 @@ class Line:
     high: list[float] | None = None
     view: str = ""
     bars: bool = False
+
+    def finite(self) -> "Line":
+        """Without the points at which nothing finite was measured; a bar has no height there."""
+        if self.bars:
+            return replace(self, y=[value if math.isfinite(value) else 0.0 for value in self.y])
+        kept = [
+            i
+            for i, values in enumerate(zip(self.y, self.low or self.y, self.high or self.y, strict=True))
+            if all(math.isfinite(value) for value in values)
+        ]
+        x, y, low, high = (each and [each[i] for i in kept] for each in (self.x, self.y, self.low, self.high))
+        return replace(self, x=x or [], y=y or [], low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -95,7 +108,8 @@ class Figure:
     listed: bool = False
 
     def lines(self, panel: Panel, view: str) -> list[Line]:
-        return [line for line in panel.lines if line.view in ("", view)]
+        found = (line.finite() for line in panel.lines if line.view in ("", view))
+        return [line for line in found if line.x]
 
     def y_title(self, panel: Panel, view: str) -> str:
         return panel.y_title if isinstance(panel.y_title, str) else panel.y_title.get(view, "")

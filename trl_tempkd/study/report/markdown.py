@@ -63,6 +63,8 @@ def scores(section: Section) -> str:
     rows = []
     for baseline in section.results.baselines.values():
         for who in ("teacher", "start"):
+            if baseline[who] is None:  # a teacher that a cache alone was left of
+                continue
             means = [mean_of(None if (v := items_of(baseline[who], n)) is None else v[None]) for n in names]
             cells = [interval(mean, name) for mean, name in zip(means, names, strict=True)]
             several = len(section.results.baselines) > 1

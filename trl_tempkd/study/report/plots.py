@@ -70,7 +70,7 @@ def _score_lines(results: Results, mode: str, score: str) -> list[Line]:
     ):
         values: dict[str, list[float]] = {}
         for baseline in results.baselines.values():
-            if (items := items_of(baseline[part], score)) is not None:
+            if baseline[part] and (items := items_of(baseline[part], score)) is not None:
                 values.setdefault(str(baseline[part].get("name")), []).append(float(items.mean()))
         for name, found_here in values.items():
             full = title if len(values) == 1 else f"{title} ({name})"
@@ -162,7 +162,8 @@ def training_curves(results: Results) -> Figure | None:
 def _curve(cells: Iterable[dict[str, Any]], measure: str) -> tuple[list[int], list[float]]:
     """The mean over cells at the steps that all of them have, at most `POINTS` of them."""
     curves = [
-        {entry["step"]: entry[measure] for entry in cell.get("log_history", []) if measure in entry} for cell in cells
+        {entry["step"]: entry[measure] for entry in cell.get("log_history", []) if entry.get(measure) is not None}
+        for cell in cells
     ]
     if not curves:
         return [], []

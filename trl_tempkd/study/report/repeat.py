@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ...fingerprint import shown_fingerprints
+from ..runs.cell import reason
 from ..sweep.grid import RULES, TEMPERATURES, cells
 from ..table import values_of
 from .results import Results
@@ -91,6 +92,5 @@ def hours(results: Results) -> float:
 
 
 def failures(results: Results) -> list[tuple[str, str, str]]:
-    """Cell, the last line of what its error file says, and all of it."""
-    reasons = {name: text.strip().splitlines() or ["no reason given"] for name, text in results.errors.items()}
-    return [(name, reasons[name][-1], text) for name, text in results.errors.items()]
+    """Cell, why it failed on one line, and all of what its error file says."""
+    return [(name, reason(text), text) for name, text in results.errors.items()]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ..declared import HYPOTHESES
 from ..sweep.selection import path_of
 from ..table import name_of, obstacles
 
 
-HYPOTHESES = "summary/hypotheses.json"  # what the recipe of a sweep has declared
 MODES = {"both": "both sides softened", "teacher": "teacher alone softened"}
 Place = tuple["Series", str, float]  # series, mode, tau
 
@@ -199,5 +199,5 @@ def _live(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = [row for row in csv.DictReader(file) if all(row.get(name) for name in ("value", "step", "tau"))]
     return [{**row, "value": float(row["value"]), "step": int(row["step"]), "tau": float(row["tau"])} for row in rows]

@@ -69,7 +69,7 @@ def samples(results: Results, seed: int = 0) -> Samples | None:
 
 def _before(baselines: list[dict[str, Any]], part: str, title: str) -> dict[str, dict[str, Any]]:
     """The teachers or the untrained students, with their names where there are several."""
-    found = {str(baseline[part].get("name")): baseline[part] for baseline in baselines}
+    found = {str(baseline[part].get("name")): baseline[part] for baseline in baselines if baseline[part]}
     return {f"{title} ({name})" if len(found) > 1 else title: writer for name, writer in found.items()}
 
 

@@ -157,7 +157,7 @@ def _ms(cells: Iterable[dict[str, Any]]) -> float | None:
         1000 * entry["train_runtime"] / entry["step"]
         for cell in cells
         for entry in cell.get("log_history", [])
-        if "train_runtime" in entry and entry["step"]
+        if entry.get("train_runtime") is not None and entry["step"]
     ]
     return median(found) if found else None
 

@@ -2,10 +2,9 @@
 """A grid of distillations: its recipe, its cells, and which of them are finished."""
 
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ...errors import UsageError
 from ...names import did_you_mean
 from ...trl_names import hint_for
 from ..declared import read_declared
+from ..runs.cell import EVALUATION, Cell
 
 
 KEYS = (
@@ -27,61 +27,12 @@ KEYS = (
     "workers",
     "results_dir",
 )
-# How a cell's student is scored: on so many `rows` of the test split, and on other `datasets` by name. The seeds are
-# those of sampling: MiniLLM takes 10 to 50. At several `temperatures` its quality over its diversity is measured too.
-# `diagnostics_rows` are rows of the training split on which the gradients of both KLs are measured once, before
-# training.
-EVALUATION: dict[str, Any] = {
-    "rows": 256,
-    "datasets": {},
-    "seeds": [10],
-    "greedy": False,
-    "max_new_tokens": 128,
-    "temperature": 1.0,
-    "temperatures": [],
-    "top_p": 1.0,
-    "batch_size": 64,
-    "dtype": "auto",
-    "diagnostics_rows": 32,
-}
 MODES = ("both", "teacher")
 # What `tau`, `mode` and `rule` stand for, so that neither the grid nor a leftover of the base can say otherwise
 TEMPERATURES = ("kd_temperature", "student_kd_temperature", "teacher_kd_temperature")
 RULES = ("kd_temperature_rule", "kd_temperature_rule_kwargs")
-# What says which rows a cell takes
-DATA = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "datasets")
 # By these the conditions of a sweep with `select` are chosen
 SELECT_BY = ("rouge_l", "rouge_l_greedy", "kl_tau1")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """
-    One run of a sweep.
-
-    Args:
-        name (`str`):
-            Name of its files, such as `forward_kl-tau2-both-seed1`.
-        factors (`dict[str, Any]`):
-            Its place in the grid: divergence, tau, mode, seed and what else the grid has.
-        options (`dict[str, Any]`):
-            All the options of its `trl-tempkd distill`, but for the output folder.
-        evaluation (`dict[str, Any]`):
-            How its student is scored: see `EVALUATION`.
-        tune_learning_rate (`list[float]`):
-            Learning rates to choose from, if any.
-    """
-
-    name: str
-    factors: dict[str, Any]
-    options: dict[str, Any]
-    evaluation: dict[str, Any] = field(default_factory=lambda: dict(EVALUATION))
-    tune_learning_rate: list[float] = field(default_factory=list)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that its result depends on, as JSON gives it back."""
-        return json.loads(json.dumps(asdict(self)))
 
 
 def check_keys(
@@ -323,58 +274,3 @@ def _named(what: str, value: Any, keys: tuple[str, str], options: dict[str, Any]
         raise UsageError(f"A {what} with parameters is {{name: {{parameter: value}}}}, got {value}.")
     [(name, kwargs)] = value.items()
     return {keys[1]: kwargs, keys[0]: name}
-
-
-def finished(results_dir: Path, cell: Cell) -> dict[str, Any] | None:
-    """
-    The result of a cell, or `None` if there is none yet.
-
-    Raises:
-        `ValueError`: If there is one of the same name that was reached with other settings.
-    """
-    path = results_dir / f"{cell.name}.json"
-    if not path.is_file():
-        return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    found, wanted = result["settings"], cell.settings
-    if found != wanted:
-        for part in ("options", "evaluation"):
-            for key in sorted({*found[part], *wanted[part]}):
-                old, new = found[part].get(key), wanted[part].get(key)
-                if old != new:
-                    raise UsageError(
-                        f"{path} was reached with {key}: {old}, and the recipe now says {new}. Give another "
-                        "--results_dir, or delete the file to run the cell again."
-                    )
-        raise UsageError(f"{path} was reached with other settings. Give another --results_dir, or delete the file.")
-    return result
-
-
-def check_same_rows(results_dir: Path, cell: Cell, fingerprints: dict[str, str]) -> None:
-    """
-    Stop where a finished cell of the same data was reached on other rows: the two cannot be compared.
-
-    Args:
-        fingerprints (`dict[str, str]`):
-            Those of the rows that this cell is about to use.
-
-    Raises:
-        `ValueError`: If there is such a cell.
-    """
-
-    def data_of(settings: dict[str, Any]) -> list[Any]:
-        named, scored = settings["options"], settings["evaluation"]
-        return [named.get(name) for name in DATA] + [scored.get(name) for name in ("rows", "datasets")]
-
-    for path in sorted(results_dir.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if "settings" not in result or data_of(result["settings"]) != data_of(cell.settings):
-            continue
-        for name, now in fingerprints.items():
-            before = result.get("fingerprints", {}).get(name, "not noted")
-            if before != now:
-                raise UsageError(
-                    f"{path} was reached on other rows: the fingerprint of its {name} rows is {before}, and now it "
-                    f"would be {now}. The data has changed (that of `tiny` does with the installed packages). Give "
-                    "another --results_dir, or delete the file."
-                )

@@ -72,7 +72,7 @@ def choose(found: Sequence[Cell], results: dict[str, dict[str, Any]], select: di
         objectives[key] = own
         values = conditions.setdefault(key, {}).setdefault(json.dumps(treatment), [])
         scores = results.get(cell.name, {}).get("scores", {}).get(select["score"])
-        values.append(float("nan") if scores is None else float(np.mean(scores)))
+        values.append(float("nan") if scores is None else float(np.mean(np.array(scores, dtype=float))))
 
     listed = []
     for key, own in objectives.items():

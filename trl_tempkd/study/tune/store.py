@@ -1,7 +1,11 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""The store of a study: Optuna's journal in the results' folder. Several processes may work on it, and may die."""
+"""
+The store of a study: Optuna's, in the results' folder. Several processes may work on it, and may die.
 
-import os
+Optuna keeps what is written (study/runs/study.py). What it can't know is ours: that a trial's process is gone, which
+the lock on its folder tells at once, and that no two processes together begin more trials than are wanted.
+"""
+
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -9,56 +13,17 @@ from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ...errors import UsageError
 from ...locks import locked
-from ..sweep.launchers import claim
+from ..runs.study import DATABASE, NAME, make_pruner, open_storage, trial_id
 from .recipe import Tuning
 from .space import Choice, Range
 
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-NAME = "tune"
-JOURNAL = "study.log"
-
-
-class Lock(JournalFileOpenLock):
-    """
-    The lock of a journal. It goes with its process, however that ends. Those of Optuna outlive it, and are waited for.
-    """
-
-    def __init__(self, journal: Path):
-        super().__init__(str(journal))
-        self.journal, self.held = journal, ExitStack()
-
-    def acquire(self) -> bool:
-        free = self.held.enter_context(locked(self.journal.with_name(f"{self.journal.name}.lock")))
-        drop_torn_line(self.journal)
-        return free
-
-    def release(self) -> None:
-        self.held.close()
-
-
-def drop_torn_line(journal: Path) -> None:
-    """
-    Cut off a last line without an end, as a killed process or a full disk leaves it. With the next one behind it, it
-    would be a line that nobody can read, and the study with it.
-    """
-    with journal.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        start = end
-        while start:
-            start = max(0, start - 4096)
-            file.seek(start)
-            if (newline := file.read(4096).rfind(b"\n")) >= 0:
-                start += newline + 1
-                break
-        if start < end:
-            file.truncate(start)
+JOURNAL = "study.log"  # of earlier versions
 
 
 class Store:
@@ -74,13 +39,16 @@ class Store:
 
     def __init__(self, folder: Path, tuning: Tuning):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.tuning, self.storage = folder, tuning, open_storage(folder)
+        self.folder, self.tuning, self.database = folder, tuning, folder / DATABASE
         with self.lock():
+            if not self.database.exists() and (folder / JOURNAL).exists():
+                take_over(folder / JOURNAL, self.database)
+            self.storage = open_storage(self.database)
             self.study = optuna.create_study(
                 storage=self.storage,
                 study_name=NAME,
                 direction=tuning.direction,
-                pruner=make_pruner(tuning.pruning, tuning.base),
+                pruner=make_pruner(tuning.pruning, tuning.base.get("max_steps", -1)),
                 load_if_exists=True,
             )
             before = self.study.user_attrs.get("settings")
@@ -107,12 +75,19 @@ class Store:
         """Those of the rows that are trained on and of those that are held out."""
         return self.study.user_attrs.get("fingerprints", {})
 
-    def folder_of(self, number: int) -> Path:
-        return self.folder / "trials" / f"{number:04d}"
+    @property
+    def trials_dir(self) -> Path:
+        """Where each trial is a cell: `NUMBER.json`, `NUMBER.error.txt` and a folder `NUMBER`."""
+        return self.folder / "trials"
+
+    def held(self, number: int) -> AbstractContextManager[bool]:
+        """Context that says whether nobody else has begun the trial and waits for it. It goes with its process."""
+        return locked(self.trials_dir / name_of(number) / "begun", wait=False)
 
     def ask(self) -> tuple[optuna.Trial, dict[str, Any], ExitStack] | None:
         """
-        Begin the next trial, if one is left: the trial, its settings, and the claim on its folder, to be closed.
+        Begin the next trial, if one is left: the trial, its settings, and what says that somebody waits for it, to be
+        closed.
         """
         with self.lock():
             self.recover()
@@ -121,7 +96,7 @@ class Store:
             self.study.sampler = make_sampler(self.tuning.seed, len(self.counted))
             trial = self.study.ask()
             held = ExitStack()
-            assert held.enter_context(claim(self.folder_of(trial.number))), "two trials of one number"
+            assert held.enter_context(self.held(trial.number)), "two trials of one number"
             factors = self.tuning.space.draw(partial(suggest, trial), self.tuning.base)
             return trial, factors, held
 
@@ -130,7 +105,7 @@ class Store:
         for trial in self.trials:
             if trial.state != TrialState.RUNNING:
                 continue
-            with claim(self.folder_of(trial.number)) as free:
+            with self.held(trial.number) as free:
                 if not free:
                     continue
             number = trial_id(self.storage, trial.number)
@@ -157,20 +132,20 @@ class Store:
         return next(iter(ranked(self.trials, self.tuning)), None)
 
 
-def open_storage(folder: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(folder / JOURNAL), Lock(folder / JOURNAL)))
+def name_of(number: int) -> str:
+    """The name of a trial as a cell."""
+    return f"{number:04d}"
 
 
-def trial_id(storage: JournalStorage, number: int) -> int:
-    return storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(NAME), number)
-
-
-def open_trial(folder: Path, number: int, pruning: dict[str, Any], base: dict[str, Any]) -> optuna.Trial:
-    """A trial that another process has asked for, to report what it measures."""
-    storage = open_storage(folder)
-    pruner, sampler = make_pruner(pruning, base), optuna.samplers.RandomSampler()  # nothing is drawn here
-    study = optuna.load_study(study_name=NAME, storage=storage, pruner=pruner, sampler=sampler)
-    return optuna.Trial(study, trial_id(storage, number))
+def take_over(journal: Path, database: Path) -> None:
+    """Copy the study of an earlier version, whole or not at all. Optuna leaves out a last line that was cut off."""
+    part = database.with_name(f"{database.name}.part")
+    part.unlink(missing_ok=True)
+    storage = open_storage(part)
+    source = JournalStorage(JournalFileBackend(str(journal)))
+    optuna.copy_study(from_study_name=NAME, from_storage=source, to_storage=storage, to_study_name=NAME)
+    storage.engine.dispose()
+    part.replace(database)
 
 
 def make_sampler(seed: int, index: int) -> optuna.samplers.BaseSampler:
@@ -179,14 +154,6 @@ def make_sampler(seed: int, index: int) -> optuna.samplers.BaseSampler:
     seed depends on how many trials were drawn before, and so an interrupted study draws what it would have drawn.
     """
     return optuna.samplers.TPESampler(seed=(seed * 100_003 + index) % 2**32)
-
-
-def make_pruner(pruning: dict[str, Any], base: dict[str, Any]) -> optuna.pruners.BasePruner:
-    if not pruning:
-        return optuna.pruners.NopPruner()
-    if pruning["method"] == "hyperband":
-        return optuna.pruners.HyperbandPruner(pruning["eval_steps"], base["max_steps"], pruning["reduction_factor"])
-    return optuna.pruners.MedianPruner(pruning["startup_trials"], pruning["warmup_steps"])
 
 
 def suggest(trial: optuna.Trial, name: str, values: Choice | Range) -> Any:
@@ -217,6 +184,6 @@ def check_same(before: dict[str, Any], now: dict[str, Any], folder: Path, where:
         if isinstance(old, dict) and isinstance(new, dict) and not {"low", "high"} & {*old, *new}:
             check_same(old, new, folder, f"{where}{key}.")
         raise UsageError(
-            f"{folder / JOURNAL} was made with {where}{key}: {old}, and the recipe now says {new}. Give another "
+            f"{folder / DATABASE} was made with {where}{key}: {old}, and the recipe now says {new}. Give another "
             "--results_dir, or delete the folder."
         )

@@ -9,14 +9,6 @@ from pathlib import Path
 from typing import IO
 
 
-def start(
-    module: str, file: Path, working_dir: str, environment: dict[str, str] | None = None
-) -> "subprocess.Popen[bytes]":
-    """Start `python -m MODULE FILE`, what it prints going to `output.log` beside the file."""
-    with (file.parent / "output.log").open("w", encoding="utf-8") as log:
-        return _launch([module, str(file)], working_dir, environment, out=log, log=log)
-
-
 def _launch(
     command: list[str], working_dir: str, environment: dict[str, str] | None, out: IO[str] | int, log: IO[str]
 ) -> "subprocess.Popen[bytes]":
@@ -52,7 +44,9 @@ class OwnProcess:
 
     def run(self, folder: Path) -> int:
         """Run the cell of this folder, what it prints going to `output.log`. Returns its exit status."""
-        self.process = start("trl_tempkd.commands.cell", folder / "cell.json", self.working_dir, self.environment)
+        with (folder / "output.log").open("w", encoding="utf-8") as log:
+            command = ["trl_tempkd.study.runs.work", str(folder / "cell.json")]
+            self.process = _launch(command, self.working_dir, self.environment, out=log, log=log)
         try:
             return self.process.wait()  # meanwhile the pipe says that somebody waits
         finally:
@@ -81,9 +75,8 @@ class ForkingProcess(OwnProcess):
         (folder / "output.log").write_text("", encoding="utf-8")
         if self.process is None:
             with (folder / "output.log").open("a", encoding="utf-8") as log:
-                self.process = _launch(
-                    ["trl_tempkd.commands.worker"], self.working_dir, self.environment, out=subprocess.PIPE, log=log
-                )
+                command = ["trl_tempkd.study.runs.worker"]
+                self.process = _launch(command, self.working_dir, self.environment, out=subprocess.PIPE, log=log)
         process = self.process
         assert process.stdin is not None and process.stdout is not None
         try:

@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""Names on a command line -> data sets and models: from the Hub, from disk, or built in."""
+"""Names on a command line -> data sets: from the Hub, from disk, or built in."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..files import why_unwritable, written
-from ..paths import BUILDERS, check_model_name, check_path, hub_problem
+from ..paths import BUILDERS, check_path, hub_problem
 
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def data_faults(script_args: "ScriptArguments", dataset_args: "DatasetMixtureCon
     import datasets
     import pyarrow as pa
 
-    from .data_files import fault_of, files_of
+    from .files import fault_of, files_of
 
     try:
         yield
@@ -129,34 +129,3 @@ def select_split(dataset: Any, split: str, option: str) -> Any:
             f"the data set has no split {split!r}; it has: {', '.join(dataset)} (--{option} says which to use)"
         )
     return dataset[split]
-
-
-def resolve_model(name: str | None, option: str) -> str:
-    """
-    The name of a model as `from_pretrained` takes it: `tiny:...` is a folder of this package, all else stays.
-
-    Args:
-        name (`str` or `None`):
-            A built-in model, a folder, a model on the Hub, or as the teacher `student_base`.
-        option (`str`):
-            The option that it comes from, for the message.
-    """
-    if not name:
-        raise UsageError(f"no model: give --{option}")
-    if name.startswith("tiny:"):
-        from ..tiny import resolve
-
-        return str(resolve(name))
-    check_path(name, f"model (--{option})")
-    return name
-
-
-def check_model(name: str, revision: str | None, trust_remote_code: bool, option: str) -> None:
-    """Read a model's configuration, so that a wrong name is one line now rather than a traceback from eight ranks."""
-    from transformers import AutoConfig
-
-    check_model_name(name, revision, f"--{option}")
-    try:
-        AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load the model {name!r} (--{option}): {str(error).splitlines()[0]}") from error

@@ -1,78 +1,32 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """
-Command lines and recipes, read strictly: whatever the reader cannot place is one line on stderr and exit status 2.
+Recipes and the options of commands that train, read strictly: what the reader cannot place is one line on stderr and
+exit status 2.
 
 TRL's parser hands keys that it does not know on to `accelerate launch` or drops them. Here each unknown key or flag is
 an error that names the closest known one, and so is each value of the wrong type.
 """
 
 import argparse
-import copy
 import dataclasses
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from pathlib import Path
 from types import NoneType
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from trl import TrlParser
 
-from ..errors import UsageError as UsageError  # for those who import it from here
-from ..errors import is_for_the_user
-from ..trl_names import hint_for
-
-
-@contextmanager
-def usage_errors_on_one_line(prog: str) -> Iterator[None]:
-    """
-    Turn a user's mistake into one line on stderr and exit status 2. Everything else is a bug and keeps its traceback.
-    """
-    try:
-        yield
-    except (ValueError, ImportError, OSError) as error:
-        if not is_for_the_user(error):
-            raise
-        sys.exit(_complain(prog, str(error)))
-
-
-def _complain(prog: str, message: str) -> int:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # every process of a node makes the same complaint
-        print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose error is one line, without the usage of every option before it."""
-
-    def error(self, message: str) -> NoReturn:
-        sys.exit(_complain(self.prog, message))
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the examples, names types, and shows `--an_option` without its twin `--an-option`."""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if len(action.option_strings) > 1:
-            action = copy.copy(action)
-            action.option_strings = [o for o in action.option_strings if "-" not in o.lstrip("-")]
-        return super()._format_action_invocation(action)
-
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return {"string_to_bool": "BOOL", "dict": "JSON"}.get(_type_name(action), _type_name(action).upper())
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-def _type_name(action: argparse.Action) -> str:
-    return getattr(action.type, "__name__", "str")
+from .command_line import HelpFormatter, OneLineParser, type_name
+from .errors import is_for_the_user
+from .files import write_atomically
+from .trl_names import hint_for
 
 
 def launcher_actions() -> dict[str, argparse.Action]:
     """The options of `accelerate launch`, and `--accelerate_config`, by their flags."""
-    from ..compat import launch_command_parser
+    from .compat import launch_command_parser
 
     actions = {flag: action for action in launch_command_parser()._actions for flag in action.option_strings}
     return {**actions, "--accelerate_config": argparse.Action(["--accelerate_config"], "accelerate_config")}
@@ -82,17 +36,16 @@ def launcher_actions() -> dict[str, argparse.Action]:
 GROUPS = {
     "CacheArguments": "cache",
     "DiagnoseArguments": "diagnostics",
-    "DivergenceOptions": "divergence",
-    "TemperatureOptions": "temperature",
-    "TeacherOptions": "teacher and student",
-    "ServerOptions": "the teacher's server",
-    "RolloutOptions": "on-policy training: who writes the completions",
-    "GenerationOptions": "on-policy training: how they are written",
-    "VLLMOptions": "on-policy training: with vLLM",
-    "CompletionLogOptions": "on-policy training: what is shown of them",
-    "MemoryOptions": "memory",
-    "ResumingOptions": "going on from a checkpoint of another run",
-    "DiagnosticsOptions": "diagnostics in training",
+    "GenerateConfig": "generation",
+    **dict.fromkeys(("DivergenceOptions", "TemperatureOptions"), "divergence and temperature"),
+    **dict.fromkeys(
+        ("MemoryOptions", "TeacherOptions", "ServerOptions", "ResumingOptions", "DiagnosticsOptions"),
+        "teacher, memory and diagnostics",
+    ),
+    **dict.fromkeys(
+        ("RolloutOptions", "SamplingOptions", "GenerationOptions", "VLLMOptions", "CompletionLogOptions"),
+        "on-policy training: who writes the completions, and how",
+    ),
     "ScriptArguments": "data",
     "DatasetMixtureConfig": "data mixtures (a list in the recipe)",
     "EvaluateConfig": "evaluation",
@@ -142,7 +95,8 @@ class RecipeParser(TrlParser):
     def _add_dataclass_arguments(self, dtype) -> None:
         hints = get_type_hints(dtype)
         if not self._groups:  # all at the first dataclass, to have them in order
-            self._groups = {name: self.add_argument_group(title) for name, title in GROUPS.items()}
+            groups = {title: self.add_argument_group(title) for title in dict.fromkeys(GROUPS.values())}
+            self._groups = {name: groups[title] for name, title in GROUPS.items()}
         for field in dataclasses.fields(dtype):
             if not field.init:
                 continue
@@ -189,7 +143,7 @@ class RecipeParser(TrlParser):
             return [self._checked(key, each, action) for each in value]
         if value is False and action.choices and "no" in action.choices:
             return "no"  # YAML reads a bare `no` as false, as in `eval_strategy: no`
-        expected = _type_name(action)
+        expected = type_name(action)
         kinds = set(get_args(self._hints.get(key))) or {self._hints.get(key)}
         if value is None and action.default is not None and NoneType not in kinds and Any not in kinds:
             self.error(f"{key} in {self._recipe}: expected {expected.replace('string_to_', '')}, got nothing")
@@ -291,3 +245,32 @@ class RecipeParser(TrlParser):
         if for_launch:
             self.error(f"{for_launch[0]} is for `accelerate launch`, which this command does not use")
         return values
+
+
+def training_parser(
+    prog: str | None = None, description: str = "", epilog: str = "", first: tuple[type, ...] = ()
+) -> RecipeParser:
+    """The parser of a training's options: the dataclasses of TRL's `sft.py` with [`KDConfig`], behind `first`."""
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+    from .config import KDConfig
+
+    dataclass_types = (*first, ScriptArguments, KDConfig, ModelConfig, DatasetMixtureConfig)
+    return RecipeParser(dataclass_types, prog=prog, description=description, epilog=epilog)
+
+
+def read_options(options: dict[str, Any], folder: Path, prog: str, flags: list[str] | None = None) -> list[Any]:
+    """The dataclasses of a training with these options that writes to a folder. Its `recipe.yaml` is left there."""
+    import yaml
+
+    recipe = folder / "recipe.yaml"
+    write_atomically(recipe, yaml.safe_dump({**options, "output_dir": str(folder)}, sort_keys=False))
+    values, _, _ = training_parser(prog).parse(["--config", str(recipe), *(flags or [])], launched=True)
+    return values
+
+
+def try_options(options: dict[str, Any], prog: str) -> list[Any]:
+    """As [`read_options`], but on whatever hardware, and without a trace: what is wrong with them shows here."""
+    here = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--tf32", "false"]
+    with tempfile.TemporaryDirectory() as folder:
+        return read_options(options, Path(folder), prog, here)

@@ -11,13 +11,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_atomically
-from ..study.sweep.launchers import claim
+from ...files import write_atomically
+from ...models import check_model, resolve_model
+from ...prompts import read_rows
+from ..one_model import other_rows
+from .work import claim
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
+
+    from ...config import KDConfig
 
 # Scores that every item has, of the text it is given and of what is generated
 OF_TEXT = ("kl_tau1", "reverse_kl_tau1", "ce", "student_entropy", "agreement")
@@ -44,16 +49,14 @@ class Scorer:
     def __init__(self, values: list[Any], evaluation: dict[str, Any], dataset: "Dataset", tokenizer: str):
         from transformers import AutoTokenizer
 
-        from ..prompts import read_rows
-
         _, self.training_args, self.model_args, _ = self.values = values
         self.evaluation, self.dtype = evaluation, evaluation["dtype"]
         self.trust = {"trust_remote_code": self.training_args.trust_remote_code}
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, **self.trust)
         self.rows = read_rows(dataset, self.tokenizer)
         self.others = {name: read_rows(rows, self.tokenizer) for name, rows in other_rows(evaluation).items()}
-        self.teacher_name, self.teacher_revision, kwargs = teacher_of(values)
-        self.teacher = self.load(self.teacher_name, revision=self.teacher_revision, **kwargs)
+        named = teacher_of(values)
+        self.teacher = None if named is None else self.load(**named)
 
     def load(self, name: str, **kwargs: Any) -> "PreTrainedModel":
         from transformers import AutoModelForCausalLM
@@ -81,8 +84,8 @@ class Scorer:
 
     def curve(self, model: "PreTrainedModel") -> list[dict[str, Any]]:
         """Quality over diversity, where several temperatures of sampling are asked for."""
-        from ..study.diversity import measure_curve
-        from ..study.evaluation import prompt_tokens
+        from ..diversity import measure_curve
+        from ..evaluation import prompt_tokens
 
         if not self.evaluation["temperatures"] or not all(row["references"] for row in self.rows):
             return []
@@ -94,7 +97,7 @@ class Scorer:
         return measure_curve(model, self.tokenizer, prompts, references, *over, progress=False, **sampling)
 
     def on(self, model: "PreTrainedModel", rows: list[dict[str, Any]]) -> dict[str, Any]:
-        from ..study.evaluation import evaluate_model
+        from ..evaluation import evaluate_model
 
         names = ("seeds", "greedy", "max_new_tokens", "temperature", "top_p", "batch_size")
         sampling = {name: self.evaluation[name] for name in names}
@@ -117,23 +120,27 @@ class Scorer:
         return {"scores": scores, "means": means, "completions": texts}
 
 
-def other_rows(evaluation: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of the other data sets on which students are scored, by name."""
-    from .evaluate import EvaluateConfig, load_rows
-
-    return {name: load_rows(EvaluateConfig(dataset_name=path)) for name, path in evaluation["datasets"].items()}
-
-
-def teacher_of(values: list[Any]) -> tuple[str, str | None, dict[str, Any]]:
-    """Name, revision and arguments of loading of the model that a student is compared with."""
-    from ..teachers import STUDENTS
-    from .data import resolve_model
+def teacher_of(values: list[Any]) -> dict[str, Any] | None:
+    """Name, revision and arguments of loading of the model that a student is compared with; a cache may name none, nor do several."""
+    from ...teachers import STUDENTS
 
     _, training_args, model_args, _ = values
     if training_args.teacher_model_name_or_path in STUDENTS:
-        return resolve_model(model_args.model_name_or_path, "model_name_or_path"), model_args.model_revision, {}
+        name = resolve_model(model_args.model_name_or_path, "model_name_or_path")
+        return {"name": name, "revision": model_args.model_revision}
+    elsewhere = training_args.teacher_cache is not None or training_args.teachers is not None
+    if elsewhere and not training_args.teacher_model_name_or_path:
+        return None
     name = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
-    return name, training_args.teacher_model_revision, training_args.teacher_model_init_kwargs or {}
+    kwargs = training_args.teacher_model_init_kwargs or {}
+    return {"name": name, "revision": training_args.teacher_model_revision, **kwargs}
+
+
+def check_teacher(values: list[Any]) -> None:
+    """Stop at a model to compare with that can't be loaded, also where a cache or a server teaches."""
+    teacher = teacher_of(values)
+    if teacher is not None:
+        check_model(teacher["name"], teacher["revision"], values[1].trust_remote_code, "teacher_model_name_or_path")
 
 
 def score(values: list[Any], evaluation: dict[str, Any], dataset: "Dataset") -> dict[str, Any]:
@@ -152,24 +159,14 @@ def baseline(
     What the cells of a sweep share: the teacher's and the untrained student's scores, how peaked the teacher is on
     training rows and on held-out ones, and what the gradients of both KLs look like before training.
     """
-    from ..prompts import read_rows
-    from ..study.evaluation import divergence_to_teacher, tokenize
-    from ..teachers import STUDENTS
-    from .data import resolve_model
+    from ...teachers import STUDENTS
 
     start = time.perf_counter()
     _, training_args, model_args, _ = values
     student = resolve_model(model_args.model_name_or_path, "model_name_or_path")
     scorer = Scorer(values, evaluation, dataset, training_args.output_dir)
-    peaked = {}
-    train_rows = read_rows(train_dataset.take(min(TRAIN_ROWS, len(train_dataset))), scorer.tokenizer)
-    for name, rows in (("train", train_rows), ("held_out", scorer.rows)):
-        rows = [{**row, "prompt": row["prompt"] or ""} for row in rows if row["completion"] is not None]
-        texts = tokenize(rows, scorer.tokenizer, training_args.max_length)
-        found = divergence_to_teacher(scorer.teacher, scorer.teacher, texts, progress=False)
-        peaked[name] = {key: found[key] for key in ("tokens", "top_1", "teacher_entropy", "ce")}
     result = {
-        "teacher": {"name": training_args.teacher_model_name_or_path, **peaked, **scorer(scorer.teacher)},
+        "teacher": None if scorer.teacher is None else _teacher(scorer, training_args, train_dataset),
         "start": {
             "name": model_args.model_name_or_path,
             **scorer(scorer.load(student, revision=model_args.model_revision)),
@@ -178,10 +175,25 @@ def baseline(
         "diagnostics": [],
         "lifted": [],
     }
+    # An adapter starts as its own teacher, and a cache alone has no model whose gradients could be had
+    same = training_args.teacher_model_name_or_path in STUDENTS
     count = evaluation["diagnostics_rows"]
-    if count and training_args.teacher_model_name_or_path not in STUDENTS:  # which start as their own teachers
+    if count and scorer.teacher is not None and not same:
         result["diagnostics"], result["lifted"] = gradients(values, count)
     return {**result, "seconds": round(time.perf_counter() - start, 2)}
+
+
+def _teacher(scorer: Scorer, training_args: "KDConfig", train_dataset: "Dataset") -> dict[str, Any]:
+    from ..evaluation import divergence_to_teacher, tokenize
+
+    peaked = {}
+    train_rows = read_rows(train_dataset.take(min(TRAIN_ROWS, len(train_dataset))), scorer.tokenizer)
+    for name, rows in (("train", train_rows), ("held_out", scorer.rows)):
+        rows = [{**row, "prompt": row["prompt"] or ""} for row in rows if row["completion"] is not None]
+        texts = tokenize(rows, scorer.tokenizer, training_args.max_length)
+        found = divergence_to_teacher(scorer.teacher, scorer.teacher, texts, progress=False)
+        peaked[name] = {key: found[key] for key in ("tokens", "top_1", "teacher_entropy", "ce")}
+    return {"name": training_args.teacher_model_name_or_path, **peaked, **scorer(scorer.teacher)}
 
 
 def gradients(values: list[Any], count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -189,8 +201,8 @@ def gradients(values: list[Any], count: int) -> tuple[list[dict[str, Any]], list
     The measures of `trl-tempkd diagnose` for both KLs, on the first rows of the training split; and row by row the
     upward amount outside the teacher's top 10.
     """
-    from ..study.diagnostics import Plan, collect, diagnose
-    from .diagnose import DiagnoseArguments, make_trainer
+    from ..diagnostics import Plan, collect, diagnose
+    from ..diagnostics.setup import DiagnoseArguments, make_trainer
 
     script_args, training_args, model_args, dataset_args = values
     args = DiagnoseArguments(

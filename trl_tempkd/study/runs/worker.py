@@ -1,6 +1,6 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """
-Cells one after the other: `python -m trl_tempkd.commands.worker`, which reads their folders from its input, a JSON
+Cells one after the other: `python -m trl_tempkd.study.runs.worker`, which reads their folders from its input, a JSON
 string a line, and answers each with an exit status.
 
 Every cell is a process of its own, a fork of this one, which has imported all that a cell needs and does nothing else.
@@ -15,18 +15,13 @@ import os
 import warnings
 from pathlib import Path
 
-from ..processes import end_with_input
-from .cell import run
+from ...processes import end_with_input
+from .work import run
 
 
 # What a cell imports as it goes; accelerate takes DeepSpeed along where it is installed
 USED = ("trl", "accelerate.commands.launch", "transformers.models.llama.modeling_llama")
-OURS = (
-    "trl_tempkd.trainer",
-    "trl_tempkd.study.evaluation",
-    "trl_tempkd.study.diagnostics",
-    "trl_tempkd.commands.evaluate",
-)
+OURS = ("trl_tempkd.trainer", "trl_tempkd.study.runs.measure", "trl_tempkd.study.one_model")
 OPTIONAL = ("deepspeed",)
 
 

@@ -1,35 +1,34 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""One cell of a sweep, in the process that it is started in: `python -m trl_tempkd.commands.cell FILE`."""
+"""A cell as a function: its recipe and a folder -> all that was measured of it, for one JSON file."""
 
 import hashlib
-import json
+import math
 import platform
 import shutil
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from transformers import TrainerCallback
 
-from ..errors import UsageError
-from ..files import write_atomically
-from ..fingerprint import by_hash, fingerprint
-from ..processes import end_with_input
-from ..study.sweep.grid import Cell, check_same_rows, finished
-from ..study.sweep.launchers import BUSY, DONE, FAILED, claim
-from . import distill
-from .scoring import baseline, baseline_key, once, other_rows, score
-from .sweep import delete_weights
+from ... import training
+from ...data import load_data, select_split
+from ...errors import UsageError
+from ...fingerprint import by_hash, fingerprint
+from ...recipes import read_options
+from ..diagnostics import watch
+from ..one_model import other_rows
+from .cell import Cell, check_same_rows
+from .scoring import baseline, baseline_key, once, score
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+PROG = "trl-tempkd"  # says what is wrong with a cell's options
 
 
 class Recorder(TrainerCallback):
@@ -77,18 +76,16 @@ def hash_of_weights(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def train(options: dict[str, Any], folder: Path) -> tuple[Recorder, list[Any]]:
-    """Run `trl-tempkd distill` with these options."""
-    values, recorder = parse(options, folder), Recorder()
+def train(options: dict[str, Any], folder: Path, callback: TrainerCallback) -> list[Any]:
+    """Run `trl-tempkd distill` with these options. Returns the dataclasses that they are read to."""
+    values = read_options(options, folder, PROG)
     script_args, training_args, model_args, dataset_args = values
-    distill.main(script_args, training_args, model_args, dataset_args, callbacks=[recorder])
-    return recorder, values
+    training.train(script_args, training_args, model_args, dataset_args, [callback], watch)
+    return values
 
 
 def load_split(values: list[Any], option: str) -> "Dataset":
     """The split of an option, as it is trained on."""
-    from .data import load_data, select_split
-
     return select_split(load_data(values[0], values[3]), getattr(values[0], option), option)
 
 
@@ -111,14 +108,18 @@ def tune(cell: Cell, folder: Path) -> dict[str, Any]:
     count, data = cell.evaluation["rows"], folder / "tuning" / "data"
     found = {}
     try:
-        hold_out(parse(cell.options, folder), count, data)
+        hold_out(read_options(cell.options, folder, PROG), count, data)
         options = on_held_out(cell.options, data)
         for rate in cell.tune_learning_rate:
-            recorder, _ = train({**options, "learning_rate": rate}, folder / "tuning" / f"{rate:g}")
+            recorder = Recorder()
+            train({**options, "learning_rate": rate}, folder / "tuning" / f"{rate:g}", recorder)
             found[f"{rate:g}"] = recorder.evaluation["eval_kl_tau1"]
     finally:
         shutil.rmtree(folder / "tuning", ignore_errors=True)
-    chosen = min(cell.tune_learning_rate, key=lambda rate: found[f"{rate:g}"])
+    finite = [rate for rate in cell.tune_learning_rate if math.isfinite(found[f"{rate:g}"])]
+    if not finite:
+        raise UsageError(f"`tune_learning_rate`: the training has diverged at every rate: {found}")
+    chosen = min(finite, key=lambda rate: found[f"{rate:g}"])
     return {"chosen": chosen, "rows": count, "eval_kl_tau1": found}
 
 
@@ -143,14 +144,6 @@ def on_held_out(options: dict[str, Any], data: Path) -> dict[str, Any]:
     }
 
 
-def parse(options: dict[str, Any], folder: Path) -> list[Any]:
-    """The dataclasses of `trl-tempkd distill` for these options. The recipe is left beside the model."""
-    recipe = folder / "recipe.yaml"
-    write_atomically(recipe, yaml.safe_dump({**options, "output_dir": str(folder)}, sort_keys=False))
-    values, _, _ = distill.make_parser("trl-tempkd sweep").parse(["--config", str(recipe)], launched=True)
-    return values
-
-
 def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     """Everything of a cell: what its file holds."""
     seconds: dict[str, float] = {}
@@ -162,16 +155,17 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         return result
 
     count = cell.evaluation["rows"]
-    given = parse(cell.options, folder)
+    given = read_options(cell.options, folder, PROG)
     rows = load_rows(given, "dataset_test_split", count).take(count)  # first: there may be fewer
     fingerprints = {"train": fingerprint(load_split(given, "dataset_train_split")), "test": fingerprint(rows)}
     fingerprints |= {name: fingerprint(other) for name, other in other_rows(cell.evaluation).items()}
     check_same_rows(folder.parent, cell, fingerprints)
     tuning = timed("tuning", tune, cell, folder) if cell.tune_learning_rate else None
     options = cell.options if tuning is None else {**cell.options, "learning_rate": tuning["chosen"]}
-    recorder, values = timed("training", train, options, folder)
+    recorder = Recorder()
+    values = timed("training", train, options, folder, recorder)
     scored = timed("evaluation", score, values, cell.evaluation, rows)
-    named = parse(options, folder)  # the run has put folders in the place of names
+    named = read_options(options, folder, PROG)  # the run has put folders in the place of names
     key = baseline_key(named, cell.evaluation, fingerprints)
 
     def shared() -> dict[str, Any]:
@@ -222,33 +216,3 @@ def cpu_name() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def run(file: Path) -> int:
-    """
-    Run the cell of a file `RESULTS_DIR/NAME/cell.json`, unless it is finished or another process runs it.
-
-    Returns:
-        `int`: Exit status, one of those of `sweep.launchers`.
-    """
-    folder, results = file.parent, file.parent.parent
-    with claim(folder) as free:
-        if not free:
-            return BUSY
-        cell = Cell(**json.loads(file.read_text(encoding="utf-8")))
-        error = results / f"{cell.name}.error.txt"
-        try:
-            if finished(results, cell) is None:
-                error.unlink(missing_ok=True)
-                write_atomically(results / f"{cell.name}.json", json.dumps(measure(cell, folder), indent=1))
-        except (Exception, SystemExit):
-            traceback.print_exc()
-            delete_weights(folder)  # it starts anew; and the disk may be full
-            write_atomically(error, traceback.format_exc())
-            return FAILED
-    return DONE
-
-
-if __name__ == "__main__":
-    end_with_input()
-    raise SystemExit(run(Path(sys.argv[1])))

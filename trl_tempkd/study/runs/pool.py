@@ -1,31 +1,26 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""Runs cells, each in a process of its own: on this machine or on a Ray cluster."""
+"""Runs cells, each in a process of its own: on this machine or on a Ray cluster. Sweeps and studies use it alike."""
 
 import json
 import os
 import queue
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError
+from ...errors import UsageError, UsageImportError
 from ...files import write_atomically
-from ...locks import locked
-from .grid import Cell
-from .workers import ForkingProcess, OwnProcess
+from .cell import Cell, error_file
+from .processes import ForkingProcess, OwnProcess
+from .work import BUSY, DONE, FAILED, UNWRITABLE, claim
 
 
-# Exit status of a cell's process or a trial's; busy: another process runs it; unwritable: the disk takes no more
-DONE, FAILED, UNWRITABLE, BUSY = 0, 1, 74, 75
-
-
-def claim(folder: Path) -> AbstractContextManager[bool]:
-    """Context that says whether the cell of this folder is ours. The lock goes with the process, however it ends."""
-    return locked(folder / "lock", wait=False)
+# Gives the name of the next cell whenever there is room for one, or `None` where there is none to start now
+Take = Callable[[], str | None]
 
 
 def run_cell(results_dir: str, name: str, process: OwnProcess) -> int:
@@ -35,29 +30,70 @@ def run_cell(results_dir: str, name: str, process: OwnProcess) -> int:
 
     Returns:
         `int`: `DONE`, `FAILED` (`RESULTS_DIR/NAME.error.txt` says why) or `BUSY` (another process runs it).
+
+    Raises:
+        [`UsageError`]: If the disk takes no more. That is no result, of whatever cell.
     """
     results, folder = Path(results_dir), Path(results_dir, name)
     with claim(folder) as free:  # spares the start of a process, which looks again
         if not free:
             return BUSY
-    error = results / f"{name}.error.txt"
+    error = error_file(results, name)
     error.unlink(missing_ok=True)
     status = process.run(folder)
     if status in (DONE, BUSY):
         return status
+    said = (folder / "output.log").read_text(encoding="utf-8", errors="replace").rstrip()
+    if status == UNWRITABLE:
+        last = said.rpartition("\n")[2]
+        why = last if last.startswith("cannot write") else f"cannot write to {folder}, is the disk full?"
+        raise UsageError(f"{name}: {why}; the same command goes on where it stopped")
     if not error.exists() and not process.stopped:
-        write_atomically(error, f"The process of the cell {ended(status, folder)}\n")
+        text = f"The process of the cell ended with exit status {status}. Its last output:\n\n{said[-4000:]}\n"
+        write_atomically(error, text)
     return FAILED
 
 
-def ended(status: int, folder: Path) -> str:
-    """How a process that has left no word of its own ended."""
-    said = (folder / "output.log").read_text(encoding="utf-8", errors="replace")[-4000:]
-    return f"ended with exit status {status}. Its last output:\n\n{said}"
+@dataclass(frozen=True)
+class Launcher:
+    """
+    Where cells run.
+
+    Args:
+        kind (`str`):
+            `local`, this machine, or `ray`, an existing cluster, which is filled.
+        workers (`int`):
+            Cells at a time on this machine.
+        gpus (`float`, *optional*):
+            The GPUs of a cell, or its share of one. If left out, on this machine one where there is one.
+    """
+
+    kind: str = "local"
+    workers: int = 1
+    gpus: float | None = None
+
+    def run(self, take: Take, results_dir: Path) -> Iterator[tuple[str, int]]:
+        """Run the cells that `take` gives. Yields their names and how they ended."""
+        if self.kind == "ray":
+            return run_ray(take, results_dir, self.gpus or 0)
+        return run_local(take, results_dir, self.workers, _gpus_here() if self.gpus is None else self.gpus)
+
+    def said(self, left: int) -> str:
+        """In words, how many of those that are left run."""
+        return f"{left} left" if self.kind == "ray" else f"{min(left, self.workers)} running"
 
 
-def run_local(names: list[str], results_dir: Path, workers: int, gpus_per_cell: float) -> Iterator[tuple[str, int]]:
-    """Run cells on this machine, `workers` at a time, each on its own GPU. Yields their names and how they ended."""
+def _gpus_here() -> float:
+    import torch
+
+    return 1.0 if torch.cuda.is_available() else 0.0
+
+
+def run_local(take: Take, results_dir: Path, workers: int, gpus_per_cell: float) -> Iterator[tuple[str, int]]:
+    """
+    Run cells on this machine, `workers` at a time, each on its own GPU. Yields their names and how they ended; what
+    has ended is yielded before the next cell is taken.
+    """
     forks = not gpus_per_cell and sys.platform == "linux"  # elsewhere a fork of what has threads isn't safe
     kind = ForkingProcess if forks else OwnProcess
     processes = [kind(os.getcwd(), share_of_machine(worker, workers, gpus_per_cell)) for worker in range(workers)]
@@ -73,9 +109,13 @@ def run_local(names: list[str], results_dir: Path, workers: int, gpus_per_cell: 
             slots.put(process)
 
     pool = ThreadPoolExecutor(workers)
-    running = {pool.submit(run, name) for name in names}
+    running: set[Future[tuple[str, int]]] = set()
     try:
-        while running:
+        while True:
+            while len(running) < workers and (name := take()) is not None:
+                running.add(pool.submit(run, name))
+            if not running:
+                return
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
@@ -110,7 +150,7 @@ def share_of_machine(worker: int, workers: int, gpus_per_cell: float) -> dict[st
     return {**found, "CUDA_VISIBLE_DEVICES": gpus[int(worker * gpus_per_cell)]}
 
 
-def run_ray(names: list[str], results_dir: Path, gpus_per_cell: float) -> Iterator[tuple[str, int]]:
+def run_ray(take: Take, results_dir: Path, gpus_per_cell: float) -> Iterator[tuple[str, int]]:
     """Run cells on an existing Ray cluster, as many at a time as it has room for. The results' folder is shared."""
     ray = import_ray()
     if not ray.is_initialized():
@@ -122,15 +162,22 @@ def run_ray(names: list[str], results_dir: Path, gpus_per_cell: float) -> Iterat
             ) from error
     task = ray.remote(num_cpus=1, num_gpus=gpus_per_cell, max_retries=0)(run_cell)
     process = OwnProcess(os.getcwd())  # a worker of Ray is somewhere else
-    running = {task.remote(str(results_dir), name, process): name for name in names}
+    running: dict[Any, str] = {}
     try:
-        while running:
+        while True:
+            while (taken := take()) is not None:
+                running[task.remote(str(results_dir), taken, process)] = taken
+            if not running:
+                return
             for reference in ray.wait(list(running), num_returns=1)[0]:
                 name = running.pop(reference)
                 try:
                     yield name, ray.get(reference)
                 except ray.exceptions.RayError as error:  # a worker or a machine that died
-                    write_atomically(results_dir / f"{name}.error.txt", f"{error}\n")
+                    cause = getattr(error, "cause", None)
+                    if isinstance(cause, UsageError):
+                        raise cause from error
+                    write_atomically(error_file(results_dir, name), f"{error}\n")
                     yield name, FAILED
     finally:
         for reference in running:
@@ -141,7 +188,7 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--launcher ray needs Ray: pip install 'trl-tempkd[ray]'.") from error
+        raise UsageImportError("--launcher ray needs Ray: pip install 'trl-tempkd[ray]'.") from error
     return ray
 
 

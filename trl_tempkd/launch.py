@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
-from ..processes import LAUNCHER, Stopped, pass_on
+from .errors import UsageError
+from .processes import LAUNCHER, Stopped, pass_on
 
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 ACCELERATE_CONFIGS = ("single_gpu", "multi_gpu", "zero1", "zero2", "zero3", "fsdp2")
-FOLDER = Path(__file__).parent.parent / "accelerate_configs"
+FOLDER = Path(__file__).parent / "accelerate_configs"
 
 
 def launch(module: str, for_launch: list[str], for_script: list[str], use_cpu: bool = False) -> int:
@@ -46,7 +46,7 @@ def launch(module: str, for_launch: list[str], for_script: list[str], use_cpu: b
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from ..compat import launch_command, launch_command_parser
+    from .compat import launch_command, launch_command_parser
 
     args = launch_command_parser().parse_args([*resolve_config(for_launch), "--module", module, *for_script])
     # A process that fails has printed why. The launcher's own traceback and log would only bury that.
@@ -126,7 +126,7 @@ def check_processes(args: argparse.Namespace, use_cpu: bool = False) -> None:
     import yaml
     from accelerate.utils import DistributedType
 
-    from ..compat import ClusterConfig, default_config_file, load_config_from_file
+    from .compat import ClusterConfig, default_config_file, load_config_from_file
 
     gpus = torch.accelerator.device_count()
     config = None

@@ -1,0 +1,78 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""What a command line says to whoever has mistyped it, and how its help looks."""
+
+import argparse
+import copy
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from .errors import is_for_the_user
+
+
+@contextmanager
+def usage_errors_on_one_line(prog: str) -> Iterator[None]:
+    """
+    Turn a user's mistake into one line on stderr and exit status 2. Everything else is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, ImportError, OSError) as error:
+        if not is_for_the_user(error):
+            raise
+        sys.exit(complain(prog, str(error)))
+
+
+def complain(prog: str, message: str) -> int:
+    """Say on one line what is wrong. Returns the exit status."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # every process of a node makes the same complaint
+        print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose error is one line, without the usage of every option before it."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(complain(self.prog, message))
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the examples, names types, and shows `--an_option` without its twin `--an-option`."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if len(action.option_strings) > 1:
+            action = copy.copy(action)
+            action.option_strings = [o for o in action.option_strings if "-" not in o.lstrip("-")]
+        return super()._format_action_invocation(action)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {"string_to_bool": "BOOL", "dict": "JSON"}.get(type_name(action), type_name(action).upper())
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def type_name(action: argparse.Action) -> str:
+    """The name of what an option takes, such as `int`."""
+    return getattr(action.type, "__name__", "str")
+
+
+def positive(text: str) -> int:
+    """Type of an option: a whole number above 0."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """Type of an option: a share of a GPU."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1 (a share of a GPU), got {text!r}")
+    return value

@@ -1,0 +1,85 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""Names of models -> models: from the Hub, from disk, adapters on their base, or built in."""
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import UsageError
+from .paths import check_model_name, check_path
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def resolve_model(name: str | None, option: str) -> str:
+    """
+    The name of a model as `from_pretrained` takes it: `tiny:...` is a folder of this package, all else stays.
+
+    Args:
+        name (`str` or `None`):
+            A built-in model, a folder, a model on the Hub, or as the teacher `student_base`.
+        option (`str`):
+            The option that it comes from, for the message.
+    """
+    if not name:
+        raise UsageError(f"no model: give --{option}")
+    if name.startswith("tiny:"):
+        from .tiny import resolve
+
+        return str(resolve(name))
+    check_path(name, f"model (--{option})")
+    return name
+
+
+def check_model(name: str, revision: str | None, trust_remote_code: bool, option: str) -> None:
+    """Read a model's configuration, so that a wrong name is one line now rather than a traceback from eight ranks."""
+    from transformers import AutoConfig
+
+    check_model_name(name, revision, f"--{option}")
+    try:
+        AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load the model {name!r} (--{option}): {str(error).splitlines()[0]}") from error
+
+
+def load_model(name: str, revision: str | None, option: str, **kwargs: Any) -> "PreTrainedModel":
+    """
+    A causal language model, or an adapter on its base, in evaluation mode.
+
+    Args:
+        name, revision (`str`, `str` or `None`):
+            What [`resolve_model`] gives, and its revision on the Hub.
+        option (`str`):
+            The option that it comes from, for the message.
+        kwargs:
+            Of `from_pretrained`, such as `dtype` and `trust_remote_code`.
+    """
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    from .compat import find_adapter_config_file
+
+    kwargs = {**kwargs, **({} if revision is None else {"revision": revision})}
+    try:
+        adapter = find_adapter_config_file(name, revision=revision)
+        loader = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
+        return loader.from_pretrained(name, **kwargs).eval()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load the model {name!r} (--{option}): {str(error).splitlines()[0]}") from error
+
+
+def load_tokenizer(
+    name: str, revision: str | None, model: "PreTrainedModel", trust_remote_code: bool
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model, or of its base where an adapter was saved without one."""
+    from transformers import AutoTokenizer
+
+    found = [(name, revision)]
+    if hasattr(model, "get_base_model"):
+        found += [(config.base_model_name_or_path, None) for config in model.peft_config.values()]
+    for candidate, its_revision in found:
+        try:
+            return AutoTokenizer.from_pretrained(candidate, revision=its_revision, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            problem = error
+    raise UsageError(f"cannot load a tokenizer for {name!r}: {str(problem).splitlines()[0]}") from problem
