@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+import trl_tempkd.objectives.several as several_module
 import trl_tempkd.objectives.step_loss as step_loss_module
 from trl_tempkd import KDConfig, TemperatureKDTrainer
 from trl_tempkd.checkpoints import find_checkpoint
@@ -65,9 +66,11 @@ class Watch(TrainerCallback):
                 self.losses["inside" if self.depth else "outside"] += 1
             return loss(*args, **kwargs)
 
-        step_loss_module.chunked_kd_loss = counted
+        for module in (step_loss_module, several_module):
+            module.chunked_kd_loss = counted
         yield
-        step_loss_module.chunked_kd_loss = loss
+        for module in (step_loss_module, several_module):
+            module.chunked_kd_loss = loss
 
 
 def whole(parameter: torch.nn.Parameter) -> torch.Tensor:

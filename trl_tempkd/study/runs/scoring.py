@@ -121,7 +121,10 @@ class Scorer:
 
 
 def teacher_of(values: list[Any]) -> dict[str, Any] | None:
-    """Name, revision and arguments of loading of the model that a student is compared with; a cache may name none, nor do several."""
+    """
+    Name, revision and arguments of loading of the model that a student is compared with. A cache may name none, and
+    of several teachers it is none.
+    """
     from ...teachers import STUDENTS
 
     _, training_args, model_args, _ = values
