@@ -14,7 +14,7 @@ import sys
 from trl_tempkd.tiny import load_tiny_dataset
 
 
-LENGTH = 60  # characters of a prompt from which on a row belongs to the second teacher
+LENGTH = 84  # characters of a prompt from which on a row belongs to the second teacher
 
 
 def routed(row: dict) -> dict:

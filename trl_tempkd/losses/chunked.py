@@ -46,7 +46,8 @@ class ChunkedKDOutput(NamedTuple):
         metrics (`dict` or `None`): shape `(N,)` each, detached, 0 where the label is -100: `kd` (divergence at tau,
             not rescaled), `ce` (where labels are given), `kl_tau1` (KL(p, q) at tau 1), `student_entropy` and
             `teacher_entropy` (at tau 1), all in nats, and `agreement` (1 where both rank the same token first). Of a
-            truncated teacher those that it has the numbers for, its `metrics`. With a `temperature_rule` also the
+            truncated teacher those that it has the numbers for, its `metrics`, among them `student_mass_outside`, the
+            student's probability of all but the known tokens at tau 1. With a `temperature_rule` also the
             temperatures, `student_tau` and `teacher_tau`. By name alone: `teacher_ce`, the teacher's cross-entropy at
             tau 1, `hellinger`, Hellinger's distance at tau 1, and `student_tau_grad` and `teacher_tau_grad`, the
             derivatives of the rescaled divergence with respect to the temperatures.
