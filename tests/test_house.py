@@ -40,6 +40,7 @@ FLOORS = [
     ["divergences"],
     ["data", "models"],
     ["tiny"],
+    ["vocabularies"],
     ["job", "chat", "fingerprint", "option_checks", "option_groups", "parameters", "row_formats"],
     ["paths"],
     ["files"],

@@ -391,7 +391,9 @@ def test_a_cache_has_what_the_teacher_read(make, tmp_path, fields):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"teacher_server_logprobs": 20, "kd_temperature": 1.0}], ids=["whole", "top 20"]
+    "fields",
+    [{}, {"teacher_server_logprobs": 20, "kd_temperature": 1.0}, {"lmbda": 1.0, "max_new_tokens": 8}],
+    ids=["whole", "top 20", "on-policy"],
 )
 def test_a_server_is_asked_with_it(make, tokenizer, fields):
     data = {"train_dataset": Dataset.from_list(rows_of_text()), "max_steps": 2, "seed": 1}

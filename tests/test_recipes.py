@@ -14,6 +14,7 @@ from datasets import DatasetDict
 from standins import save_pair
 from teacher_server import TeacherServer
 from transformers import AutoModelForCausalLM
+from vocabulary_pairs import CHAT, metaspace, save_pair_of_two
 
 from trl_tempkd.commands import cache, distill
 from trl_tempkd.teachers import STUDENTS
@@ -103,7 +104,12 @@ def test_says_how_to_run_it(recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
 def test_trains(recipe, tmp_path, make_model, tokenizer, request):
-    student, teacher = save_pair(tmp_path, make_model, tokenizer, ARCHITECTURES[recipe.parent.name])
+    if "vocabulary_alignment" in read(recipe):
+        other = metaspace(seed=1)
+        other.chat_template = CHAT
+        student, teacher = save_pair_of_two(tmp_path, make_model, tokenizer, other)
+    else:
+        student, teacher = save_pair(tmp_path, make_model, tokenizer, ARCHITECTURES[recipe.parent.name])
     rows = request.getfixturevalue(ROWS[read(recipe)["dataset_name"]])
     DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "data")
     output = tmp_path / "output"
@@ -138,8 +144,10 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
     if "teacher_cache" in read(recipe):
         overrides["teacher_cache"] = tmp_path / "cache"
     if "teacher_server_url" in read(recipe):
-        server = TeacherServer(AutoModelForCausalLM.from_pretrained(teacher), tokenizer).running()
-        overrides["teacher_model_name_or_path"] = "teacher"
+        pooling = "--runner pooling" in "\n".join(comments(recipe))
+        server = TeacherServer(AutoModelForCausalLM.from_pretrained(teacher), tokenizer, pooling=pooling).running()
+        if not pooling:
+            overrides["teacher_model_name_or_path"] = "teacher"
     with server as running:
         if running is not None:
             overrides["teacher_server_url"] = running.url

@@ -18,11 +18,11 @@ from trl_tempkd.command_line import usage_errors_on_one_line
 from trl_tempkd.commands import distill
 from trl_tempkd.study.diagnostics import Plan, collect, diagnose
 from trl_tempkd.teachers import TeacherServerError, client
-from trl_tempkd.teachers.served import documents
+from trl_tempkd.teachers.asked import documents
 
 
 MEASURES = ("loss", "grad_norm", "kd_loss", "kl_tau1", "teacher_entropy", "token_agreement", "eval_loss")
-PROBES = 2  # requests at the start
+PROBES = 3  # requests at the start: of which kind it is, and what it gives
 
 
 @pytest.fixture
@@ -249,8 +249,6 @@ def test_the_key(make, server, monkeypatch):
 
 def test_refuses_what_does_not_go_together(make, server, make_config, make_trainer):
     for fields, match in (
-        ({"lmbda": 0.5}, r"`teacher_server_url` .* is asked ahead .*`lmbda` to 0 \(got 0.5\)"),
-        ({"seq_kd": True}, "`seq_kd` to False"),
         ({"teacher_cache": "x"}, "`teacher_cache` x: the target comes from one of them"),
         ({"teacher_server_url": "localhost:8000"}, "must begin with http:// or https://, got 'localhost:8000'"),
         ({"teacher_server_logprobs": 1}, "`teacher_server_logprobs` must be at least 2, got 1"),
@@ -294,18 +292,33 @@ def test_top_k_is_that_of_a_cache(make, server, cached, divergence, k):
     assert found["loss"] == pytest.approx(cached(k, (1.0,), **fields)["loss"], rel=1e-2)
 
 
-def test_a_real_temperature_gives_others(make, server, cached):
-    """What it gives at tau says what the partition is, so nothing has to be guessed."""
-    server.mode = "processed_logprobs"
-    fields = {
-        "kd_temperature": 4.0,
-        "kd_temperature_schedule": "step",
-        "kd_temperature_final": 2.0,
-        "learning_rate": 1e-3,
-    }
-    found = history(make(server, teacher_server_logprobs=8, **fields))
-    assert {body["temperature"] for body in server.bodies} == {1.0, 2.0, 4.0}
-    assert found["loss"] == pytest.approx(cached(8, (1.0, 2.0, 4.0), **fields)["loss"], rel=1e-2)
+@pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
+def test_the_bins_are_those_of_the_teacher(make, server, mode):
+    """The k largest, the text's own token and the rest. What is given at tau says what the partition is there."""
+    server.mode, taus = mode, {"raw_logprobs": (1.0,), "processed_logprobs": (1.0, 2.0, 4.0)}[mode]
+    fields = {"kd_temperature": taus[-1]}
+    if len(taus) > 1:
+        fields |= {"kd_temperature_schedule": "step", "kd_temperature_final": 2.0}
+    trainer = make(server, teacher_server_logprobs=8, **fields)
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    ids = batch["input_ids"][0]
+    rows = trainer.teacher.rows(batch)
+    assert {body["temperature"] for body in server.bodies} == {2.0, *taus}
+    with torch.no_grad():
+        logits = server.model(ids[None]).logits[0, :-1].double()
+    own_is_largest = []
+    for i, own in enumerate(ids[1:].tolist()):
+        largest = logits[i].topk(8).indices.tolist()
+        assert {*rows.ids[i, :-1].tolist()} == {*largest} and rows.ids[i, -1] == own
+        own_is_largest.append(own in largest)
+        kept = [*rows.ids[i, :-1].tolist(), *([] if own_is_largest[-1] else [own])]
+        for tau in taus:
+            p = (logits[i] / tau).softmax(-1)
+            expected = torch.cat([p[kept], (1 - p[kept].sum())[None]])
+            found = rows.log_bins(tau, torch.float64)[i].exp()
+            found = torch.cat([found[: len(kept)], found[-1:]])
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+    assert {*own_is_largest} == {True, False}
 
 
 def test_a_rest_that_rounds_to_nothing(make, server):

@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""benchmarks/teachers.py, truncated.py and sources.py run, in processes of their own, and say what they should."""
+"""Benchmarks of teachers, truncated targets, sources and tokenizers run as programs, and say what they should."""
 
 import json
 import subprocess
@@ -23,12 +23,13 @@ def test_teachers(tmp_path):
     small = "--rounds 3 --rows 2 --tokens 8 --vocabulary 300 --hidden 96 --count 8"
     found, _ = run("teachers", tmp_path / "teachers.json", small)
     rows = {row["name"]: row for row in found["results"]}
-    assert list(rows) == ["live", "hidden", "topk", "sampled", "no teacher", "SFT", "head"]
+    assert list(rows) == ["live", "hidden", "topk", "sampled", "served", "no teacher", "SFT", "head"]
     # fp32 states; 2 temperatures, and 8 times a logit and an id; for each of 2 temperatures 8 weights and ids
     sizes = {"hidden": 96 * 4, "topk": 2 * 4 + 8 * 6, "sampled": 2 * (4 + 8 * 6)}
     assert {name: rows[name]["bytes_per_token"] for name in sizes} == sizes
     for name, size in sizes.items():
         assert rows[name]["files_per_token"] > size and rows[name]["build_tokens_per_second"] > 0
+    assert rows["served"]["bytes_per_token"] == 96 * 4 * (8 + 4) / 8 and rows["served"]["ratio_to_hidden"] > 0
     assert rows["no teacher"]["ratio_to_least"] == rows["no teacher"]["ratio_to_no_teacher"] == 1
     assert rows["hidden"]["ratio_to_least"] < rows["hidden"]["ratio_to_no_teacher"]
 
@@ -51,6 +52,13 @@ def test_sources(tmp_path):
     assert live["kl_tau1_after"] != live["kl_tau1_before"]
 
 
+def test_on_policy_served(tmp_path):
+    small = "--rows 4 --micro 2 --requests 2 --delay 0.1 --new_tokens 8 --steps 4"
+    found, _ = run("on_policy_served", tmp_path / "served.json", small)
+    assert found["waiting"] == pytest.approx(0.2) and found["step"] > found["waiting"]
+    assert found["ratio"] == found["step"] / max(found["waiting"], found["generation_and_training"])
+
+
 def test_truncated(tmp_path):
     found, _ = run("truncated", tmp_path / "truncated.json", "--tokens 64 --counts 8 4096 --taus 2 --rounds 1")
     records = {(record["method"], record["count"]): record for record in found["records"]}
@@ -59,3 +67,12 @@ def test_truncated(tmp_path):
     for method in ("top-k", "drawn"):  # the whole vocabulary
         assert max(records[method, 4096][kind] for kind in ("loss", "token", "batch")) < 1e-3
     assert records["drawn", 8]["batch"] < records["independent", 8]["batch"]
+
+
+def test_other_tokenizer(tmp_path):
+    small = "--rounds 1 --rows 2 --tokens 48 --vocabulary 2100 --hidden 96 --alignments bytes uld"
+    found, _ = run("other_tokenizer", tmp_path / "other_tokenizer.json", small)
+    rows = {row["name"]: row for row in found["results"]}
+    assert list(rows) == ["own tokenizer", "bytes", "uld"]
+    assert rows["own tokenizer"]["ratio"] == 1 and all(row["seconds"] > 0 for row in rows.values())
+    assert 0.3 < rows["bytes"]["aligned_share"] < 1 and rows["bytes"]["teacher_tokens_per_token"] != 1

@@ -5,6 +5,8 @@ import copy
 
 import pytest
 import torch
+from standins import save_pair
+from teacher_server import TeacherServer
 
 from trl_tempkd import TemperatureKDTrainer
 from trl_tempkd.errors import UsageError
@@ -15,6 +17,7 @@ from trl_tempkd.teachers import (
     CachedTeacher,
     LiveTeacher,
     ServedTeacher,
+    StatesTeacher,
     StudentBaseTeacher,
     Teacher,
     make_teacher,
@@ -162,7 +165,7 @@ def test_who_cannot_generate_says_so_by_name(make):
     with pytest.raises(UsageError, match="no model to generate with in the almanac"):
         object.__new__(Part).active()
     generating = {LiveTeacher, StudentBaseTeacher}
-    for source in (LiveTeacher, StudentBaseTeacher, CachedTeacher, ServedTeacher):
+    for source in (LiveTeacher, StudentBaseTeacher, CachedTeacher, ServedTeacher, StatesTeacher):
         assert source.can_generate is (source in generating)
         assert (source.wrapped is not Teacher.wrapped) is (source.active is not Teacher.active) is source.can_generate
 
@@ -197,11 +200,15 @@ def test_the_teachers_temperatures(make_config):
     assert of(**moving, kd_temperature_schedule="linear", teacher_kd_temperature=4.0) == [4.0]
 
 
-def test_the_source_is_chosen_by_the_option_that_is_set(make_config, make_model):
+def test_the_source_is_chosen_by_the_option_that_is_set(make_config, make_model, tokenizer, tmp_path):
     assert type(make_teacher(STUDENT_BASE, make_config())) is StudentBaseTeacher
     assert type(make_teacher(make_model(), make_config())) is LiveTeacher
+    for pooling, kind in ((False, ServedTeacher), (True, StatesTeacher)):
+        with TeacherServer(make_model(seed=1), tokenizer, pooling=pooling).running() as running:
+            folder = save_pair(tmp_path / "pair", make_model, tokenizer)[1]
+            name = folder if pooling else "teacher"
+            assert type(make_teacher(name, make_config(teacher_server_url=running.url))) is kind
     server = make_config(teacher_server_url="http://localhost:1")
-    assert type(make_teacher(None, server)) is type(make_teacher("a name", server)) is ServedTeacher
     with pytest.raises(UsageError, match="`teacher_server_url` is 'http://localhost:1', and `teacher_model` a Llama"):
         make_teacher(make_model(), server)
     with pytest.raises(UsageError, match=r"A teacher is required: .* `teacher_cache` or `teacher_server_url`"):

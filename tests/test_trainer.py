@@ -578,7 +578,7 @@ def test_compares_the_tokenizers(make_trainer, make_model, tokenizer, tmp_path):
     with_swapped_tokens("<|system|>", "<|reserved|>")
     make_trainer("llama", teacher)
     with_swapped_tokens("a", "b")
-    with pytest.raises(ValueError, match=r"2 ids mean different tokens.*GOLD"):
+    with pytest.raises(ValueError, match=r"2 ids mean different tokens.*`vocabulary_alignment`"):
         make_trainer("llama", teacher)
 
 

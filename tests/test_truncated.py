@@ -74,6 +74,23 @@ def test_all_tokens_are_the_full_loss(name):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("name", [*F_DIVERGENCES, *ON_BINS])
+def test_a_last_token_that_is_one_of_the_others_is_none(name):
+    x = problem()
+    teacher = top_k(x, 5)
+    more = torch.cat([teacher.ids, teacher.ids[:, 2:3]], -1)
+    none = torch.full_like(teacher.logits[:, :1], -torch.inf)
+    repeated = TopK(teacher.taus, teacher.size, more, torch.cat([teacher.logits, none], -1), teacher.rest)
+    options = {"divergence": name, "student_temperature": 1.5, "teacher_temperature": 1.5}
+    metrics = ("kl_tau1_coarse", "agreement")
+    out, expected = (truncated(x, each, metrics=metrics, **options) for each in (repeated, teacher))
+    torch.testing.assert_close(out.per_token, expected.per_token)
+    for metric in metrics:
+        torch.testing.assert_close(out.metrics[metric], expected.metrics[metric])
+    for ours, theirs in zip(gradients(out.loss, x), gradients(expected.loss, x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 CASES = [*((name, {}) for name in F_DIVERGENCES), ("alpha_beta", {"alpha": 0.3, "beta": 0.7})]
 
 

@@ -231,3 +231,21 @@ def test_collator_ignores_the_first_token_of_a_packed_document():
     )
     assert batch["labels"].tolist() == [[-100, 2, -100, 4]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1]]
+
+
+def test_deepspeed_is_looked_for_in_one_place():
+    from transformers.integrations import deepspeed
+
+    assert deepspeed._hf_deepspeed_config_weak_ref is None and not deepspeed.is_deepspeed_zero3_enabled()
+
+
+def test_names_of_a_parameter_in_a_checkpoint():
+    """What the head of a checkpoint is found by."""
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    from trl_tempkd.compat import revert_weight_conversion
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = AutoModelForCausalLM.from_config(GPTNeoXConfig(vocab_size=16, **sizes))
+    weight = model.get_output_embeddings().weight
+    assert list(revert_weight_conversion(model, {"lm_head.weight": weight})) == ["embed_out.weight"]

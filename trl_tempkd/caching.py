@@ -155,8 +155,6 @@ def check(
         raise UsageError(f"{teacher} is in memory with the student anyway, and isn't cached")
     if training_args.teachers is not None:
         raise UsageError("a cache is of one teacher: give --teacher_model_name_or_path in the place of `teachers`")
-    if training_args.teacher_server_url is not None:
-        raise UsageError("a server gives no hidden states to cache: leave --teacher_server_url unset")
     training_args.teacher_cache = None  # the recipe may name this very one, for training
     check_writable(args.output, "--output")
     training.check(script_args, training_args, model_args, dataset_args)

@@ -73,6 +73,22 @@ def chat_prompt(
         return tokenizer.apply_chat_template(turns, **{**kwargs, "chat_template": fallback})
 
 
+def prompt_of(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, fallback: str | None = None) -> list[int]:
+    """
+    The prompt of a row in one of TRL's formats, which are told apart as TRL does; empty if there is none.
+
+    Args:
+        row (`dict`):
+            The row.
+        tokenizer, fallback:
+            As in [`chat_prompt`].
+    """
+    asked = row["prompt"] if "prompt" in row else context_of(row.get("messages") or [])
+    if isinstance(asked, str):
+        return text_prompt(asked, tokenizer)
+    return chat_prompt(asked, row, tokenizer, fallback=fallback) if asked else []
+
+
 def text_prompt(text: str, tokenizer: PreTrainedTokenizerBase, special: bool = True) -> list[int]:
     """
     The tokens of a text that a model is to go on with.

@@ -7,6 +7,8 @@ A name is imported when it is first asked for, since some commands need none of 
 """
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -23,12 +25,14 @@ PRIVATE: dict[str, str] = {
     "prepare_deepspeed": "trl.models.prepare_deepspeed",
     "fsdp2_prepare_model": "accelerate.utils.fsdp_utils.fsdp2_prepare_model",
     "get_model_param_count": "transformers.trainer_pt_utils.get_model_param_count",
+    "revert_weight_conversion": "transformers.core_model_loading.revert_weight_conversion",
     "find_adapter_config_file": "transformers.utils.peft_utils.find_adapter_config_file",
     # Options
     "AcceleratorConfig": "transformers.trainer_pt_utils.AcceleratorConfig",
     "TYPE_TO_SCHEDULER_FUNCTION": "transformers.optimization.TYPE_TO_SCHEDULER_FUNCTION",
     # Data
     "DataCollatorForLanguageModeling": "trl.trainer.sft_trainer.DataCollatorForLanguageModeling",
+    "bytes_to_unicode": "transformers.convert_slow_tokenizer.bytes_to_unicode",
     "common_prefix_length": "trl.data_utils.common_prefix_length",
     "get_training_chat_template": "trl.chat_template_utils.get_training_chat_template",
     "has_generation_markers": "trl.chat_template_utils.has_generation_markers",
@@ -56,3 +60,15 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = PRIVATE[name].rpartition(".")
     return getattr(importlib.import_module(module), attribute)
+
+
+@contextmanager
+def without_deepspeed() -> Iterator[None]:
+    """Context in which transformers makes models as if there were no DeepSpeed, whose ZeRO-3 would shard them."""
+    deepspeed: Any = importlib.import_module("transformers.integrations.deepspeed")
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config

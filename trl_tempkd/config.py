@@ -14,6 +14,7 @@ from .option_groups import OptionGroup, assembled, check_groups, must, option
 from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, SamplingOptions, VLLMOptions
 from .teachers.address import shown
 from .teachers.options import ServerOptions, TeacherOptions
+from .vocabularies.options import VocabularyOptions
 
 
 @dataclass
@@ -53,6 +54,7 @@ class KDConfig(
     DiagnosticsOptions,
     ResumingOptions,
     ServerOptions,
+    VocabularyOptions,
     TeacherOptions,
     MemoryOptions,
     CompletionLogOptions,
@@ -135,8 +137,9 @@ class KDConfig(
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, as trackers get them: without a password in `teacher_server_url`."""
+        """The fields, as trackers get them: without a password in the addresses of servers."""
         fields = super().to_dict()
-        if self.teacher_server_url is not None:
-            fields["teacher_server_url"] = shown(self.teacher_server_url)
+        for name in ("teacher_server_url", "teacher_server_generation_url"):
+            if fields[name] is not None:
+                fields[name] = shown(fields[name])
         return fields

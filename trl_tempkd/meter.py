@@ -18,14 +18,14 @@ class Meter:
             Accelerator of the trainer, to sum over its processes.
         names (`list[str]`):
             Names of the `K` measures.
-        over (`dict[str, str]`, *optional*):
-            Measures of a part of the tokens: their mean is over those that another measure counts.
+        relative (`dict[str, str]`, *optional*):
+            Measures whose mean is over the tokens that another measure counts, in place of all.
     """
 
-    def __init__(self, accelerator: Accelerator, names: list[str], over: Mapping[str, str] | None = None):
+    def __init__(self, accelerator: Accelerator, names: list[str], relative: Mapping[str, str] | None = None):
         self._accelerator = accelerator
-        self._over = over or {}
         self._names = names
+        self._relative = relative or {}
         self._sums: dict[str, list[torch.Tensor]] = {"train": [], "eval": []}
         self._tokens: torch.Tensor | int = 0
         self._since: float | None = None
@@ -42,7 +42,7 @@ class Meter:
         self._sums[mode].clear()
         tokens, *totals = self._accelerator.reduce(sums, reduction="sum").tolist()
         of = dict(zip(self._names, totals, strict=False))
-        counts = {name: of[self._over[name]] if name in self._over else max(tokens, 1) for name in of}
+        counts = {name: of.get(self._relative.get(name, ""), max(tokens, 1)) for name in of}
         return {name: total / counts[name] for name, total in of.items() if counts[name]}
 
     def start(self) -> None:

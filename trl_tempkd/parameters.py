@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 import xxhash
-from torch import nn
 from torch.distributed.tensor import DTensor
 
 
-def parameter_hash(parameters: Iterable[nn.Parameter]) -> str | None:
+def parameter_hash(parameters: Iterable[torch.Tensor]) -> str | None:
     """
     Hash of the first elements of every parameter, rounded to bf16: the same for one model in every dtype, and for its
     shards on the main process. `None` if they aren't in memory.

@@ -30,6 +30,7 @@ CONTEXTS = "teacher_contexts"
 TEACHER_PROMPTS = "teacher_rollout_prompts"
 TEACHER = "teacher"  # column of rows: the name of the teacher that a row has, of several
 ROUTE = "teacher_number"  # of prepared rows: its number
+TEACHER_QUESTION = "teacher_question"  # and what a teacher with another tokenizer is asked
 ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, which no chat template knows
 
 

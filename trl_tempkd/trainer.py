@@ -32,7 +32,7 @@ from .teachers import make_teacher
 
 
 # What some of the loss's per-token metrics are logged as
-_NAMES = {"kd": "kd_loss", "ce": "ce_loss", "agreement": "token_agreement"}
+_NAMES = {"kd": "kd_loss", "ce": "ce_loss", "agreement": "token_agreement", "aligned": "aligned_share"}
 
 
 class TemperatureKDTrainer(ResumingTrainer):
@@ -54,8 +54,9 @@ class TemperatureKDTrainer(ResumingTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Student. A string is loaded as in [`~trl.SFTTrainer`].
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Teacher, with the student's tokenizer; `"student_base"` is the student without its PEFT adapter,
-            `"student"` the student itself and `"student_ema"` an average of the weights that it had. If `None`,
+            Teacher, with the student's tokenizer unless `args.vocabulary_alignment` says how another one is compared;
+            `"student_base"` is the student without its PEFT adapter, `"student"` the student itself and
+            `"student_ema"` an average of the weights that it had. If `None`,
             `args.teacher_model_name_or_path` is used. A cache or a server in `args` needs none.
         args ([`KDConfig`], *optional*):
             Configuration. If `None`, the defaults are used, and a model given by name needs no more.
@@ -136,7 +137,8 @@ class TemperatureKDTrainer(ResumingTrainer):
         self.step_loss = make_loss(args, self.accelerator, self.teacher.metrics)
         measures = ["loss", *(_NAMES.get(name, name) for name in self.teacher.metrics)]
         measures += ["aux_loss"] * self.aux_loss_enabled
-        self._meter = Meter(self.accelerator, measures, self.teacher.over)
+        relative = {_NAMES.get(name, name): _NAMES.get(of, of) for name, of in self.teacher.relative.items()}
+        self._meter = Meter(self.accelerator, measures, relative)
         self.add_callback(LastStep())
         self.add_callback(AfterStep(self.teacher.step))
         self._name = f"{self._name} ({args.describe()})"  # "trained with {_name}, a method introduced in {_paper}"
@@ -178,7 +180,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         if not batches:  # a stream has ended
             return batches, count
         # Before anything of the step has happened, so that it can be resumed
-        save = partial(self._save_checkpoint, self.model, None) if self.state.global_step else None
+        save = self._save_before_step if self.state.global_step else None
         self.teacher.wait(batches, save)
         new = self.rollouts(batches, self.state.global_step, self._progress())
         self.teacher.ask(new)

@@ -19,8 +19,9 @@ _PROMPTS = "rows are cut at `max_length`, and prompts where the model would have
 _GROUPS = "each prompt gets one completion, as nothing is compared within a group"
 _STALENESS = "completions are generated in the step that trains on them, so there is no queue to set up"
 _ULD = (
-    "it is for a teacher with another tokenizer (TRL's GOLD), and here student and teacher need the same; its "
-    "temperatures are `student_kd_temperature` and `teacher_kd_temperature`, its weights `kd_ratio`"
+    "it is for a teacher with another tokenizer (TRL's GOLD), which `vocabulary_alignment` is for here: 'uld' with "
+    "`divergence` 'tvd', or 'bytes' or 'shared'; its temperatures are `student_kd_temperature` and "
+    "`teacher_kd_temperature`, its weights `kd_ratio`"
 )
 _SELF = (
     "it is for a student that is its own teacher given more in its prompt (TRL's SDFT and SDPO), and here the teacher "

@@ -28,11 +28,13 @@ from ..parameters import parameter_hash
 from ..row_formats import CONTEXTS
 from ..teachers.several_options import TeacherSpec
 from ..temperature_rules import TEMPERATURE_RULES
+from ..vocabularies.options import VocabularyOptions
 from .whole import record_of
 
 
 # Options that decide the target: what the student is compared with, in which way, and on whose text
-_OBJECTIVE = [field.name for group in (DivergenceOptions, TemperatureOptions) for field in dataclasses.fields(group)]
+_GROUPS = (DivergenceOptions, TemperatureOptions, VocabularyOptions)
+_OBJECTIVE = [field.name for group in _GROUPS for field in dataclasses.fields(group)]
 _SOURCES = ["lmbda", "lmbda_schedule", "seq_kd", "replay_size", "replay_ratio"]
 _SAMPLING = ["max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"]
 # Options that change the way there

@@ -188,6 +188,11 @@ class ResumingTrainer(SFTTrainer):
             best = self.state.best_model_checkpoint
             rotate(run_dir, self.args.save_total_limit, [Path(name), *([Path(best)] if best else [])])
 
+    def _save_before_step(self) -> None:
+        """Write a checkpoint of what was before the optimizer step that has begun, and can't be finished."""
+        self.rollouts.rewind(self.state.global_step)
+        self._save_checkpoint(self.model, None)
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._aside is None:  # only once the checkpoint has its name
             super()._push_from_checkpoint(checkpoint_folder)

@@ -30,6 +30,9 @@ examples:
   trl-tempkd cache --config recipes/tiny/distill.yaml --mode topk --k 64 --taus 1 2 4 --output outputs/tiny-topk
   trl-tempkd distill --config recipes/tiny/distill.yaml --teacher_cache outputs/tiny-topk --divergence jsd
 
+  # the teacher behind a server of last hidden states (docs/teachers.md), of which nothing but the head is read here
+  trl-tempkd cache --config recipes/tiny/served_exact.yaml --mode hidden --output outputs/tiny-served-cache
+
   # four GPUs, each with the teacher and a quarter of the data
   trl-tempkd cache --config recipes/qwen3/distill.yaml --mode hidden --output outputs/qwen3-cache \\
       --accelerate_config multi_gpu --num_processes 4"""

@@ -7,6 +7,7 @@ from .fused import head_logits
 from .measured import Measured, measure_tokens
 from .mixture import Mixture, Part
 from .operands import Logits
+from .pooled import Pooled, Stretches
 from .sampled import Sampled
 from .truncated import TopK, Truncated
 
@@ -18,7 +19,9 @@ __all__ = [
     "Measured",
     "Mixture",
     "Part",
+    "Pooled",
     "Sampled",
+    "Stretches",
     "TopK",
     "Truncated",
     "chunked_kd_loss",

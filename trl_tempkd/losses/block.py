@@ -6,7 +6,7 @@ What comes in is two tuples: the products of the matmuls, each `(R, V)`, and wha
 
 Of the teacher a row has its logits, or k tokens and the mass of all others ([`TopK`]; none, for [`Sampled`]). Then the
 student's row is cut into the same k + 1 bins, everything runs on these, and the gradient of the last bin spreads over
-its tokens.
+its tokens. A teacher of another vocabulary is compared on bins that both are pooled into ([`Pooled`]).
 
 Eager or compiled, by blocks of rows that fit the cache. Shape suffixes: R rows of a block, C of a chunk, V vocabulary,
 K tokens that a truncated teacher knows, B = K + 1 bins.
@@ -28,6 +28,7 @@ from transformers.utils import logging
 from ..divergences import DIVERGENCES
 from ..temperature import LOG_FLOOR, RESCALES, centred, log_probability, log_softmax, rescale_factor
 from ..temperature_rules import RESCALED_BY_TAU, row_temperatures
+from .pooled import floor_of, pooled_values, sides
 from .truncated import coarse_logits
 from .values import OF_STUDENT, OF_TEACHER, own, truncated_values, whole_values
 
@@ -70,6 +71,7 @@ class BlockSpec:
     rule: str | None = None
     rule_kwargs: tuple[tuple[str, Any], ...] = ()
     rule_sides: str = "both"
+    pooled: int | None = None  # how many bins, 0 for ranks
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def _temperature_gradients(
     return factor_R * (through_softmax + RESCALES[spec.rescale] / 2 * kd_R / tau_R)
 
 
-def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors) -> dict[str, Tensor]:
+def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors, tables: Tensors = ()) -> dict[str, Tensor]:
     """
     `loss` (times the row's weight), `scaled` (the rescaled divergence) and metrics of a block, `(R,)` each.
 
@@ -117,7 +119,9 @@ def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors) -> dict[
             gradient of the loss with respect to it.
         products (`tuple[torch.Tensor, ...]`): head output `(R, V)` of the student, and of a teacher that has a head.
         per_row (`tuple[torch.Tensor, ...]`): target, temperatures of student and teacher, weight, those of
-            `spec.rows`; then of a teacher without a head its logits, or with `spec.truncated` what its `at` gives.
+            `spec.rows`; then of a teacher without a head its logits, or with `spec.truncated` what its `at` gives, or
+            with `spec.pooled` whether the row is compared.
+        tables (`tuple[torch.Tensor, ...]`, *optional*): with `spec.pooled`, what is known of the vocabularies.
     """
     student_RV, *teacher = products
     target_R, tau_s_R, tau_t_R, weight_R, *others = per_row
@@ -129,7 +133,8 @@ def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors) -> dict[
 
     z_RV = logits_of(student_RV, spec.student_scale, spec.student_cap)
     factor_R = rescale_factor(spec.rescale, tau_s_R, tau_t_R)
-    # From here on to its gradient, V are the bins of a truncated teacher
+    # From here on to its gradient, V are the bins of a truncated teacher, or those of two vocabularies
+    floor = LOG_FLOOR if spec.pooled is None else floor_of(z_RV.dtype)
     if spec.truncated:
         ids_RK, log_p_RV, constant_R, *at_1 = teacher
         bins_RV, share_RV = coarse_logits(z_RV, ids_RK, tau_s_R)
@@ -142,8 +147,16 @@ def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors) -> dict[
             )
             if spec.rule not in RESCALED_BY_TAU:
                 factor_R = rescale_factor(spec.rescale, tau_s_R, tau_t_R)
-        log_p_RV, log_q_RV = log_softmax(v_RV, tau_t_R), log_softmax(z_RV, tau_s_R)
-    target = (target_R,) if spec.takes_target else ()
+        if spec.pooled is None:
+            log_p_RV, log_q_RV = log_softmax(v_RV, tau_t_R), log_softmax(z_RV, tau_s_R)
+        else:
+            of_student, of_teacher = sides(z_RV, v_RV, tau_s_R, tau_t_R, tables, spec.pooled)
+            (log_q_RV, spread_student), (log_p_RV, spread_teacher) = of_student, of_teacher
+            (aligned_R,) = teacher[1:]
+            kd_share = kd_share * aligned_R
+    target: Tensors = ()
+    if spec.takes_target:
+        target = (target_R if spec.pooled is None else tables[0][target_R],)
 
     def divergence(log_q: Tensor, log_p: Tensor = log_p_RV) -> Tensor:
         return DIVERGENCES[spec.divergence](log_p, log_q, *target, **kwargs)
@@ -153,23 +166,30 @@ def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors) -> dict[
     if (spec.with_grad and spec.kd_ratio > 0) or "student_tau_grad" in spec.metrics:
         kd_R, vjp = torch.func.vjp(divergence, log_q_RV)
         (u_RV,) = vjp(torch.ones_like(kd_R))
-        u_RV = torch.where(log_q_RV > LOG_FLOOR, u_RV, 0)  # the floor is a constant
+        u_RV = torch.where(log_q_RV > floor, u_RV, 0)  # the floor is a constant
         jacobian_RV = u_RV - log_q_RV.exp() * u_RV.sum(-1, keepdim=True)
+        if spec.pooled is not None:
+            jacobian_RV = spread_student(jacobian_RV)
         grad_RV = jacobian_RV * (kd_share * factor_R / tau_s_R).unsqueeze(-1)
         if "student_tau_grad" in spec.metrics:
             metrics["student_tau_grad"] = _temperature_gradients(spec, jacobian_RV, z_RV, kd_R, tau_s_R, factor_R)
         if spec.truncated:  # the last bin's gradient belongs to its tokens, in proportion to q
-            grad_RV = (share_RV * grad_RV[:, -1:]).scatter(-1, ids_RK, grad_RV[:, :-1])
+            # Added, since the last token may be one of the others too, with a gradient of 0
+            grad_RV = (share_RV * grad_RV[:, -1:]).scatter_add(-1, ids_RK, grad_RV[:, :-1])
     else:
         kd_R = divergence(log_q_RV)
     if "teacher_tau_grad" in spec.metrics:
         _, vjp = torch.func.vjp(functools.partial(divergence, log_q_RV), log_p_RV)
         (u_RV,) = vjp(torch.ones_like(kd_R))
-        u_RV = torch.where(log_p_RV > LOG_FLOOR, u_RV, 0)
+        u_RV = torch.where(log_p_RV > floor, u_RV, 0)
         jacobian_RV = u_RV - log_p_RV.exp() * u_RV.sum(-1, keepdim=True)
+        if spec.pooled is not None:
+            jacobian_RV = spread_teacher(jacobian_RV)
         metrics["teacher_tau_grad"] = _temperature_gradients(spec, jacobian_RV, v_RV, kd_R, tau_t_R, factor_R)
     if spec.truncated:
         kd_R = kd_R + constant_R
+    if spec.pooled is not None:
+        kd_R = kd_R * aligned_R
 
     scaled_R = kd_R * factor_R
     loss_R = kd_share * scaled_R
@@ -185,6 +205,8 @@ def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors) -> dict[
         loss_R = loss_R - ce_share * log_q1_R
 
     metrics |= {"kd": kd_R, "student_tau": tau_s_R, "teacher_tau": tau_t_R}
+    if spec.pooled is not None:
+        metrics |= pooled_values([*spec.metrics], z_RV, v_RV, aligned_R, tables, spec.pooled)
     others_asked = [name for name in spec.metrics if name not in metrics]
     metrics |= (
         truncated_values(others_asked, z_RV, target_R, ids_RK, log_p_RV, *at_1)
@@ -207,33 +229,35 @@ def measure_block(spec: MeasureSpec, products: Tensors, per_row: Tensors) -> dic
     return whole_values(spec.metrics, z_RV, v_RV, target_R)
 
 
-def compute(spec: BlockSpec | MeasureSpec, products: Tensors, per_row: Tensors) -> dict[str, Tensor]:
+def compute(
+    spec: BlockSpec | MeasureSpec, products: Tensors, per_row: Tensors, tables: Tensors = ()
+) -> dict[str, Tensor]:
     if isinstance(spec, MeasureSpec):
         return measure_block(spec, products, per_row)
-    return compute_block(spec, products, per_row)
+    return compute_block(spec, products, per_row, tables)
 
 
 @functools.cache
 def compiled_block(spec: BlockSpec | MeasureSpec) -> Callable[..., dict[str, Tensor]]:
     """[`compute`] of this spec by `torch.compile`; eager, with a warning, where the compiler fails."""
 
-    def block(products: Tensors, per_row: Tensors) -> dict[str, Tensor]:
-        return compute(spec, products, per_row)
+    def block(products: Tensors, per_row: Tensors, tables: Tensors = ()) -> dict[str, Tensor]:
+        return compute(spec, products, per_row, tables)
 
     # Dynamo counts recompilations by code object and gives up after a few: each spec gets a code object of its own.
     own = types.FunctionType(block.__code__.replace(), block.__globals__, closure=block.__closure__)
     compiled = torch.compile(own, dynamic=False)
     failed = False
 
-    def compiled_or_eager(products: Tensors, per_row: Tensors) -> dict[str, Tensor]:
+    def compiled_or_eager(products: Tensors, per_row: Tensors, tables: Tensors = ()) -> dict[str, Tensor]:
         nonlocal failed
         if not failed:
             try:
-                return compiled(products, per_row)
+                return compiled(products, per_row, tables)
             except (TorchDynamoException, InductorError) as error:  # raised before anything has run
                 failed = True
                 logger.warning(f"torch.compile failed for {spec}, going on without it: {error}")
-        return block(products, per_row)
+        return block(products, per_row, tables)
 
     return compiled_or_eager
 
@@ -246,10 +270,11 @@ def pays_to_compile(n_elements: int, device: torch.device) -> bool:
 
 
 def run_blocks(
-    block: Callable, step: int, whole: bool, products: list[Tensor], per_row: list[Tensor]
+    block: Callable, step: int, whole: bool, products: list[Tensor], per_row: list[Tensor], tables: Tensors = ()
 ) -> list[dict[str, Tensor]]:
     """
-    Apply `block` to the chunk's rows, `step` at a time; `per_row` tensors tell how many rows there are.
+    Apply `block` to the chunk's rows, `step` at a time; `per_row` tensors tell how many rows there are, and each block
+    gets all of `tables`.
 
     A compiled block sees one shape only (`whole`): the last one runs on over rows of the products that nobody reads.
     """
@@ -260,7 +285,7 @@ def run_blocks(
         missing = rows.stop - n if whole else 0
         if missing > 0:
             own = [torch.cat([t, t.new_ones(missing, *t.shape[1:])]) for t in own]
-        values = block(tuple(t[rows] for t in products), tuple(own))
+        values = block(tuple(t[rows] for t in products), tuple(own), tables)
         # Copies: what a compiled block returns may live in the storage of its (R, V) intermediates, and keep it
         results.append({name: value[: min(step, n - start)].clone() for name, value in values.items()})
     return results

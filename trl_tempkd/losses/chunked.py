@@ -10,7 +10,8 @@ divergence, its derivative u with respect to log q, and one softmax Jacobian for
 which overwrites the student's logits and goes straight into the two gradient matmuls. That makes four matmuls in all,
 the least there can be; three where the student's head is frozen, two without gradients.
 
-Of a truncated teacher ([`TopK`], [`Sampled`]) there is no head to multiply: one matmul less.
+Of a truncated teacher ([`TopK`], [`Sampled`]) there is no head to multiply: one matmul less. A teacher of another
+vocabulary ([`Pooled`]) is compared on bins that the chunk's rows are pooled into.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from .fused import ChunkedKD
 from .measured import Measured
 from .mixture import Mixture
 from .operands import Logits, make_operands
+from .pooled import Pooled
+from .stretches import measure_stretches
 from .truncated import Truncated
 from .values import WHOLE
 
@@ -46,11 +49,12 @@ class ChunkedKDOutput(NamedTuple):
         metrics (`dict` or `None`): shape `(N,)` each, detached, 0 where the label is -100: `kd` (divergence at tau,
             not rescaled), `ce` (where labels are given), `kl_tau1` (KL(p, q) at tau 1), `student_entropy` and
             `teacher_entropy` (at tau 1), all in nats, and `agreement` (1 where both rank the same token first). Of a
-            truncated teacher those that it has the numbers for, its `metrics`, among them `student_mass_outside`, the
-            student's probability of all but the known tokens at tau 1. With a `temperature_rule` also the
-            temperatures, `student_tau` and `teacher_tau`. By name alone: `teacher_ce`, the teacher's cross-entropy at
-            tau 1, `hellinger`, Hellinger's distance at tau 1, and `student_tau_grad` and `teacher_tau_grad`, the
-            derivatives of the rescaled divergence with respect to the temperatures.
+            truncated teacher or one of another vocabulary those that it has the numbers for, its `metrics`, among them
+            of a truncated one `student_mass_outside`, the student's probability of all but the known tokens at tau 1.
+            With a `temperature_rule` also the temperatures, `student_tau` and `teacher_tau`. By name alone:
+            `teacher_ce`, the teacher's cross-entropy at tau 1, `hellinger`, Hellinger's distance at tau 1, and
+            `student_tau_grad` and `teacher_tau_grad`, the derivatives of the rescaled divergence with respect to the
+            temperatures.
     """
 
     loss: Tensor
@@ -62,7 +66,7 @@ class ChunkedKDOutput(NamedTuple):
 def chunked_kd_loss(
     student_hidden: Tensor,
     student_weight: Tensor,
-    teacher_hidden: Tensor | Logits | Truncated | Mixture,
+    teacher_hidden: Tensor | Logits | Truncated | Mixture | Pooled,
     teacher_weight: Tensor | None = None,
     *,
     student_bias: Tensor | None = None,
@@ -100,6 +104,8 @@ def chunked_kd_loss(
             are padded to different sizes their common prefix is compared and the rest has probability zero. A
             truncated teacher, [`TopK`] or [`Sampled`], stands in the place of `teacher_hidden` and has no head. Nor do
             [`Logits`] need one, nor a [`Mixture`] of teachers, whose parts have theirs, and their temperatures.
+            [`Pooled`] is a teacher of another vocabulary, with its head: positions of the student that aren't aligned
+            with it have no divergence, and count in the number of tokens.
         student_bias, teacher_bias (`torch.Tensor`, *optional*): the heads' biases, `(V_s,)` and `(V_t,)`.
         student_logit_scale, teacher_logit_scale (`float`): factor of the logits (Cohere, Granite, Falcon-H1).
         student_final_logit_softcapping, teacher_final_logit_softcapping (`float`, *optional*): c in c tanh(logits / c)
@@ -160,6 +166,10 @@ def chunked_kd_loss(
             raise UsageError(f"`temperature_rule` {temperature_rule} needs the teacher's whole rows: leave it unset.")
         names = teacher_hidden.metrics
         known = (*names, "student_tau", "teacher_tau")
+    elif isinstance(teacher_hidden, Pooled):
+        teacher_hidden.check(divergence, divergence_kwargs)
+        names = teacher_hidden.metrics + (() if temperature_rule is None else ("student_tau", "teacher_tau"))
+        known = (*teacher_hidden.metrics, *TAU_METRICS)
     else:
         names = METRICS if temperature_rule is None else (*METRICS, "student_tau", "teacher_tau")
         known = ("kd", *WHOLE, *TAU_METRICS)
@@ -167,17 +177,28 @@ def chunked_kd_loss(
         metrics = tuple(name for name in names if metrics and (name != "ce" or labels is not None))
     metrics = check_metrics(metrics, known, labels is not None)
 
-    operands = (
-        make_operands(
-            (student_hidden, student_weight, student_bias),
-            (teacher_hidden, teacher_weight, teacher_bias),
-            labels,
-            chunk_size,
-            compile,
-        )
-        if measured is None
-        else measured.operands
-    )
+    student, teacher = (student_hidden, student_weight, student_bias), (teacher_hidden, teacher_weight, teacher_bias)
+    likelihoods = None
+    if isinstance(teacher_hidden, Pooled):
+        if labels is not None and normalizer is None:
+            normalizer = (labels != -100).sum().clamp(min=1)
+        if teacher_hidden.stretches is not None:
+            check_labels(labels, student_hidden.shape[:1], "`stretches`")
+            likelihoods = measure_stretches(
+                student,
+                teacher,
+                labels,
+                (student_logit_scale, student_final_logit_softcapping),
+                (teacher_logit_scale, teacher_final_logit_softcapping),
+                chunk_size,
+                compile,
+            )
+            measured = likelihoods.measured
+            own = kd_ratio * likelihoods.ce_weight
+            ce_weight = own if ce_weight is None else ce_weight + own
+        elif labels is not None and not metrics and kd_ratio == 1 and ce_weight is None:
+            labels = torch.where(teacher_hidden.at(len(labels)) >= 0, labels, -100)  # nothing else is looked at
+    operands = make_operands(student, teacher, labels, chunk_size, compile) if measured is None else measured.operands
     dtype, device = operands.dtype, student_hidden.device
 
     def of_token(name: str, value: float | Tensor) -> Tensor:
@@ -208,18 +229,24 @@ def chunked_kd_loss(
         rule=temperature_rule,
         rule_kwargs=tuple(sorted((temperature_rule_kwargs or {}).items())),
         rule_sides=temperature_rule_sides,
+        pooled=None if operands.pooled is None else operands.pooled.count,
     )
+    normalizer = max(len(operands.target), 1) if normalizer is None else normalizer
     loss, scaled, *values = ChunkedKD.apply(
         operands.hidden,
         student_weight,
         student_bias,
         pair,
         spec,
-        max(len(operands.target), 1) if normalizer is None else normalizer,
+        normalizer,
         operands.target,
         of_token("student_temperature", student_temperature),
         of_token("teacher_temperature", teacher_temperature),
         *rows.values(),
     )
     by_name = {name: operands.spread(value) for name, value in zip(spec.metrics, values, strict=True)}
-    return ChunkedKDOutput(loss, operands.spread(scaled), by_name if metrics else None)
+    scaled = operands.spread(scaled)
+    if likelihoods is not None:  # its gradient is there, as that of a weighted cross-entropy; its value is another
+        loss = loss + kd_ratio * likelihoods.excess.sum() / normalizer
+        scaled = scaled + likelihoods.term
+    return ChunkedKDOutput(loss, scaled, by_name if metrics else None)

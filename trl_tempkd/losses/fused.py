@@ -126,12 +126,14 @@ class Pair:
         teacher (`Any`, *optional*): the teacher's, where it has a head: a [`Product`], or something like it.
         known (`tuple[torch.Tensor, ...]`): what there is of the teacher otherwise, `(N, ...)` each.
         chunks ([`Chunks`]): how they are cut.
+        tables (`tuple[torch.Tensor, ...]`): what is known of two vocabularies that differ.
     """
 
     student: Product
     teacher: Any
     known: tuple[Tensor, ...]
     chunks: Chunks
+    tables: tuple[Tensor, ...] = ()
 
 
 def head_logits(
@@ -204,7 +206,7 @@ class ChunkedKD(torch.autograd.Function):
             if teacher is not None:
                 teacher.multiply(chunk)
             per_row = [t[chunk] for t in (target_N, tau_s_N, tau_t_N, weight_N, *row_inputs, *pair.known)]
-            results.append(blocks.run_blocks(block, chunks.step, chunks.compile, buffers, per_row))
+            results.append(blocks.run_blocks(block, chunks.step, chunks.compile, buffers, per_row, pair.tables))
             if not spec.with_grad:
                 continue
             student.spend()

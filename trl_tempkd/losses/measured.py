@@ -13,8 +13,9 @@ from .block import MeasureSpec
 from .fused import measure
 from .mixture import Mixture
 from .operands import Logits, Operands, make_operands
+from .pooled import Pooled
 from .truncated import Truncated
-from .values import WHOLE
+from .values import OF_STUDENT, WHOLE
 
 
 class Measured(NamedTuple):
@@ -34,7 +35,7 @@ class Measured(NamedTuple):
 def measure_tokens(
     student_hidden: Tensor,
     student_weight: Tensor,
-    teacher_hidden: Tensor | Logits | Mixture,
+    teacher_hidden: Tensor | Logits | Mixture | Pooled,
     teacher_weight: Tensor | None = None,
     *,
     student_bias: Tensor | None = None,
@@ -67,7 +68,7 @@ def measure_tokens(
     tensors = (student_hidden, student_weight, student_bias, teacher_hidden, teacher_weight, teacher_bias)
     refuse_transforms(*tensors, labels)
     check_labels(labels, student_hidden.shape[:1])
-    if isinstance(teacher_hidden, Truncated):
+    if isinstance(teacher_hidden, Truncated) or (isinstance(teacher_hidden, Pooled) and not {*metrics} <= OF_STUDENT):
         raise UsageError(
             f"`metrics` {', '.join(metrics)} need the teacher's whole rows, which `teacher_hidden` hasn't."
         )

@@ -14,6 +14,7 @@ from ..errors import UsageError
 from .arguments import check_targets
 from .fused import Chunks, Pair, Product
 from .mixture import Mixture, MixtureProduct
+from .pooled import Pooled
 from .truncated import Truncated
 
 
@@ -34,6 +35,7 @@ class Operands:
         hidden (`torch.Tensor`): the student's hidden states, differentiable.
         target (`torch.Tensor`): the labels, 0 where none are given.
         truncated ([`Truncated`], *optional*): the teacher, if it is one.
+        pooled ([`Pooled`], *optional*): the teacher, if it has another vocabulary.
         kept (`torch.Tensor`, *optional*): which of all tokens these are, by number; `None` is all.
         count (`int`): how many all tokens are.
         size (`int`): how many logits are compared.
@@ -46,6 +48,7 @@ class Operands:
     kept: Tensor | None
     count: int
     size: int
+    pooled: Pooled | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,7 +66,7 @@ class Operands:
 
 def make_operands(
     student: tuple[Tensor, Tensor, Tensor | None],
-    teacher: tuple[Tensor | Logits | Truncated | Mixture, Tensor | None, Tensor | None],
+    teacher: tuple[Tensor | Logits | Truncated | Mixture | Pooled, Tensor | None, Tensor | None],
     labels: Tensor | None,
     chunk_size: int | None,
     compile: bool | None,
@@ -81,7 +84,8 @@ def make_operands(
     hidden, weight, bias = student
     _check_head("student", hidden, weight, bias)
     width = _check_teacher(*teacher, hidden, weight)
-    count, size = len(hidden), min(len(weight), width)
+    pooled = teacher[0] if isinstance(teacher[0], Pooled) else None
+    count, size = len(hidden), len(weight) if pooled else min(len(weight), width)
 
     kept, target = None, torch.zeros(count, dtype=torch.long, device=hidden.device)
     if labels is not None:
@@ -92,7 +96,14 @@ def make_operands(
     rows, truncated = teacher[0], None
     product: Product | MixtureProduct | None = None
     known: tuple[Tensor, ...] = ()
-    if isinstance(rows, Truncated):
+    if isinstance(rows, Pooled):
+        at = rows.at(count) if kept is None else rows.at(count).index_select(0, kept)
+        values = rows.hidden.detach()
+        values = values if len(values) else values.new_zeros(1, values.shape[1])
+        # A row that isn't aligned is multiplied too, with any of the teacher's: it is masked afterwards
+        product = Product(values.index_select(0, at.clamp(min=0)), *teacher[1:], width)
+        known = ((at >= 0).to(torch.promote_types(weight.dtype, torch.float32)),)
+    elif isinstance(rows, Truncated):
         truncated = rows.select(kept)
     elif isinstance(rows, Mixture):
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -104,13 +115,15 @@ def make_operands(
             known = (values[:, :size],)
         else:
             product = Product(values, *teacher[1:], size)
-    chunks = Chunks.of(len(hidden), size, hidden.device, chunk_size, compile)
-    pair = Pair(Product(hidden, weight, bias, size), product, known, chunks)
-    return Operands(pair, hidden, target, truncated, kept, count, size)
+    compile = False if pooled and not pooled.count else compile  # a sort isn't made faster
+    chunks = Chunks.of(len(hidden), max(size, width) if pooled else size, hidden.device, chunk_size, compile)
+    tables = pooled.tables if pooled else ()
+    pair = Pair(Product(hidden, weight, bias, size), product, known, chunks, tables)
+    return Operands(pair, hidden, target, truncated, kept, count, size, pooled)
 
 
 def _check_teacher(
-    rows: Tensor | Logits | Truncated | Mixture,
+    rows: Tensor | Logits | Truncated | Mixture | Pooled,
     weight: Tensor | None,
     bias: Tensor | None,
     hidden: Tensor,
@@ -128,6 +141,16 @@ def _check_teacher(
         if len(rows) != len(hidden):
             raise UsageError(f"`teacher_hidden` has {len(rows)} rows, and the student {len(hidden)}.")
         return rows.width
+    if isinstance(rows, Pooled):
+        assert weight is not None
+        _check_head("teacher", rows.hidden, weight, bias)
+        if len(rows.rows) != len(rows.hidden) or tuple(map(len, rows.bins)) != (len(student), len(weight)):
+            raise UsageError(
+                f"`teacher_hidden` has {len(rows.hidden)} rows for {len(rows.rows)} positions, and bins of "
+                f"{len(rows.bins[0])} and {len(rows.bins[1])} tokens, and the heads of student and teacher have "
+                f"{len(student)} and {len(weight)} logits."
+            )
+        return len(weight)
     if weight is None and not isinstance(rows, Logits):
         raise UsageError("`teacher_weight` is required: `teacher_hidden` needs the head that it is the input of.")
     values = rows.values if isinstance(rows, Logits) else rows

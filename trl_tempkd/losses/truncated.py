@@ -35,7 +35,8 @@ def coarse_logits(z_RV: Tensor, ids_RK: Tensor, temperature: float | Tensor) -> 
     """
     The student's bins, as logits whose softmax they are, `(R, K + 1)`, and each token's share of the last bin.
 
-    The share `(R, V)` is q renormalised over the others, and 0 at the K tokens: d log q_rest / d log q.
+    The share `(R, V)` is q renormalised over the others, and 0 at the K tokens: d log q_rest / d log q. The last of
+    the K tokens is no bin of its own where it is one of those before it.
     """
     scaled_RV = soften(centred(z_RV), temperature)
     others_RV = scaled_RV.scatter(-1, ids_RK, -math.inf)
@@ -43,7 +44,10 @@ def coarse_logits(z_RV: Tensor, ids_RK: Tensor, temperature: float | Tensor) -> 
     share_RV = (others_RV - largest).exp()
     total = share_RV.sum(-1, keepdim=True)  # 0 where K is V
     share_RV = share_RV / total.clamp(min=torch.finfo(total.dtype).tiny)
-    return torch.cat([scaled_RV.gather(-1, ids_RK), largest + total.log()], -1), share_RV
+    bins_RK = scaled_RV.gather(-1, ids_RK)
+    repeated_R1 = (ids_RK[:, :-1] == ids_RK[:, -1:]).any(-1, keepdim=True)
+    last_R1 = bins_RK[:, -1:].masked_fill(repeated_R1, -math.inf)
+    return torch.cat([bins_RK[:, :-1], last_R1, largest + total.log()], -1), share_RV
 
 
 def grid_index(taus: Sequence[float], tau: float) -> int | None:
@@ -124,9 +128,9 @@ class TopK(Truncated):
 
     Attributes:
         ids (`torch.Tensor` of shape `(N, K)`):
-            The tokens, each once.
+            The tokens, each once, but that the last may be one of those before it: then it is none.
         logits (`torch.Tensor` of shape `(N, K)`):
-            Their logits.
+            Their logits; -inf of a last token that is none.
         rest (`torch.Tensor` of shape `(N, T)`):
             `logsumexp(logits / tau)` over the other tokens; -inf where there is none.
     """

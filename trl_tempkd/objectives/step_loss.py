@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..files import write_atomically
 from ..heads import Head, NoHead
-from ..losses import Logits, Truncated, chunked_kd_loss, measure_tokens
+from ..losses import Logits, Pooled, Truncated, chunked_kd_loss, measure_tokens
 from .objective import Objective
 from .outside import METRIC, MassOutside
 from .temperatures import TemperatureState
@@ -60,7 +60,7 @@ class StepLoss:
         self,
         hidden: Tensor,
         head: Head,
-        teacher_rows: Tensor | Logits | Truncated,
+        teacher_rows: Tensor | Logits | Truncated | Pooled,
         teacher_head: Head | NoHead,
         targets: Tensor,
         normalizer: float | Tensor | None,

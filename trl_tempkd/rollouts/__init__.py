@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
-from ..row_formats import PROMPTS
+from ..row_formats import PROMPTS, TEACHER_PROMPTS
 from ..teachers import Teacher
 from .options import RolloutOptions
 from .preparation import CARRIED, TRAIN, check_answers, prepared
@@ -68,15 +68,32 @@ def make_rollouts(
     """
     if not args.generates:
         return Rollouts(args, accelerator, tokenizer, collator, stops=[])
-    writers = [student, teacher.wrapped] if teacher.can_generate or args.seq_kd else [student]
+    alike = teacher.can_generate and teacher.shares_tokenizer
+    writers = [student, teacher.wrapped] if alike else [student]
     models = [accelerator.unwrap_model(model()) for model in writers]
     stops = sorted({token for model in models for token in stop_tokens(model, tokenizer)})
     _check_parallelism(accelerator, models[0])
     if dataset is not None:
         _check_prompts(dataset, collator)
-    limits = [longest_prompt(model, args.max_new_tokens) for model in models]
     # What one of the models pads its vocabulary with, the other may have no embedding for
-    vocabulary = min(model.config.get_text_config().vocab_size for model in models)
+    vocabularies = [*(model.config.get_text_config().vocab_size for model in models), teacher.vocabulary]
+    vocabulary = min(size for size in vocabularies if size is not None)
+    positions = [teacher.positions]
+    of_teacher: Sampler | None = None
+    translation = None
+    if args.seq_kd and not teacher.shares_tokenizer:
+        its_own = accelerator.unwrap_model(teacher.wrapped())
+        translation = teacher.translation(longest_prompt(its_own, args.max_new_tokens))
+        assert translation is not None
+        other = translation.teacher.spelling.tokenizer
+        of_teacher = ModelSampler(teacher.wrapped, accelerator, other, args, len(other), teacher.active)
+    elif args.seq_kd and teacher.can_generate:
+        of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active)
+    elif args.seq_kd:
+        served = of_teacher = teacher.sampler(args, stops, vocabulary)
+        positions.append(served.positions)
+    limits = [longest_prompt(model, args.max_new_tokens) for model in models]
+    limits += [room_for_prompts(each, args.max_new_tokens) for each in positions if each is not None]
     of_student: Sampler | None = None
     if args.lmbda > 0 or args.lmbda_schedule == "adaptive":
         if args.use_vllm:
@@ -84,12 +101,12 @@ def make_rollouts(
             if args.vllm_mode == "colocate" and args.vllm_max_model_length is not None:
                 limits.append(room_for_prompts(args.vllm_max_model_length, args.max_new_tokens))
         else:
-            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary)
-    of_teacher = None
-    if args.seq_kd:
-        of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active)
+            # A teacher with a prompt of its own reads other texts than those that the student has written
+            others = dataset is not None and TEACHER_PROMPTS in next(iter(dataset), {})
+            written = None if others else teacher.ask_early
+            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary, written=written)
     limit = min((limit for limit in limits if limit is not None), default=None)
-    return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit)
+    return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit, translation)
 
 
 def _check_parallelism(accelerator: Accelerator, model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
-from ..chat import chat_prompt, context_of, text_prompt
+from ..chat import prompt_of
 from ..errors import UsageError
 from ..row_formats import CONTEXTS, PROMPTS, TEACHER_PROMPT, TEACHER_PROMPTS
 from .options import RolloutOptions
@@ -169,19 +169,11 @@ def _check_answer(args: RolloutOptions, name: str, row: dict[str, Any]) -> dict[
 
 
 def _ask(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, fallback: str | None) -> dict[str, Any]:
-    prompt = _rendered(row, tokenizer, fallback)
+    prompt = prompt_of(row, tokenizer, fallback)
     return {"input_ids": prompt, "labels": [IGNORED] * len(prompt), PROMPTS: [np.array(prompt, dtype=np.int32)]}
 
 
 # Prompts
-
-
-def _rendered(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, fallback: str | None) -> list[int]:
-    """The prompt of a row in one of TRL's formats, which are told apart as TRL does."""
-    asked = row["prompt"] if "prompt" in row else context_of(row.get("messages") or [])
-    if isinstance(asked, str):
-        return text_prompt(asked, tokenizer)
-    return chat_prompt(asked, row, tokenizer, fallback=fallback) if asked else []
 
 
 def _guessed(row: dict[str, Any]) -> list[int]:
@@ -207,7 +199,7 @@ def _carry(
     elif PROMPTS in row:
         (prompt,) = row[PROMPTS]
     else:
-        prompt = _guessed(row) if tokenized else _rendered(row, tokenizer, fallback)
+        prompt = _guessed(row) if tokenized else prompt_of(row, tokenizer, fallback)
     ids, labels = (row[name] if cut is None else row[name][cut] for name in ("input_ids", "labels"))
     # An array has a type, also if it is empty, so that the first rows of a table don't decide on another one
     column = [np.asarray([] if prompt is None else prompt, dtype=np.int32), *[None] * (len(ids) - 1 if packing else 0)]

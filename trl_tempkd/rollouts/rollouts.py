@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..files import whole_file
-from ..row_formats import CONTEXTS, PROMPTS, ROUTE
+from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER_QUESTION
+from ..vocabularies.translation import Translation
 from .options import RolloutOptions
 from .rows import IGNORED, Row, completed, join, rows_of, split, split_evenly
 from .samples import log_samples
@@ -64,6 +65,8 @@ class Rollouts:
             Completes with the teacher. Required with `seq_kd`.
         max_prompt (`int`, *optional*):
             Number of tokens of a prompt that are kept, those at its end.
+        translation ([`Translation`], *optional*):
+            Between the tokens of the teacher and those of the student, where they differ.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Rollouts:
         student: Sampler | None = None,
         teacher: Sampler | None = None,
         max_prompt: int | None = None,
+        translation: Translation | None = None,
     ):
         self.args = args
         self.accelerator = accelerator
@@ -84,10 +88,12 @@ class Rollouts:
         self.stops = stops
         self.samplers = {"student": student, "teacher": teacher}
         self.max_prompt = max_prompt
+        self.translation = translation
         self.share = args.lmbda
         self.distance: float | None = None  # from the teacher, at the last evaluation
         self.replay_size = -(-args.replay_size // accelerator.num_processes)  # of this rank
         self.replay: deque[Row] = deque(maxlen=self.replay_size)
+        self._before: tuple[int, list[Row]] = (-1, [])  # what was kept for replay at the start of a step
         self.latest: list[tuple[list[int], list[int]]] = []  # prompts and completions that were generated last
         self.counts: Counter[str] = Counter()
         self.on_policy = False  # whether the student has written the completions of the present batches
@@ -105,6 +111,7 @@ class Rollouts:
         Returns:
             `list[dict]`: As many batches.
         """
+        self._before = (step, list(self.replay))
         source = self._source(step, progress)
         self.on_policy = source in ("student", "replay")
         if source != "dataset" and batches:
@@ -135,15 +142,18 @@ class Rollouts:
         asked = [i for i, row in enumerate(rows) if row.prompt and not row.targets]
         self.on_policy = bool(asked) and self.samplers["student"] is not None
         prompts = [self._shortened(rows[i].prompt) for i in asked]
-        sampler = self.samplers["student"] or self.samplers["teacher"]
-        assert sampler is not None
-        completions = sampler(prompts, self._rng(*chain.from_iterable(prompts)).getrandbits(32))
+        source = "student" if self.samplers["student"] else "teacher"
+        seed = self._rng(*chain.from_iterable(prompts)).getrandbits(32)
+        completions = self._sampled(source, [rows[i] for i in asked], prompts, seed)
         for i, prompt, completion in zip(asked, prompts, completions, strict=True):
-            rows[i] = completed(prompt, completion, rows[i].teacher_ids, rows[i].route)
+            rows[i] = completed(prompt, completion, rows[i])
         return self._collated(rows)
 
     def _collated(self, rows: list[Row]) -> Batch:
         examples: list[dict[str, Any]] = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+        for row, example in zip(rows, examples, strict=True):
+            if row.question is not None:
+                example[TEACHER_QUESTION] = row.question
         if any(row.context is not None for row in rows):
             for row, example in zip(rows, examples, strict=True):
                 example[CONTEXTS] = [len(row.context or []), *(row.context or [])]
@@ -171,8 +181,6 @@ class Rollouts:
         return most_over_ranks(missing, self.accelerator) == 0
 
     def _complete(self, rows: list[Row], source: str, seed: int) -> list[Row]:
-        sampler = self.samplers[source]
-        assert sampler is not None
         prompts = [self._shortened(row.prompt) for row in rows]
         given = [i for i, prompt in enumerate(prompts) if prompt]
         if len(given) < len(rows):
@@ -180,10 +188,9 @@ class Rollouts:
                 "Some rows have no prompt to complete: nothing in them stands before what is trained on. They keep "
                 "the data set's text."
             )
-        completions = sampler([prompts[i] for i in given], seed)
+        completions = self._sampled(source, [rows[i] for i in given], [prompts[i] for i in given], seed)
         self.latest = [(prompts[i], completion) for i, completion in zip(given, completions, strict=True)]
-        of_teacher = [(rows[i].teacher_ids, rows[i].route) for i in given]
-        new = [completed(*pair, *own) for pair, own in zip(self.latest, of_teacher, strict=True)]
+        new = [completed(*pair, rows[i]) for i, pair in zip(given, self.latest, strict=True)]
         stay = [row for row, prompt in zip(rows, prompts, strict=True) if not prompt]
         if source == "student":
             self.replay.extend(new)
@@ -193,6 +200,15 @@ class Rollouts:
         self.counts["tokens"] += sum(map(len, completions))
         self.counts["clipped"] += sum(not {*completion[-1:]} & {*self.stops} for completion in completions)
         return stay + new
+
+    def _sampled(self, source: str, rows: list[Row], prompts: list[list[int]], seed: int) -> list[list[int]]:
+        sampler, translation = self.samplers[source], self.translation
+        assert sampler is not None
+        if source != "teacher" or translation is None:
+            return sampler(prompts, seed)
+        questions = [row.question for row in rows if row.question is not None]
+        written = sampler([translation.prompt(question) for question in questions], seed)
+        return [translation.completion(ids, question) for ids, question in zip(written, questions, strict=True)]
 
     def _shortened(self, prompt: list[int]) -> list[int]:
         if self.args.max_length is not None and len(prompt) > self.args.max_length:
@@ -207,6 +223,12 @@ class Rollouts:
             "into the positions of the model."
         )
         return prompt[-self.max_prompt :]
+
+    def rewind(self, step: int) -> None:
+        """Forget what was generated in a step that hasn't been finished."""
+        if self._before[0] == step:
+            self.replay.clear()
+            self.replay.extend(self._before[1])
 
     def observe(self, metrics: dict[str, float]) -> None:
         """
@@ -273,7 +295,7 @@ class Rollouts:
         if path.is_file():
             with safe_open(path, "pt") as file:
                 state = json.loads(file.metadata()["state"])
-                self.replay.extend(split({name: file.get_tensor(name) for name in [*file.keys()]}))
+                self.replay.extend(split({name: file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
         else:
             logger.warning(
                 f"{path} doesn't exist: nothing is kept for replay on this rank, and if it is the first, the share of "

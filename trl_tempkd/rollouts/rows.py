@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UsageError
-from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER_PROMPTS, contexts_of
+from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER_PROMPTS, TEACHER_QUESTION, contexts_of
+from ..vocabularies.alignment import Question
 
 
 IGNORED = -100  # the label of a token that isn't trained on
@@ -32,6 +33,8 @@ class Row(NamedTuple):
             What it reads before another completion.
         route (`int`, *optional*):
             The number of its teacher, of several.
+        question ([`Question`], *optional*):
+            What a teacher with another tokenizer is asked.
     """
 
     input_ids: list[int]
@@ -40,6 +43,7 @@ class Row(NamedTuple):
     context: list[int] | None = None
     teacher_ids: list[int] | None = None
     route: int | None = None
+    question: Question | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -54,11 +58,13 @@ class Row(NamedTuple):
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def completed(
-    prompt: list[int], completion: list[int], teacher_ids: list[int] | None = None, route: int | None = None
-) -> Row:
-    """The row of which `completion` alone is trained on. The teacher may read something else before it."""
-    return Row(prompt + completion, [IGNORED] * len(prompt) + completion, context=teacher_ids, route=route)
+def completed(prompt: list[int], completion: list[int], of: Row | None = None) -> Row:
+    """The row of which `completion` alone is trained on, with what the row in whose place it is has for a teacher."""
+    row = Row(prompt + completion, [IGNORED] * len(prompt) + completion)
+    if of is None:
+        return row
+    question = None if of.question is None else of.question._replace(start=len(prompt), skip=0)
+    return row._replace(context=of.teacher_ids, route=of.route, question=question)
 
 
 def prompt_before(ids: list[int], trained: list[bool]) -> list[int]:
@@ -157,6 +163,9 @@ def rows_of(batch: dict[str, Any]) -> list[Row]:
             others = carried.teacher_prompts or carried.contexts
             for i, (context, other) in enumerate(zip(carried.contexts, others, strict=True)):
                 rows[i] = rows[i]._replace(context=context, teacher_ids=other)
+    if TEACHER_QUESTION in batch:
+        questions = batch[TEACHER_QUESTION].questions
+        rows = [row._replace(question=question) for row, question in zip(rows, questions, strict=False)]
     return rows if "attention_mask" in batch else [row for row in rows if row.targets or row.prompt]
 
 
@@ -190,8 +199,8 @@ def split_evenly(rows: list[Row], parts: int) -> list[list[Row]]:
 
 
 def join(rows: list[Row]) -> dict[str, torch.Tensor]:
-    """Rows as flat tensors, to be saved."""
-    return {
+    """Rows as flat tensors, to be saved, with what they have for a teacher."""
+    tensors = {
         "input_ids": torch.tensor([i for row in rows for i in row.input_ids], dtype=torch.int32),
         "trained": torch.tensor([label != IGNORED for row in rows for label in row.labels], dtype=torch.bool),
         "lengths": torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int32),
@@ -202,6 +211,13 @@ def join(rows: list[Row]) -> dict[str, torch.Tensor]:
             [-1 if row.context is None else len(row.context) for row in rows], dtype=torch.int32
         ),
     }
+    questions = [row.question for row in rows if row.question is not None]
+    if questions and len(questions) == len(rows):
+        asked = [i for question in questions for i in question.teacher_ids]
+        numbers = [[len(q.teacher_ids), q.start, q.skip, int(q.chat)] for q in questions]
+        tensors["asked_ids"] = torch.tensor(asked, dtype=torch.int32)
+        tensors["asked"] = torch.tensor(numbers, dtype=torch.int32)
+    return tensors
 
 
 def split(tensors: dict[str, torch.Tensor]) -> list[Row]:
@@ -210,13 +226,23 @@ def split(tensors: dict[str, torch.Tensor]) -> list[Row]:
     labels = tensors["input_ids"].masked_fill(~tensors["trained"], IGNORED)
     pairs = zip(tensors["input_ids"].split(lengths), labels.split(lengths), strict=True)
     rows = [Row(ids.tolist(), row_labels.tolist()) for ids, row_labels in pairs]
-    if "contexts" not in tensors:  # of an earlier version
+    if "contexts" in tensors:  # an earlier version has none
+        rows = _with_contexts(rows, tensors)
+    if "asked" not in tensors:
         return rows
-    routes = [None if route < 0 else route for route in tensors["routes"].tolist()]
-    rows = [row._replace(route=route) for row, route in zip(rows, routes, strict=True)]
-    sizes = tensors["context_lengths"].tolist()
+    parts = tensors["asked_ids"].split(tensors["asked"][:, 0].tolist())
+    numbers = tensors["asked"][:, 1:].tolist()
+    return [
+        row._replace(question=Question(ids.tolist(), start, skip, bool(chat)))
+        for row, ids, (start, skip, chat) in zip(rows, parts, numbers, strict=True)
+    ]
+
+
+def _with_contexts(rows: list[Row], tensors: dict[str, torch.Tensor]) -> list[Row]:
+    """Rows with the number of their teacher and what it reads, where there is such."""
+    routes, sizes = tensors["routes"].tolist(), tensors["context_lengths"].tolist()
     contexts = tensors["contexts"].split([max(size, 0) for size in sizes])
     return [
-        row if size < 0 else row._replace(context=context.tolist())
-        for row, size, context in zip(rows, sizes, contexts, strict=True)
+        row._replace(route=None if route < 0 else route, context=None if size < 0 else context.tolist())
+        for row, route, size, context in zip(rows, routes, sizes, contexts, strict=True)
     ]

@@ -168,6 +168,8 @@ class ModelSampler:
             Number of tokens to choose from, the first ones of the model's vocabulary.
         around (`Callable[[], AbstractContextManager]`, *optional*):
             Context to generate in.
+        written (`Callable[[list[list[int]]], None]`, *optional*):
+            Called with the texts of each `generation_batch_size`, prompt and completion, while the others are written.
     """
 
     def __init__(
@@ -178,7 +180,9 @@ class ModelSampler:
         args: OptionGroup,
         vocabulary: int,
         around: Callable[[], AbstractContextManager] = nullcontext,
+        written: Callable[[list[list[int]]], None] | None = None,
     ):
+        self.written = written
         self.get_model = get_model
         self.accelerator = accelerator
         self.gather = args.ds3_gather_for_generation
@@ -219,6 +223,8 @@ class ModelSampler:
                     new = complete(base, rows, self.config, self.accelerator.device, self.processors, in_step)
                     for i, completion in zip(batch, new, strict=False):
                         completions[i] = completion
+                    if self.written is not None:
+                        self.written([prompts[i] + completions[i] for i in batch])
 
         with _seeded(seed, self.accelerator.device), self.accelerator.autocast(), self.around():
             with_whole_model(self.get_model(), self.accelerator, self.gather, run)

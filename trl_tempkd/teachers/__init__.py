@@ -12,9 +12,12 @@ from .base import Teacher
 from .build import CacheBuilder
 from .cached import CachedTeacher
 from .client import TeacherServerError
+from .kinds import served_teacher
 from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher
+from .other_tokenizer import OtherTokenizerTeacher
 from .served import ServedTeacher
 from .several import SeveralTeachers
+from .states import StatesTeacher
 from .student import STUDENT, STUDENT_EMA, StudentEMATeacher, StudentTeacher
 from .student_base import STUDENT_BASE, StudentBaseTeacher
 
@@ -28,8 +31,10 @@ __all__ = [
     "CacheBuilder",
     "CachedTeacher",
     "LiveTeacher",
+    "OtherTokenizerTeacher",
     "ServedTeacher",
     "SeveralTeachers",
+    "StatesTeacher",
     "StudentBaseTeacher",
     "StudentEMATeacher",
     "StudentTeacher",
@@ -44,7 +49,7 @@ __all__ = [
 # The option that asks for a source in place of a model
 SOURCES: dict[str, Callable[[str | None, Any], Teacher]] = {
     "teacher_cache": CachedTeacher,
-    "teacher_server_url": ServedTeacher,
+    "teacher_server_url": served_teacher,
 }
 
 # Teachers that are in memory with the student, by the name that asks for them
@@ -91,5 +96,12 @@ def make_teacher(teacher: str | PreTrainedModel | None, options: Any) -> Teacher
             f"{' or '.join(f'`{option}`' for option in SOURCES)}."
         )
     if isinstance(teacher, str) and teacher in STUDENTS:
+        if options.vocabulary_alignment is not None:
+            raise UsageError(
+                f"`vocabulary_alignment` is {options.vocabulary_alignment!r}, and the teacher {teacher!r} has the "
+                "student's tokenizer. Leave it unset."
+            )
         return STUDENTS[teacher](teacher, options)
+    if options.vocabulary_alignment is not None:
+        return OtherTokenizerTeacher(teacher, options)
     return LiveTeacher(teacher, options)

@@ -43,16 +43,16 @@ class Address:
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, url: str) -> "Address":
+    def of(cls, url: str, option: str = "teacher_server_url") -> "Address":
         """
-        Read `teacher_server_url`, and the key from the environment.
+        Read `teacher_server_url` or another option, and the key from the environment.
 
         Raises:
             `ValueError`: If it is no address of a server, or the key can't be sent.
         """
         given = f"got {shown(url)!r}"
         if not url.lower().startswith(("http://", "https://")):
-            raise UsageError(f"`teacher_server_url` must begin with http:// or https://, {given}.")
+            raise UsageError(f"`{option}` must begin with http:// or https://, {given}.")
         try:
             parts = urlsplit(url)
             valid = bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
@@ -61,12 +61,12 @@ class Address:
             valid = False
         if not valid:
             raise UsageError(
-                f"`teacher_server_url` must name a host, and a port from 1 to 65535 if any, {given}. In a password, "
+                f"`{option}` must name a host, and a port from 1 to 65535 if any, {given}. In a password, "
                 "@, /, ?, # and : are written as %40, %2F, %3F, %23 and %3A."
             )
         if parts.query or parts.fragment:
             raise UsageError(
-                f"`teacher_server_url` must end with the server's address, without ? and #, {given}. A key belongs "
+                f"`{option}` must end with the server's address, without ? and #, {given}. A key belongs "
                 f"into the environment variable {KEY}."
             )
         user, _, host = parts.netloc.rpartition("@")

@@ -15,9 +15,10 @@ from transformers.utils import logging
 
 from ..errors import UsageError
 from ..heads import Head, NoHead
-from ..losses import METRICS, Logits, Truncated
+from ..losses import METRICS, Logits, Pooled, Truncated
 from ..losses.truncated import ON_BINS, grid_index
 from ..row_formats import PROMPTS
+from ..vocabularies.translation import Translation
 from .own_prompt import OWN, OwnPromptCollator, check_positions, on_device
 
 
@@ -40,15 +41,23 @@ class Teacher(ABC):
             The teacher's own model as it is wrapped, if it has one.
         metrics (`tuple[str, ...]`):
             Names of the metrics that the loss can give of it.
-        over (`dict[str, str]`):
-            Metrics of a part of the tokens, and which metric counts these.
+        relative (`Mapping[str, str]`):
+            Metrics whose mean is over the tokens that another one counts, in place of all.
         columns (`list[str]`):
             What the collator needs of the rows beyond what TRL's does.
         can_generate (`bool`):
-            Whether there is a model that can write completions: `wrapped` and `active`.
+            Whether there is a model that can write completions: `wrapped` and `active`. Else `sampler` may.
         reads_tokens (`bool`):
             Whether `rows` is told of a text by its tokens, so that it can be told of another one. Otherwise what
             comes with the rows is of the right one.
+        shares_tokenizer (`bool`):
+            Whether its tokens are the student's.
+        vocabulary (`int`, *optional*):
+            How many tokens a text may be made of, the first ones, where no model says so.
+        positions (`int`, *optional*):
+            How many tokens a text may have, where no model says so.
+        requests (`int`):
+            How many texts it sees at a time, if it is asked about them before they are needed.
         source (`str`):
             What messages call it.
         knows (`type`):
@@ -62,10 +71,14 @@ class Teacher(ABC):
 
     model: Any = None
     metrics: tuple[str, ...] = METRICS
-    over: Mapping[str, str] = MappingProxyType({})
+    relative: Mapping[str, str] = MappingProxyType({})
     columns: list[str] = [PROMPTS]
     can_generate: bool = False
     reads_tokens: bool = True
+    shares_tokenizer: bool = True
+    vocabulary: int | None = None
+    positions: int | None = None
+    requests: int = 0
     source: str = "the teacher"
     knows: type[Logits] | type[Truncated] = Logits
     taus: tuple[float, ...] | None = None
@@ -120,8 +133,12 @@ class Teacher(ABC):
             batches (`list[dict]`):
                 Batches as `ahead` gave them, before completions are generated.
             save (`Callable`, *optional*):
-                Called on every process before an error, while nothing has happened yet in this step.
+                Writes a checkpoint of what was before this step. Called on every process before an error, now or in
+                the step.
         """
+
+    def ask_early(self, texts: list[list[int]]) -> None:  # noqa: B027
+        """Ask about texts that have been generated, while others of the step still are."""
 
     def ask(self, batches: list[Batch]) -> None:  # noqa: B027
         """Ask about the batches of an optimizer step, once their completions are generated. It may add to them."""
@@ -149,7 +166,7 @@ class Teacher(ABC):
         """Begin a training: go on from a checkpoint, or anew. The student is wrapped. Every process must call."""
 
     @abstractmethod
-    def rows(self, inputs: Batch) -> torch.Tensor | Logits | Truncated:
+    def rows(self, inputs: Batch) -> torch.Tensor | Logits | Truncated | Pooled:
         """
         What the loss takes in the place of `teacher_hidden`, for a batch as the data collator made it: the last hidden
         states `(B * L, H_t)`, or what is known of the teacher. Takes out of the batch what it has for the teacher
@@ -169,7 +186,7 @@ class Teacher(ABC):
             `ValueError`: If not the whole rows are known.
         """
         rows = self.target(inputs)
-        if isinstance(rows, Truncated):
+        if isinstance(rows, Truncated | Pooled):
             raise UsageError(
                 f"The teacher's whole rows are needed here, and {self.source} hasn't them: {self.instead}."
             )
@@ -180,11 +197,33 @@ class Teacher(ABC):
 
     def wrapped(self) -> nn.Module:
         """The module that is the teacher inside of `active()`, as it is wrapped at the moment; to generate with it."""
-        raise UsageError(f"There is no model to generate with in {self.source}: {self.instead}.")
+        raise self._no_model()
 
     def active(self) -> AbstractContextManager[None]:
         """Context in which `wrapped()` is the teacher. The other methods enter it themselves."""
-        raise UsageError(f"There is no model to generate with in {self.source}: {self.instead}.")
+        raise self._no_model()
+
+    def sampler(self, options: Any, stops: list[int], vocabulary: int) -> Any:
+        """
+        What writes the teacher's completions where `wrapped` doesn't, as a [`~trl_tempkd.rollouts.sampling.Sampler`]
+        that has `positions`.
+
+        Args:
+            options ([`~trl_tempkd.rollouts.RolloutOptions`]):
+                How to sample.
+            stops (`list[int]`):
+                Tokens that end a completion.
+            vocabulary (`int`):
+                Number of tokens that both models know. A completion ends before one that they don't.
+        """
+        raise self._no_model()
+
+    def _no_model(self) -> UsageError:
+        return UsageError(f"There is no model to generate with in {self.source}: {self.instead}.")
+
+    def translation(self, longest: int | None) -> Translation | None:
+        """What makes the student's tokens of what the teacher has written, where those aren't its own."""
+        return None
 
     # What it is
 

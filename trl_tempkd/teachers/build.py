@@ -3,12 +3,14 @@
 
 import json
 import shutil
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import accelerate
 import datasets
@@ -30,11 +32,14 @@ from transformers.utils import logging
 from .._version import __version__
 from ..errors import UsageError
 from ..files import clear, whole_file, write_atomically
+from ..heads import NoHead
 from ..locks import OWNER
 from ..row_formats import CONTEXTS
+from ..tiny import resolve
 from .cached import HEAD
 from .columns import (
     CHECKSUM,
+    Tokens,
     encode,
     features_of,
     is_sound,
@@ -47,6 +52,7 @@ from .columns import (
 )
 from .layouts import TopKLayout, make_layout
 from .manifest import NAME, PREPARATION, Manifest, checksum_of, hashes_of, identity_of, plain
+from .pooling import START
 
 
 SHARD_BYTES = 2**28  # of what is stored of the teacher: what a process holds in memory, and what a killed one loses
@@ -64,6 +70,15 @@ class _Shard:
     start: int
     stop: int
     done: dict[int, dict[str, Any]] = field(default_factory=dict)  # columns of the rows that the teacher has seen
+
+
+class _Read(NamedTuple):
+    """Rows of the data, their token columns, the batch that the collator makes of them, and where it has labels."""
+
+    rows: list[dict[str, Any]]
+    tokens: list[Tokens]
+    batch: dict[str, Any]
+    kept: torch.Tensor
 
 
 class CacheBuilder:
@@ -123,6 +138,11 @@ class CacheBuilder:
         self.accelerator, self.batch_size = accelerator, batch_size
         self.quiet = args.disable_tqdm or not accelerator.is_local_main_process
         with teacher.head() as head:
+            if isinstance(head, NoHead):
+                raise UsageError(
+                    f"A cache is built from last hidden states, and {teacher.source} hasn't them: start the server "
+                    f"with {START}, or leave `teacher_server_url` unset."
+                )
             whole = {name: getattr(head, name) for name in ("weight", "bias") if getattr(head, name) is not None}
             self.head = {name: tensor.detach().cpu().clone() for name, tensor in whole.items()}
             scalars = {name: getattr(head, name) for name in ("logit_scale", "final_logit_softcapping")}
@@ -131,7 +151,7 @@ class CacheBuilder:
         size = size if vocabulary is None else min(size, vocabulary)
         self.layout = make_layout(mode, dtype, hidden_size, size, count=count, taus=taus)
         self.head = self.head if self.layout.has_head else {}
-        name = args.teacher_model_name_or_path
+        name = resolve(args.teacher_model_name_or_path)
         self.bytes, self.lengths = 0, {split: np.zeros(0, dtype=np.int64) for split in splits}
         self.manifest = Manifest(
             mode=mode,
@@ -254,16 +274,35 @@ class CacheBuilder:
         work = [list(self._batches(shards[start::processes])) for start in range(processes)]
         idle = next((batches[-1] for batches in work if batches), None)
         # A sharded teacher needs every process in each forward, so all make as many
-        for i in tqdm(range(max(map(len, work))), "teacher", disable=self.quiet):
-            mine = i < len(work[rank])
-            batch = work[rank][i] if mine else idle
-            assert batch is not None
+        count = max(map(len, work))
+        todo = [*work[rank], *([idle] * (count - len(work[rank])))]
+        seen, start = 0, time.monotonic()
+        for i, (batch, read) in enumerate(tqdm(self._read(todo), "teacher", count, disable=self.quiet)):
+            rows, mine = self._states(read), i < len(work[rank])
             shard, numbers = batch
-            rows = self._states(self.splits[shard.split].select(numbers))
             if mine:
+                seen += int(read.kept.sum())
                 shard.done.update(zip(numbers, rows, strict=True))
                 if len(shard.done) == shard.stop - shard.start:
                     self._write(shard)
+
+        seen = int(self.accelerator.gather(torch.tensor([seen], device=self.accelerator.device)).sum())
+        if seen:
+            seconds = time.monotonic() - start
+            self.accelerator.print(
+                f"The teacher has seen {seen} tokens in {seconds:.1f} s, {seen / seconds:.0f} a second."
+            )
+
+    def _read(self, todo: list[Any]) -> Iterator[tuple[Any, "_Read"]]:
+        """Batches with what the teacher needs of them. A server is asked about the next ones before it answers."""
+        ahead = 1 + -(-self.teacher.requests // self.batch_size) if self.teacher.requests else 0
+        kept: deque[tuple[Any, _Read]] = deque()
+        for batch in todo:
+            kept.append((batch, self._collated(self.splits[batch[0].split].select(batch[1]))))
+            self.teacher.ask([kept[-1][1].batch])
+            if len(kept) > ahead:
+                yield kept.popleft()
+        yield from kept
 
     def _batches(self, shards: list[_Shard]) -> Iterator[tuple[_Shard, list[int]]]:
         for shard in shards:
@@ -272,8 +311,7 @@ class CacheBuilder:
             for start in range(0, len(order), self.batch_size):
                 yield shard, order[start : start + self.batch_size].tolist()
 
-    def _states(self, dataset: Dataset) -> list[dict[str, Any]]:
-        """Rows with their cached columns."""
+    def _collated(self, dataset: Dataset) -> "_Read":
         rows = list(dataset.select_columns(token_columns(dataset)))
         tokens = [tokens_of(row) for row in rows]
         batch = send_to_device(self.collator(rows), self.accelerator.device)
@@ -288,6 +326,11 @@ class CacheBuilder:
             part = slice(start, start + length)
             if ids[part] != list(row["input_ids"]) or kept_here[part] != predicting(own).tolist():
                 raise UsageError("The data collator moves tokens or labels: only TRL's own can be cached.")
+        return _Read(rows, tokens, batch, kept)
+
+    def _states(self, read: "_Read") -> list[dict[str, Any]]:
+        """Rows with their cached columns."""
+        rows, tokens, batch, kept = read
         with torch.no_grad(), self.accelerator.autocast():
             hidden = self.teacher.hidden_states(batch).flatten(0, 1)[kept]
             stored = self.layout.encode(hidden, self.teacher.head, partial(uniform_of, tokens)).cpu()

@@ -25,7 +25,7 @@ from .faults import (
     of_transport,
     speaks_tls,
 )
-from .questions import LARGEST_VOCABULARY, Answer, Models, PromptLogprobs, Question
+from .questions import LARGEST_VOCABULARY, Answer, Card, Models, PromptLogprobs, Question
 
 
 __all__ = ["Answer", "CompletionsClient", "TeacherServerError"]
@@ -34,6 +34,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a request is repeated; ea
 MALFORMED = 3  # replies of a request that make no sense until it is given up
 DOUBT = 5.0  # seconds for which a request is repeated, if it looks as if it never will be answered
 _ERROR = 2**16  # bytes that are read of an error
+_NOT_THERE = (400, 404, 405, 422, 501)  # statuses by which a server says that it takes no such request
 
 
 class CompletionsClient:
@@ -55,6 +56,16 @@ class CompletionsClient:
             Seconds for which a request is repeated while the server is away.
         vocabulary (`int`):
             About how many log-probabilities all are. It bounds what is read of a reply.
+        or_checkpoint (`bool`, *optional*, defaults to `False`):
+            Whether `model` may be the name of a checkpoint instead, where the server has no model of that name.
+        option (`str`, *optional*):
+            The option that `model` comes from, for messages.
+
+    Attributes:
+        vocabulary (`int`):
+            As given; it may be set once it is known.
+        card ([`Card`]):
+            What the server says of the model.
 
     Raises:
         [`TeacherServerError`]: If the server is away for that long, or has no such model.
@@ -69,12 +80,15 @@ class CompletionsClient:
         timeout: float,
         patience: float,
         vocabulary: int = LARGEST_VOCABULARY,
+        *,
+        or_checkpoint: bool = False,
+        option: str = "teacher_model_name_or_path",
     ):
         self._address = Address.of(url)
         self.url = self._address.url + "/v1"
-        self.logprobs = logprobs
+        self.logprobs, self.requests = logprobs, requests
         self.timeout, self.patience = timeout, patience
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._known: set[str] = set()  # paths where something was answered
         self._resume = 0.0  # when it may be asked again
         self._http = _http(self._address, requests)
@@ -84,25 +98,29 @@ class CompletionsClient:
         thread.start()
         self.close = weakref.finalize(self, _close, self._loop, self._http, thread)  # also when Python exits
         try:
-            self.model = self._choose(model)
+            self.model, self.card = self._choose(model, or_checkpoint, option)
         except BaseException:
             self.close()
             raise
 
-    def _run(self, question: Question) -> Future:
-        return asyncio.run_coroutine_threadsafe(self._reply(question), self._loop)
-
-    def _choose(self, name: str | None) -> str:
-        served = self._run(Models()).result()
-        if name is None and len(served) == 1:
-            return served[0]
+    def _choose(self, name: str | None, or_checkpoint: bool, option: str) -> tuple[str, Card]:
+        served = self.run(Models()).result()
+        if len(served) == 1 and (name is None or (or_checkpoint and name not in served)):
+            (found,) = served.items()
+            return found
         if name in served:
-            return str(name)
-        names = ", ".join(repr(plain(each, 100)) for each in served[:10]) + (", ..." if len(served) > 10 else "")
-        raise TeacherServerError(
-            f"The server {self.url} serves {names or 'no model'}, and `teacher_model_name_or_path` is {name!r}: give "
-            "the name of one that it serves."
+            return str(name), served[name]
+        names = ", ".join(repr(plain(each, 100)) for each in [*served][:10]) + (", ..." if len(served) > 10 else "")
+        error = TeacherServerError(
+            f"The server {self.url} serves {names or 'no model'}, and `{option}` is {name!r}: give the name of one "
+            "that it serves" + (" as `teacher_server_model`." if or_checkpoint else ".")
         )
+        error.refused = True
+        raise error
+
+    def run(self, question: Question) -> Future:
+        """Ask anything, in the background."""
+        return asyncio.run_coroutine_threadsafe(self._reply(question), self._loop)
 
     def ask(self, tokens: Sequence[int], temperature: float = 1.0) -> "Future[Answer]":
         """
@@ -114,7 +132,7 @@ class CompletionsClient:
             temperature (`float`):
                 Temperature that the request names. Most servers use it for what they generate alone.
         """
-        return self._run(PromptLogprobs(self.model, tokens, temperature, self.logprobs, self._vocabulary))
+        return self.run(PromptLogprobs(self.model, tokens, temperature, self.logprobs, self.vocabulary))
 
     async def _reply(self, question: Question) -> Any:
         """What the server answers. Repeats the request for as long as that may help."""
@@ -131,13 +149,17 @@ class CompletionsClient:
             since, now, known = since or begun, time.monotonic(), question.path in self._known
             malformed += fault.malformed
             if malformed == MALFORMED:
-                raise TeacherServerError(
+                error = TeacherServerError(
                     f"The teacher's server {self.url} has sent {MALFORMED} replies to the same request that make "
                     f"no sense, the last one because {fault.problem}."
                 )
+                error.malformed = not known
+                raise error
             patience = min(self.patience, DOUBT) if fault.doubtful and not known else self.patience
             if fault.final or now + max(wait, fault.after) - since > patience:
-                raise TeacherServerError(describe(fault, self._address, known, now - since, self.patience))
+                error = TeacherServerError(describe(fault, self._address, known, now - since, self.patience))
+                error.refused = not known and fault.status in _NOT_THERE
+                raise error
             self._resume = max(self._resume, now + fault.after)
             await asyncio.sleep(wait * random.uniform(0.5, 1))
             wait = min(2 * wait, LONGEST_WAIT)
@@ -149,7 +171,7 @@ class CompletionsClient:
             async with asyncio.timeout(self.timeout):
                 status, headers, content = await self._send(question)
             if status == 200:
-                return question.read(content), None
+                return question.read(content, headers), None
         except TimeoutError:
             return None, Fault(f"no reply within {self.timeout:g} s (`teacher_server_timeout`)")
         except Malformed as error:

@@ -34,7 +34,15 @@ _NO_TLS = (
 
 
 class TeacherServerError(UsageError, ConnectionError):
-    """The teacher's server is gone, refuses a request, or answers nonsense."""
+    """
+    The teacher's server is gone, refuses a request, or answers nonsense.
+
+    Attributes:
+        refused (`bool`): whether the server takes no such request, or has no such model, from the start.
+        malformed (`bool`): whether its replies have made no sense from the start.
+    """
+
+    refused = malformed = False
 
 
 class Malformed(Exception):
@@ -72,6 +80,8 @@ class Fault(NamedTuple):
             Whether the server has understood the request, and refuses it.
         after (`float`):
             Seconds for which it wants to be left alone.
+        status (`int`, *optional*):
+            The status of the reply, where it is a refusal.
     """
 
     problem: str
@@ -81,6 +91,7 @@ class Fault(NamedTuple):
     malformed: bool = False
     refused: bool = False
     after: float = 0.0
+    status: int | None = None
 
 
 def of_transport(error: Exception, address: Address) -> Fault:
@@ -138,7 +149,7 @@ def of_status(
     problem = f"HTTP {status}: {said}" if said else f"HTTP {status}"
     if status in _AGAIN or (status >= 500 and status not in _NEVER):
         return Fault(problem, way_out, doubtful=status in _GATEWAY, after=retry_after(headers))
-    return Fault(problem, way_out, final=True, refused=status >= 400)
+    return Fault(problem, way_out, final=True, refused=status >= 400, status=status)
 
 
 def message(content: bytes, address: Address) -> str:

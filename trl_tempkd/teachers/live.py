@@ -24,6 +24,7 @@ from ..compat import (
 )
 from ..errors import UsageError
 from ..heads import Head, check_head, gathered_head, last_hidden_state
+from ..losses import Pooled
 from ..packing import PackingCheck
 from ..parameters import parameter_hash
 from ..paths import check_model_name
@@ -70,11 +71,19 @@ class LiveTeacher(Teacher):
         model = load_teacher(self._teacher, options.teacher_model_init_kwargs, **origin)
         unwrapped = accelerator.unwrap_model(student())
         check_separate(unwrapped, model)
-        check_vocabulary(tokenizer, unwrapped, model, **origin)
+        self.check_tokenizer(tokenizer, unwrapped, model)
         self._accelerator = accelerator
         self._forward_redirection = ForwardRedirection()
         self._packing = PackingCheck("teacher", options)
         self._prepare(model)
+
+    def check_tokenizer(
+        self, tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel, teacher: PreTrainedModel
+    ) -> None:
+        """Arguments and errors as of [`check_vocabulary`]."""
+        options = self._options
+        origin = {"revision": options.teacher_model_revision, "trust_remote_code": options.trust_remote_code}
+        check_vocabulary(tokenizer, student, teacher, **origin)
 
     def _prepare(self, model: PreTrainedModel) -> None:
         model.requires_grad_(False)
@@ -98,7 +107,7 @@ class LiveTeacher(Teacher):
     def reader(self) -> nn.Module:
         return self._accelerator.unwrap_model(self.model)
 
-    def rows(self, inputs: Batch) -> torch.Tensor:
+    def rows(self, inputs: Batch) -> torch.Tensor | Pooled:
         self._packing.see(inputs, self._accelerator.unwrap_model(self.model), self._run)
         return self._run(inputs).flatten(0, 1)
 
@@ -260,8 +269,8 @@ def check_vocabulary(
     if problem is not None:
         raise UsageError(
             f"Student and teacher ({name or type(teacher).__name__}) need the same tokenizer, but {problem}. The "
-            "divergence compares the two distributions token by token: use a teacher of the student's family, or a "
-            "cross-tokenizer method, which this is not (TRL's GOLD is one)."
+            "divergence compares the two distributions token by token: use a teacher of the student's family, or say "
+            "how to compare two vocabularies by `vocabulary_alignment`, e.g. 'bytes'."
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..option_groups import OptionGroup, must, option
-from .address import Address
+from .address import Address, shown
 from .several_options import check_teachers
 
 
@@ -67,9 +67,20 @@ class ServerOptions(OptionGroup):
 
     teacher_server_url: str | None = option(
         None,
-        "Address of an OpenAI-compatible server that gives log-probabilities of prompt tokens, as vLLM's does, e.g. "
-        "`http://localhost:8000`. It is asked for the target, and no teacher is loaded. A teacher's name that is "
-        "given too is its name on the server. A key is taken from the environment variable `VLLM_API_KEY`.",
+        "Address of a server of vLLM's kind, e.g. `http://localhost:8000`. It is asked for the target, and no teacher "
+        "is loaded. In pooling mode it gives last hidden states, the exact teacher, whose head is read from the "
+        "checkpoint `teacher_model_name_or_path`; else log-probabilities of prompt tokens, and a teacher's name that "
+        "is given too is its name on the server. A key is taken from the environment variable `VLLM_API_KEY`.",
+    )
+    teacher_server_model: str | None = option(
+        None,
+        "Name of the teacher on the server. If not set, the only one that it serves, or that of "
+        "`teacher_model_name_or_path`.",
+    )
+    teacher_server_generation_url: str | None = option(
+        None,
+        "Address of a server of the same teacher that generates, for `seq_kd` where that of `teacher_server_url` "
+        "gives last hidden states and can't.",
     )
     teacher_server_logprobs: int | None = option(
         None, "How many log-probabilities to ask the server for at each position. If not set, all."
@@ -86,18 +97,25 @@ class ServerOptions(OptionGroup):
 
     def check(self) -> None:
         if self.teacher_server_url is None:
+            for name in ("teacher_server_model", "teacher_server_generation_url"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"`{name}` is {shown(getattr(self, name))}, and is of a teacher that is served: set "
+                        "`teacher_server_url`, or leave it unset."
+                    )
             return
         url = Address.of(str(self.teacher_server_url)).url
+        if self.teacher_server_generation_url is not None:
+            Address.of(self.teacher_server_generation_url, "teacher_server_generation_url")
+            if not self.seq_kd:
+                raise UsageError(
+                    f"`teacher_server_generation_url` is {shown(self.teacher_server_generation_url)}, and `seq_kd` "
+                    "False: the teacher generates nothing. Set `seq_kd`, or leave it unset."
+                )
         if self.teacher_cache is not None:
             raise UsageError(
                 f"`teacher_server_url` is {url} and `teacher_cache` {self.teacher_cache}: the "
                 "target comes from one of them. Leave the other unset."
-            )
-        if self.generates:
-            raise UsageError(
-                f"`teacher_server_url` {url} is asked ahead of the step, before there are "
-                f"completions generated in training. Set `lmbda` to 0 (got {self.lmbda}), `lmbda_schedule` to "
-                "'constant' and `seq_kd` to False, or leave `teacher_server_url` unset to run the teacher itself."
             )
         logprobs = self.teacher_server_logprobs
         ok = logprobs is None or logprobs >= 2

@@ -3,7 +3,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -15,9 +15,10 @@ from .plausible import log_mass
 
 
 LARGEST_VOCABULARY = 2**18
+NO_HEADERS: Mapping[str, str] = {}
 _LARGEST = 1e30  # of a number that may be a logit
 _BYTES = 512  # of one token's entry in a reply, at most; 80 to 100 are usual
-_WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # what a reply of another form raises
+WRONG_FORM = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # what a reply of another form raises
 
 
 class Question(Protocol):
@@ -40,7 +41,7 @@ class Question(Protocol):
     @property
     def limit(self) -> int: ...
 
-    def read(self, content: bytes) -> Any:
+    def read(self, content: bytes, headers: Mapping[str, str]) -> Any:
         """What a reply says, or [`Malformed`]."""
         ...
 
@@ -61,6 +62,8 @@ class Answer(NamedTuple):
         mass (`numpy.ndarray` of shape `(L - 1,)`):
             The logarithm of what the numbers of a row weigh together, that of the prompt's own token among them also
             where it isn't one of the k.
+        own (`numpy.ndarray` of shape `(L - 1,)`):
+            The number of the prompt's own token where it isn't one of the k; -inf where it is.
         texts (`dict[int, str]`):
             What it says that the ids of the first position mean.
         own_first (`bool`):
@@ -70,25 +73,41 @@ class Answer(NamedTuple):
     ids: np.ndarray
     values: np.ndarray
     mass: np.ndarray
+    own: np.ndarray
     texts: dict[int, str]
     own_first: bool
 
 
+class Card(NamedTuple):
+    """
+    What a server says of a model that it has.
+
+    Attributes:
+        positions (`int`, *optional*): tokens that a text may have, one that is generated among them.
+        owner (`str`): who makes such servers, as `vllm`.
+        root (`str`, *optional*): name or path of its checkpoint, where the server has it.
+    """
+
+    positions: int | None = None
+    owner: str = ""
+    root: str | None = None
+
+
 class Models:
-    """The names of the models that a server has."""
+    """The models that a server has, by their names."""
 
     method, path, body = "GET", "/v1/models", None
     limit = 2**24
 
-    def read(self, content: bytes) -> list[str]:
+    def read(self, content: bytes, headers: Mapping[str, str] = NO_HEADERS) -> dict[str, Card]:
         reply = parse(content)
         try:
-            names = [model["id"] for model in reply["data"]]
-        except _WRONG:
-            names = [None]
-        if not all(isinstance(name, str) for name in names):
+            models = {model["id"]: _card(model) for model in reply["data"]}
+        except WRONG_FORM:
+            models = {None: Card()}
+        if not all(isinstance(name, str) for name in models):
             raise Malformed("it is no list of models")
-        return names
+        return models
 
     def hint(self, status: int, said: str) -> str | None:
         return None
@@ -139,7 +158,7 @@ class PromptLogprobs:
     def limit(self) -> int:
         return 2**20 + _BYTES * len(self.tokens) * ((self.logprobs or self.vocabulary) + 1)
 
-    def read(self, content: bytes) -> Answer:
+    def read(self, content: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Answer:
         reply = parse(content)
         try:
             (choice,) = reply["choices"]
@@ -151,7 +170,7 @@ class PromptLogprobs:
             if rows[0] is not None:
                 raise Malformed("it has log-probabilities of the first token, which nothing comes before")
             return self._answer(rows[1:])
-        except _WRONG as error:
+        except WRONG_FORM as error:
             what = type(error).__name__ if isinstance(error, ValueError) else repr(error)  # which has a text of theirs
             raise Malformed(f"it has another form than vLLM's ({what})") from None
 
@@ -160,7 +179,7 @@ class PromptLogprobs:
         if not width:
             raise Malformed("it has a row without any number")
         ids, values = np.empty((len(rows), width), np.int64), np.empty((len(rows), width), np.float32)
-        mass = np.empty(len(rows))
+        mass, own = np.empty(len(rows)), np.full(len(rows), -np.inf, np.float32)
         for i, (token, row) in enumerate(zip(self.tokens[1:], rows, strict=True)):
             if len(row) < width or (self.logprobs is None and len(row) != width):
                 raise Malformed(f"it gives {len(row)} numbers for a token and not {width}")
@@ -173,10 +192,11 @@ class PromptLogprobs:
             mass[i] = log_mass(row_values)
             if len(row) > width:  # the prompt's own token, if it isn't one of the most likely
                 kept = np.sort(np.argsort(-row_values, kind="stable")[:width])
+                own[i] = row_values[row_ids == token][0] if token not in row_ids[kept] else -np.inf
                 row_ids, row_values = row_ids[kept], row_values[kept]
             ids[i], values[i] = row_ids, row_values
         own_first = all(next(iter(row)) == str(token) for token, row in zip(self.tokens[1:], rows, strict=True))
-        return Answer(ids, values, mass, _texts(rows[0]), own_first)
+        return Answer(ids, values, mass, own, _texts(rows[0]), own_first)
 
     def hint(self, status: int, said: str) -> str | None:
         length = "It must take prompts of `max_length` + 1 tokens (vLLM's --max-model-len)."
@@ -199,6 +219,15 @@ class PromptLogprobs:
         if re.search(r"\bhttps\b", said, re.I):
             return None
         return "It must take token ids as a prompt, and `prompt_logprobs`, as vLLM's server does."
+
+
+def _card(model: dict[str, Any]) -> Card:
+    positions, owner, root = model.get("max_model_len"), model.get("owned_by"), model.get("root")
+    return Card(
+        positions if type(positions) is int and positions > 0 else None,
+        owner if isinstance(owner, str) else "",
+        root if isinstance(root, str) else None,
+    )
 
 
 def parse(content: bytes) -> Any:

@@ -90,7 +90,9 @@ class SeveralTeachers(Teacher):
         each = [f"{logged}/{name}" for name in self.specs for logged in _EACH.values()]
         self.shares = [f"teacher_share/{name}" for name in self.specs]
         self.metrics = (*METRICS, *each, *self.shares)
-        self.over = {f"{logged}/{name}": f"teacher_share/{name}" for name in self.specs for logged in _EACH.values()}
+        self.relative = {
+            f"{logged}/{name}": f"teacher_share/{name}" for name in self.specs for logged in _EACH.values()
+        }
         self.columns = [PROMPTS, ROUTE]
 
     @property

@@ -132,6 +132,7 @@ def check_teachers(options: Any) -> None:
         "teacher_model_name_or_path": "leave it unset, `teachers` has them",
         "teacher_cache": "leave it unset: several teachers run beside the student",
         "teacher_server_url": "leave it unset: several teachers run beside the student",
+        "vocabulary_alignment": "leave it unset: several teachers need the student's tokenizer",
         "seq_kd": "leave it False: of several teachers none writes completions",
         "kd_temperature_rule": "leave it unset, and give each its own temperature",
         "kd_diagnostics_steps": "leave it unset: the measures are of one teacher",

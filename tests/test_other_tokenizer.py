@@ -1,0 +1,407 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""A teacher with another tokenizer in the trainer: against the plain formula, on any rows, on-policy, and refusals."""
+
+import logging
+
+import datasets
+import pytest
+import torch
+from conftest import SENTENCES
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from vocabulary_pairs import CHAT, byte_level, metaspace, save_pair_of_two, unigram, word_piece
+
+from trl_tempkd import DIVERGENCES, KDConfig, TemperatureKDTrainer
+from trl_tempkd.errors import UsageError
+from trl_tempkd.losses import Pooled
+from trl_tempkd.row_formats import TEACHER_QUESTION
+from trl_tempkd.teachers.other_tokenizer import check_stream
+from trl_tempkd.vocabularies.alignment import readable
+from trl_tempkd.vocabularies.bins import make_bins
+
+
+ROWS = [
+    {"prompt": "the cat sat on", "completion": " the mat and looked at the moon"},
+    {"prompt": "what is the capital", "completion": " of the moon? 語 🙂 there is none"},
+    {"prompt": "a dog ran", "completion": " after the cat"},
+    {"prompt": "warm logits", "completion": " carry more than the top choice"},
+]
+TEXT = datasets.Dataset.from_list(ROWS)
+TAGS = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% if m['role'] == 'assistant' %}<eos>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CHATS = datasets.Dataset.from_list(
+    [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completion": [{"role": "assistant", "content": row["completion"].strip()}],
+        }
+        for row in ROWS
+    ]
+)
+
+
+@pytest.fixture
+def make_pair(tmp_path, make_model, make_config):
+    """`make_pair(student, teacher, dataset, **fields)`: a trainer of two tokenizers, made here by default."""
+
+    def make(student=None, teacher=None, dataset=TEXT, eval_dataset=None, padding=3, **fields):
+        student, teacher = student or byte_level(), teacher or metaspace(seed=1)
+        folders = save_pair_of_two(tmp_path / "pair", make_model, student, teacher, padding)
+        fields = {
+            "teacher_model_name_or_path": folders[1],
+            "vocabulary_alignment": "bytes",
+            "max_length": 128,
+            "per_device_train_batch_size": 2,
+            **fields,
+        }
+        if torch.get_default_dtype() == torch.float64:
+            fields["model_init_kwargs"] = {"dtype": torch.float64}
+        return TemperatureKDTrainer(
+            folders[0], args=make_config(**fields), train_dataset=dataset, eval_dataset=eval_dataset
+        )
+
+    return make
+
+
+def with_chat(tokenizer, template=CHAT):
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def plain_loss(trainer, rows, tau_s, tau_t, divergence, kd_ratio, alignment):
+    """From the rows alone: each model on its own tokens of the same text, in full."""
+    tokenizers = [trainer.processing_class, AutoTokenizer.from_pretrained(trainer.args.teacher_model_name_or_path)]
+    models = [trainer.model, trainer.teacher.model]
+    bins = make_bins(*trainer.teacher.aligner.sides, alignment)
+    total, count, aligned, ce = 0.0, 0, 0, 0.0
+    for row in rows:
+        whole = tokenizers[0](row["prompt"] + row["completion"])["input_ids"] + [tokenizers[0].eos_token_id]
+        start = len(tokenizers[0](row["prompt"])["input_ids"])
+        # "\n" stands before the completion, so that no space is put before it
+        begin = tokenizers[1](row["prompt"])["input_ids"]
+        behind = tokenizers[1]("\n" + row["completion"])["input_ids"][len(tokenizers[1]("\n")["input_ids"]) :]
+        logits = [
+            m(input_ids=torch.tensor([ids])).logits[0] for m, ids in zip(models, (whole, begin + behind), strict=True)
+        ]
+        ends = [
+            [len(_bytes(side, ids[:n])) for n in range(len(ids) + 1)]
+            for side, ids in zip(trainer.teacher.aligner.sides, (whole[start:-1], behind), strict=True)
+        ]
+        log_q1 = logits[0].log_softmax(-1)
+        ce = ce - sum(log_q1[i - 1, whole[i]] for i in range(start, len(whole)))
+        count += len(whole) - start
+        for i, offset in enumerate(ends[0]):
+            if offset not in ends[1]:
+                continue
+            k = ends[1].index(offset)
+            z, v = logits[0][start + i - 1], logits[1][len(begin) + k - 1]
+            q, p = (z / tau_s).softmax(-1), (v / tau_t).softmax(-1)
+            log_q, log_p = (
+                torch.stack([mass[column == b].sum() for b in range(bins.count)])
+                .clamp(min=torch.finfo(torch.float64).tiny)
+                .log()
+                for mass, column in ((q, bins.student), (p, bins.teacher))
+            )
+            total = total + DIVERGENCES[divergence](log_p, log_q) * tau_s * tau_t
+            aligned += 1
+    return kd_ratio * total / count + (1 - kd_ratio) * ce / count, aligned / count
+
+
+def _bytes(side, ids):
+    return b"".join(side.spelling.tokens[i] for i in ids)
+
+
+@pytest.mark.parametrize("padding_free", [False, True])
+@pytest.mark.parametrize("alignment", ["bytes", "shared"])
+def test_the_loss_is_the_plain_formula(float64, make_pair, alignment, padding_free):
+    trainer = make_pair(
+        vocabulary_alignment=alignment, divergence="reverse_kl", student_kd_temperature=1.5, kd_temperature=2.5,
+        kd_ratio=0.8, padding_free=padding_free, max_steps=1, per_device_train_batch_size=4, max_length=None,
+    )  # fmt: skip
+    want, share = plain_loss(trainer, ROWS, 1.5, 2.5, "reverse_kl", 0.8, alignment)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["loss"] == pytest.approx(want.item(), rel=1e-9)
+    assert log["aligned_share"] == pytest.approx(share, rel=1e-9)
+    assert 0.1 < share < 1
+    assert 0 < log["student_shared_mass"] < 1 and 0 < log["teacher_shared_mass"] < 1
+    want, _ = plain_loss(trainer, ROWS, 1.5, 2.5, "reverse_kl", 0.8, alignment)
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == pytest.approx(want.item(), rel=1e-9)
+
+
+def test_the_same_tokenizer_is_the_loss_of_today(float64, make_pair):
+    losses = []
+    for alignment in ("shared", None):
+        fields = {"vocabulary_alignment": alignment, "max_steps": 3, "divergence": "jsd", "kd_ratio": 0.7}
+        # Without padding of the head: it has no bin of its own, and in the loss of today no logit
+        trainer = make_pair(byte_level(), byte_level(), padding=0, **fields)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        assert alignment is None or trainer.state.log_history[0]["aligned_share"] == 1
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
+def test_accumulation_is_one_batch(float64, make_pair):
+    logs = []
+    for size, steps in ((4, 1), (1, 4)):
+        trainer = make_pair(
+            per_device_train_batch_size=size, gradient_accumulation_steps=steps, alm_weight=0.5, kd_ratio=0.7,
+            vocabulary_alignment="shared", train_sampling_strategy="sequential",
+        )  # fmt: skip
+        trainer.train()
+        logs.append(trainer.state.log_history[:2])
+    for one, other in zip(*logs, strict=True):
+        names = ("loss", "grad_norm", "kd_loss", "ce_loss", "aligned_share", "teacher_shared_mass")
+        assert {n: one[n] for n in names} == pytest.approx({n: other[n] for n in names}, rel=1e-9)
+
+
+KINDS = {"byte-level": byte_level, "metaspace": metaspace, "unigram": unigram}
+
+
+@pytest.mark.parametrize("student", KINDS)
+@pytest.mark.parametrize("teacher", KINDS)
+def test_any_two_kinds_train_on_chats(make_pair, student, teacher):
+    """Each reads its own template, and what it puts between prompt and answer is nothing to the other."""
+    ours, its = with_chat(KINDS[student]()), with_chat(KINDS[teacher](seed=1))
+    its.chat_template = TAGS
+    trainer = make_pair(ours, its, dataset=CHATS, alm_weight=0.1)
+    question = trainer.train_dataset[0][TEACHER_QUESTION]
+    assert its.decode(question["teacher_ids"]).strip() == "<user>the cat sat on<assistant>"
+    assert question["chat"] and question["skip"] == 0
+    batch = next(iter(trainer.get_train_dataloader()))
+    found = batch[TEACHER_QUESTION]
+    sides = trainer.teacher.aligner.sides
+    for row, alignment, question in zip(batch["input_ids"], found.alignments, found.questions, strict=True):
+        assert len(alignment.student) > 1
+        for i, k in zip(alignment.student, alignment.teacher, strict=True):
+            answer = _bytes(sides[0], row[question.start : i + 1].tolist())
+            assert answer.removeprefix(b" ") == _bytes(
+                sides[1], alignment.teacher_ids[len(question.teacher_ids) : k + 1]
+            )
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] > 0
+
+
+def test_text_without_a_prompt_and_conversations(make_pair):
+    text = datasets.Dataset.from_list([{"text": sentence} for sentence in SENTENCES])
+    trainer = make_pair(dataset=text)
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["aligned_share"] < 1
+    turns = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat on the mat"}]
+    messages = datasets.Dataset.from_list([{"messages": turns}] * 4)
+    trainer = make_pair(with_chat(byte_level()), with_chat(metaspace(seed=1)), dataset=messages)
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["aligned_share"] < 1
+
+
+def test_a_cut_row_is_compared_up_to_its_end(make_pair):
+    short = make_pair(max_length=12)
+    found = next(iter(short.get_train_dataloader()))[TEACHER_QUESTION]
+    assert all(alignment.student and max(alignment.student) < 11 for alignment in found.alignments)
+    nothing = make_pair(max_length=12, dataset=datasets.Dataset.from_list(
+        [*ROWS[:3], {"prompt": "the student learns what the teacher knows " * 3, "completion": " a"}]
+    ), per_device_train_batch_size=3)  # fmt: skip
+    nothing.train()
+
+
+def test_learns(make_pair):
+    """A student comes nearer to a teacher of another vocabulary, at a temperature that isn't 1."""
+    trainer = make_pair(max_steps=25, kd_temperature=2.0, divergence="forward_kl", per_device_train_batch_size=4)
+    trainer.train()
+    losses = [entry["kd_loss"] for entry in trainer.state.log_history if "kd_loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("replay_size", [0, 4])
+def test_on_policy(make_pair, replay_size, tmp_path):
+    trainer = make_pair(
+        lmbda=1.0, max_new_tokens=12, replay_size=replay_size, replay_ratio=0.5 if replay_size else None, max_steps=4,
+        save_strategy="steps" if replay_size else "no", save_steps=2, dataset=CHATS,
+        student=with_chat(byte_level()), teacher=with_chat(metaspace(seed=1)),
+    )  # fmt: skip
+    seen = []
+    rows = trainer.teacher.rows
+
+    def watched(inputs):
+        found = inputs[TEACHER_QUESTION]
+        sides = trainer.teacher.aligner.sides
+        for ids, alignment, question in zip(inputs["input_ids"], found.alignments, found.questions, strict=True):
+            for i, k in zip(alignment.student, alignment.teacher, strict=True):
+                own = _bytes(sides[0], ids[question.start : i + 1].tolist())
+                answer = _bytes(sides[1], alignment.teacher_ids[len(question.teacher_ids) : k + 1])
+                assert answer.endswith(own.removeprefix(b" "))
+            seen.append(len(alignment.student))
+        return rows(inputs)
+
+    trainer.teacher.rows = watched
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert any(entry["on_policy_share"] == 1 for entry in logs) and sum(seen) > len(seen)
+    if replay_size:
+        kept = list(trainer.rollouts.replay)
+        trainer.rollouts.save(str(tmp_path))
+        trainer.rollouts.load(str(tmp_path))
+        assert list(trainer.rollouts.replay) == kept and kept[0].question is not None
+
+
+def test_the_teacher_writes_in_its_own_tokens(make_pair):
+    """`seq_kd`: greedily it writes what the teacher does on its own prompt, in the student's tokens."""
+    its = with_chat(metaspace(seed=1), TAGS)
+    trainer = make_pair(
+        with_chat(byte_level()), its, dataset=CHATS, seq_kd=True, temperature=0.0, max_new_tokens=9, max_steps=1,
+        per_device_train_batch_size=4,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(trainer.args.teacher_model_name_or_path)
+    want = set()
+    for row in CHATS:
+        ids = its.apply_chat_template(row["prompt"], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        out = model.generate(**ids, max_new_tokens=9, do_sample=False)[0, ids["input_ids"].shape[1] :].tolist()
+        sides = trainer.teacher.aligner.sides
+        ended = its.eos_token_id in out
+        want.add((readable(sides[1].spelling.known(out)), ended))
+    trainer.train()
+    ours = trainer.processing_class
+    found = set()
+    for _, completion in trainer.rollouts.latest:
+        ended = completion[-1:] == [ours.eos_token_id]
+        text = sides[0].spelling.known(completion[: len(completion) - ended]).decode()
+        assert text.startswith(" ")  # which the student's template puts before an answer
+        found.add((text.removeprefix(" "), ended))
+    assert found == want
+    assert trainer.state.log_history[0]["aligned_share"] > 0
+
+
+def test_uld_and_a_rule_and_lora(make_pair):
+    trainer = make_pair(vocabulary_alignment="uld", divergence="tvd")
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["kd_loss"] < 1
+    trainer = make_pair(kd_temperature_rule="curriculum")
+    trainer.train()
+    assert trainer.state.log_history[0]["kd_temperature"] > 1
+
+
+def test_says_what_has_a_counterpart(make_pair, caplog):
+    with caplog.at_level(logging.INFO, logger="trl_tempkd.teachers.other_tokenizer"):
+        make_pair()
+    (line,) = [record.getMessage() for record in caplog.records if "in both" in record.getMessage()]
+    assert "student: byte-level BPE" in line and "teacher: BPE with metaspace and byte fallback" in line
+    assert "end of text '<eos>'" in line
+
+
+REFUSED = {
+    "packing": ({"packing": True}, "`packing`"),
+    "keep_end": ({"truncation_mode": "keep_end"}, "`truncation_mode`"),
+    "token_adaptive": ({"kd_temperature_rule": "token_adaptive"}, "`kd_temperature_rule` 'token_adaptive'"),
+    "diagnostics": ({"kd_diagnostics_steps": 1}, "`kd_diagnostics_steps`"),
+    "concrete_score": ({"divergence": "concrete_score"}, "`divergence` concrete_score"),
+    "minillm": ({"divergence": "minillm", "lmbda": 1.0}, "`divergence` minillm"),
+    "uld": ({"vocabulary_alignment": "uld", "divergence": "todi"}, "`divergence` todi"),
+    "unknown": ({"vocabulary_alignment": "byte"}, "`vocabulary_alignment` must be one of bytes, shared, uld"),
+    "alm": ({"alm_weight": -1.0}, "`alm_weight`"),
+    "alm alone": ({"alm_weight": 1.0, "vocabulary_alignment": None}, "`alm_weight` must be 0 without"),
+    "server": ({"teacher_server_url": "http://localhost:1"}, "`teacher_server_url`"),
+    "student_base": ({"teacher_model_name_or_path": "student_base"}, "'student_base'"),
+    "student_ema": ({"teacher_model_name_or_path": "student_ema"}, "'student_ema' has the student's tokenizer"),
+    "several": (
+        {"teacher_model_name_or_path": None, "teachers": [{"name": "one", "model": "teacher"}]},
+        "`vocabulary_alignment` is 'bytes', and there are `teachers`",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The `'keep_end'`:FutureWarning")
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_it_can_not_do_is_refused(make_pair, case):
+    fields, match = REFUSED[case]
+    with pytest.raises(UsageError, match=match):
+        make_pair(**fields)
+
+
+@pytest.mark.parametrize("fields", [{}, {"lmbda": 1.0}], ids=str)
+def test_a_prompt_of_the_teachers_own_is_refused(make_pair, fields):
+    rows = datasets.Dataset.from_list([{"prompt": "the cat", "completion": " sat", "teacher_prompt": "so the cat"}])
+    with pytest.raises(UsageError, match="train data set have a `teacher_prompt`, and `vocabulary_alignment` is 'b"):
+        make_pair(dataset=rows, **fields)
+
+
+def test_rows_that_are_tokens_are_refused(make_pair):
+    rows = datasets.Dataset.from_list([{"input_ids": [3, 4, 5], "labels": [3, 4, 5]}])
+    with pytest.raises(UsageError, match="train data set are tokens already"):
+        make_pair(dataset=rows)
+
+
+def test_a_tokenizer_that_is_not_there_or_not_understood_is_refused(make_pair, make_model, make_config, tmp_path):
+    with pytest.raises(UsageError, match="teacher's tokenizer is of the kind WordPiece"):
+        make_pair(teacher=word_piece())
+    args = make_config(vocabulary_alignment="bytes")
+    with pytest.raises(UsageError, match="doesn't say where it was loaded from"):
+        TemperatureKDTrainer(make_model(), make_model(seed=1), args, train_dataset=TEXT, processing_class=byte_level())
+    make_model().save_pretrained(tmp_path / "bare")
+    with pytest.raises(UsageError, match="can't be loaded"):
+        make_pair(teacher_model_name_or_path=str(tmp_path / "bare"))
+
+
+def test_without_the_option_two_tokenizers_are_refused_with_its_name(make_pair):
+    with pytest.raises(UsageError, match="`vocabulary_alignment`"):
+        make_pair(vocabulary_alignment=None)
+
+
+@pytest.mark.filterwarnings("ignore:.*not a prefix")
+def test_a_prompt_that_merges_into_its_completion(make_pair):
+    """The student's first token has the end of the prompt in it; the teacher has read that, and goes on from there."""
+    rows = [{"prompt": "the ca", "completion": "t sat on the mat"}, {"prompt": "a do", "completion": "g ran after it"}]
+    trainer = make_pair(dataset=datasets.Dataset.from_list(rows), train_sampling_strategy="sequential")
+    found = next(iter(trainer.get_train_dataloader()))
+    ours, its = trainer.teacher.aligner.sides
+    asked = found[TEACHER_QUESTION]
+    assert any(question.skip for question in asked.questions)
+    for row, ids, question, alignment in zip(
+        rows, found["input_ids"].tolist(), asked.questions, asked.alignments, strict=True
+    ):
+        answer = alignment.teacher_ids[len(question.teacher_ids) :]
+        assert its.spelling.known(answer) == row["completion"].encode()
+        for i, k in zip(alignment.student, alignment.teacher, strict=True):
+            read = its.spelling.known(alignment.teacher_ids[: k + 1])
+            assert ours.spelling.known(ids[: i + 1]) == read.removeprefix(b" ")  # its own, before every text
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["aligned_share"] < 1
+
+
+def test_a_stream_that_one_process_reads_for_all_is_refused(make_config):
+    stream, args = TEXT.to_iterable_dataset(), make_config(vocabulary_alignment="bytes")
+    check_stream(stream, args, 1)
+    check_stream(TEXT, args, 2)
+    with pytest.raises(UsageError, match="`accelerator_config`"):
+        check_stream(stream, args, 2)
+    check_stream(stream, make_config(accelerator_config={"dispatch_batches": False}), 2)
+
+
+def test_a_stream(make_pair):
+    trainer = make_pair(dataset=TEXT.to_iterable_dataset())
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["aligned_share"] < 1
+
+
+def test_chats_need_a_template_of_the_teacher(make_pair):
+    with pytest.raises(UsageError, match="teacher's tokenizer has no chat template"):
+        make_pair(with_chat(byte_level()), metaspace(seed=1), dataset=CHATS)
+    with pytest.raises(UsageError, match="teacher's chat template can't write a row: no system"):
+        make_pair(
+            with_chat(byte_level()),
+            with_chat(metaspace(seed=1), "{{ raise_exception('no system') }}"),
+            dataset=CHATS,
+        )
+
+
+def test_the_teachers_rows_are_of_its_own_type(make_pair):
+    trainer = make_pair()
+    batch = dict(next(iter(trainer.get_train_dataloader())))
+    batch.pop("labels")
+    rows = trainer.teacher.rows(batch)
+    assert isinstance(rows, Pooled) and TEACHER_QUESTION not in batch
+    assert len(rows.hidden) == len(rows.rows) and rows.rows.max() < batch["input_ids"].numel()
+    assert isinstance(trainer.args, KDConfig)
+    assert AutoModelForCausalLM.from_pretrained(trainer.args.teacher_model_name_or_path).config.vocab_size == len(
+        rows.bins[1]
+    )
