@@ -6,12 +6,14 @@ import json
 import pytest
 from conftest import build_tokenizer
 from standins import save_pair
+from teacher_server import TeacherServer
 from trl import ScriptArguments
 
 from trl_tempkd import cli, generating
 from trl_tempkd.commands import distill
 from trl_tempkd.errors import UsageError
 from trl_tempkd.generating import ABOUT, DATA, FAILED, PARTS, GenerateConfig, generate
+from trl_tempkd.teachers import TeacherServerError, client
 
 
 TURNS = [{"role": "user", "content": "what is the capital"}]
@@ -124,6 +126,68 @@ def test_what_is_left_out(run):
     assert left["not_stopped"] == counts["written"] - len(stopped) > 0
     longer, _, left = run(name="longer", num_completions=8, min_tokens=5)
     assert [row for row in written if row["tokens"] >= 5] == longer and left["too_short"] == len(written) - len(longer)
+
+
+@pytest.fixture
+def server(make_model, tokenizer):
+    with TeacherServer(make_model(seed=1), tokenizer).running() as server:
+        yield server
+
+
+def test_a_server_writes_what_the_model_does(run, server, tmp_path):
+    """Greedily the same tokens, without a model here."""
+    rows = [{"prompt": "the cat"}, {"prompt": TURNS}, {"prompt": "a teacher"}]
+    own = run(rows, name="own", temperature=0.0)
+    served = run(rows, name="served", temperature=0.0, teacher_server_url=server.url)
+    assert served == own and served[2]["written"] == 3
+    settings = json.loads((tmp_path / "served" / ABOUT).read_text(encoding="utf-8"))["settings"]
+    assert settings["teacher_server_model"] == "teacher" and server.url not in str(settings)
+    assert "prompt_logprobs" not in server.bodies[-1] and isinstance(server.bodies[-1]["prompt"][0], int)
+    other = run(rows, name="drawn", num_completions=2, teacher_server_url=server.url)
+    assert run(rows, name="again", num_completions=2, teacher_server_url=server.url) == other
+
+
+def test_a_row_that_the_server_refuses_is_named(run, server):
+    def fault(number, handler):
+        refused = len(handler.body["prompt"]) > 10
+        if refused:
+            handler.send(400, {"error": {"message": "the prompt is not to my taste"}})
+        return refused
+
+    server.fault = fault
+    rows = [{"prompt": "the cat"}, {"prompt": "a dog " * 12}, {"prompt": "a teacher"}]
+    written, failed, counts = run(rows, num_completions=2, teacher_server_url=server.url)
+    assert {row["row"] for row in written} == {0, 2} and counts["failed"] == 1
+    assert failed[0]["row"] == 1 and "HTTP 400: the prompt is not to my taste" in failed[0]["failed"]
+
+
+def test_a_server_that_is_gone_fails_no_row(run, server, monkeypatch):
+    """The run stops, and goes on with it later."""
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+
+    def fault(number, handler):
+        if number >= 3 and gone:
+            handler.send(503, {"error": "loading"})
+        return number >= 3 and bool(gone)
+
+    gone, server.fault = [True], fault
+    rows = [{"prompt": text} for text in ("the cat", "a dog", "a teacher", "the sun")]
+    options = {"teacher_server_url": server.url, "teacher_server_patience": 0.3, "temperature": 0.0}
+    with pytest.raises(TeacherServerError, match="HTTP 503"):
+        run(rows, **options)
+    gone.clear()
+    written, failed, _ = run(rows, **options)
+    assert [row["row"] for row in written] == [0, 1, 2, 3] and failed == []
+
+
+def test_what_a_server_cannot_do(run, server):
+    with pytest.raises(UsageError, match=r"`generation_kwargs` is .* the teacher's server generates"):
+        run(teacher_server_url=server.url, generation_kwargs={"no_repeat_ngram_size": 3})
+    with pytest.raises(UsageError, match="`teacher_server_model` is x, and is of a teacher that is served"):
+        run(teacher_server_model="x")
+    server.pooling = True
+    with pytest.raises(UsageError, match="It must generate, as vLLM does without --runner pooling"):
+        run(teacher_server_url=server.url)
 
 
 def test_nothing_to_keep(run):

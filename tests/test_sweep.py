@@ -3,6 +3,7 @@
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -253,6 +254,28 @@ class TestComparisons:
         expected = estimate(np.subtract(second, first))
         assert rows[0]["difference"] == expected.mean and rows[0]["low"] == expected.interval()[0]
         assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
+
+    def test_no_cell_is_compared_with_itself_nor_two_twice(self):
+        """At tau 1 a cell stands for both modes."""
+        results = []
+        for divergence, tau, mode in itertools.product(("fkl", "rkl"), (1, 2), ("both", "teacher")):
+            for seed in (1, 2) if (tau, mode) != (1, "teacher") else ():
+                result = result_of(divergence, tau, seed, [[1.0, 2.0 * tau]])
+                result["name"] += mode
+                result["settings"]["factors"]["mode"] = mode
+                results.append(result)
+        found = [(row["factor"], row["first"], row["second"], *row["shared"].values()) for row in comparisons(results)]
+        assert sorted(found, key=str) == [
+            ("divergence", "fkl", "rkl", 1, "both"),
+            ("divergence", "fkl", "rkl", 2, "both"),
+            ("divergence", "fkl", "rkl", 2, "teacher"),
+            ("mode", "both", "teacher", "fkl", 2),
+            ("mode", "both", "teacher", "rkl", 2),
+            ("tau", 1, 2, "fkl", "both"),
+            ("tau", 1, 2, "rkl", "both"),
+            ("tau", 2, 1, "fkl", "teacher"),
+            ("tau", 2, 1, "rkl", "teacher"),
+        ]
 
     def test_only_pairs_that_started_alike(self):
         scores = [[1.0, 2.0, 4.0]]

@@ -13,7 +13,7 @@ from .option_checks import check_dicts, check_types, strict
 from .option_groups import OptionGroup, assembled, check_groups, must, option
 from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, SamplingOptions, VLLMOptions
 from .teachers.address import shown
-from .teachers.options import ServerOptions, TeacherOptions
+from .teachers.options import ServedTargetOptions, ServerOptions, TeacherOptions
 from .vocabularies.options import VocabularyOptions
 
 
@@ -53,6 +53,7 @@ class DiagnosticsOptions(OptionGroup):
 class KDConfig(
     DiagnosticsOptions,
     ResumingOptions,
+    ServedTargetOptions,
     ServerOptions,
     VocabularyOptions,
     TeacherOptions,

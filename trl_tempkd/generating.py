@@ -27,21 +27,26 @@ from .paths import check_writable
 from .processes import end_with_launcher
 from .rollouts.options import GenerationOptions, SamplingOptions
 from .row_formats import problem_of
+from .teachers.options import ServerOptions
 
 
 if TYPE_CHECKING:
     from trl import ScriptArguments
 
 DATA, FAILED, ABOUT, PARTS = "train.jsonl", "_failed.jsonl", "_generation.json", "_parts"
-_AROUND = ("output", "overwrite", "device", "generation_batch_size")  # options that change nothing of what is written
+# Options that change nothing of what is written
+_AROUND = (
+    *("output", "overwrite", "device", "generation_batch_size", "teacher_server_url"),
+    *("teacher_server_requests", "teacher_server_timeout", "teacher_server_patience"),
+)
 _MARK = "\u241f"  # stands for an answer, to see where a chat template puts it
 
-# Tokens of some prompts and a seed -> the tokens of their completions
-Write = Callable[[list[list[int]], int], list[list[int]]]
+# Tokens of some prompts and a seed -> the tokens of their completions, or why there is none
+Write = Callable[[list[list[int]], int], list[Any]]
 
 
 @dataclass
-class GenerateConfig(GenerationOptions, SamplingOptions):
+class GenerateConfig(ServerOptions, GenerationOptions, SamplingOptions):
     """Options of `trl-tempkd generate`. Those with a name of TRL's mean what they mean there."""
 
     # What the groups look at, of the options that a training has
@@ -51,7 +56,17 @@ class GenerateConfig(GenerationOptions, SamplingOptions):
     _VALID_DICT_FIELDS: ClassVar[list[str]] = ["generation_kwargs"]
 
     teacher_model_name_or_path: str | None = option(
-        None, "Who writes: a folder, also of a PEFT adapter, a name on the Hub, or tiny:teacher."
+        None,
+        "Who writes: a folder, also of a PEFT adapter, a name on the Hub, or tiny:teacher. Of one that is served the "
+        "tokenizer alone is read.",
+    )
+    teacher_server_url: str | None = option(
+        None,
+        "Address of a server of vLLM's kind that writes, e.g. `http://localhost:8000`: tokens in, tokens out, and no "
+        "teacher is loaded. A key is taken from the environment variable `VLLM_API_KEY`.",
+    )
+    teacher_server_patience: float = option(
+        600.0, "Seconds for which a request is repeated while the teacher's server is away. Then the run stops."
     )
     teacher_model_revision: str | None = option(None, "Revision of the teacher on the Hub.")
     trust_remote_code: bool = option(False, "Run code that comes with a model.")
@@ -78,7 +93,7 @@ class GenerateConfig(GenerationOptions, SamplingOptions):
             must(self, name, getattr(self, name) >= 1, "at least 1")
         must(self, "num_rows", self.num_rows is None or self.num_rows >= 1, "at least 1")
         must(self, "seed", self.seed >= 0, "at least 0")
-        for group in (SamplingOptions, GenerationOptions):
+        for group in (SamplingOptions, GenerationOptions, ServerOptions):
             group.check(self)
 
 
@@ -93,7 +108,8 @@ def check(args: GenerateConfig, script_args: "ScriptArguments") -> None:
         raise UsageError("no folder for the completions: give --output")
     check_data(script_args, DatasetMixtureConfig())
     name = resolve_model(args.teacher_model_name_or_path, "teacher_model_name_or_path")
-    check_model(name, args.teacher_model_revision, args.trust_remote_code, "teacher_model_name_or_path")
+    if args.teacher_server_url is None:
+        check_model(name, args.teacher_model_revision, args.trust_remote_code, "teacher_model_name_or_path")
     check_writable(args.output, "--output")
 
 
@@ -158,9 +174,16 @@ def load_rows(script_args: "ScriptArguments", count: int | None) -> list[dict[st
 def make_writer(args: GenerateConfig, accelerator: Any) -> tuple[str, Any, Write, int | None]:
     """Name and tokenizer of who writes, what completes prompts, and how many tokens a prompt may have."""
     from .models import load_model, load_tokenizer, resolve_model
-    from .rollouts.sampling import ModelSampler, longest_prompt
+    from .rollouts.sampling import ModelSampler, longest_prompt, room_for_prompts
 
     name = resolve_model(args.teacher_model_name_or_path, "teacher_model_name_or_path")
+    if args.teacher_server_url is not None:
+        from .teachers.sampler import writing_server
+
+        tokenizer = load_tokenizer(name, args.teacher_model_revision, None, args.trust_remote_code)
+        sampler, args.teacher_server_model = writing_server(args, tokenizer)
+        positions = sampler.positions
+        return name, tokenizer, sampler, positions and room_for_prompts(positions, args.max_new_tokens)
     loaded = {"trust_remote_code": args.trust_remote_code, "dtype": args.dtype}
     model = load_model(name, args.teacher_model_revision, "teacher_model_name_or_path", **loaded)
     tokenizer = load_tokenizer(name, args.teacher_model_revision, model, args.trust_remote_code)
@@ -168,8 +191,8 @@ def make_writer(args: GenerateConfig, accelerator: Any) -> tuple[str, Any, Write
         tokenizer.pad_token = tokenizer.eos_token
     model = model.to(accelerator.device)
     vocabulary = min(len(tokenizer), model.config.get_text_config().vocab_size)
-    sampler = ModelSampler(lambda: model, accelerator, tokenizer, args, vocabulary)
-    return name, tokenizer, sampler, longest_prompt(model, args.max_new_tokens)
+    write = ModelSampler(lambda: model, accelerator, tokenizer, args, vocabulary)
+    return name, tokenizer, write, longest_prompt(model, args.max_new_tokens)
 
 
 def settings_of(
@@ -252,8 +275,12 @@ def _complete(
     seed = int(row_hash([args.seed, part])[:8], 16)
     completions = write(prompts, seed)
     for i, (number, (_, opened)) in enumerate(asked):
-        for sample in range(args.num_completions):
-            tokens = completions[i * args.num_completions + sample]
+        own = completions[i * args.num_completions :][: args.num_completions]
+        refusal = next((each for each in own if isinstance(each, UsageError)), None)
+        if refusal is not None:
+            lines.append({"row": number, "failed": str(refusal)})
+            continue
+        for sample, tokens in enumerate(own):
             stopped = len(tokens) < args.max_new_tokens or _is_stop(tokens, tokenizer)
             text = opened + tokenizer.decode(tokens, skip_special_tokens=True)
             length = len(tokens) - (stopped and _is_stop(tokens, tokenizer))

@@ -69,13 +69,13 @@ def load_model(name: str, revision: str | None, option: str, **kwargs: Any) -> "
 
 
 def load_tokenizer(
-    name: str, revision: str | None, model: "PreTrainedModel", trust_remote_code: bool
+    name: str, revision: str | None, model: "PreTrainedModel | None", trust_remote_code: bool
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model, or of its base where an adapter was saved without one."""
+    """The tokenizer of a model, loaded or not, or of its base where an adapter was saved without one."""
     from transformers import AutoTokenizer
 
     found = [(name, revision)]
-    if hasattr(model, "get_base_model"):
+    if model is not None and hasattr(model, "get_base_model"):
         found += [(config.base_model_name_or_path, None) for config in model.peft_config.values()]
     for candidate, its_revision in found:
         try:

@@ -39,7 +39,14 @@ GROUPS = {
     "GenerateConfig": "generation",
     **dict.fromkeys(("DivergenceOptions", "TemperatureOptions"), "divergence and temperature"),
     **dict.fromkeys(
-        ("MemoryOptions", "TeacherOptions", "ServerOptions", "ResumingOptions", "DiagnosticsOptions"),
+        (
+            "MemoryOptions",
+            "TeacherOptions",
+            "ServerOptions",
+            "ServedTargetOptions",
+            "ResumingOptions",
+            "DiagnosticsOptions",
+        ),
         "teacher, memory and diagnostics",
     ),
     **dict.fromkeys(

@@ -32,6 +32,10 @@ examples:
   trl-tempkd generate --teacher_model_name_or_path Qwen/Qwen3-4B --dataset_name prompts.jsonl \\
       --num_completions 4 --temperature 0.7 --max_new_tokens 512 --only_stopped --output outputs/written
 
+  # a teacher that vLLM serves: of its checkpoint the tokenizer alone is read here
+  trl-tempkd generate --teacher_model_name_or_path Qwen/Qwen3-4B --teacher_server_url http://localhost:8000 \\
+      --dataset_name prompts.jsonl --output outputs/written
+
   # two GPUs, each with the teacher and half of the rows
   trl-tempkd generate --teacher_model_name_or_path Qwen/Qwen3-4B --dataset_name prompts.jsonl \\
       --output outputs/written --accelerate_config multi_gpu --num_processes 2"""

@@ -25,7 +25,8 @@ def conditions_of(results: list[dict[str, Any]]) -> list[tuple[dict[str, Any], G
 
 def comparisons(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    Compare every two conditions that differ in one factor alone, over the seeds and items that both have.
+    Compare every two conditions that differ in one factor alone, over the seeds and items that both have. Cells are
+    never compared with themselves, nor twice: both would make Holm's correction stricter.
 
     Returns:
         `list[dict[str, Any]]`: For each the `score`, the `factor` with its `first` and `second` value, what is
@@ -33,10 +34,14 @@ def comparisons(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         with one seed, which says nothing of other runs) and `p_holm` over the whole table, `n_seeds`, `n_items`.
     """
     rows: list[dict[str, Any]] = []
+    compared: set[frozenset[str]] = set()  # at tau 1 some cells stand for two conditions
     for (one, first), (other, second) in itertools.combinations(conditions_of(results), 2):
         differing = [name for name in one if one[name] != other[name]]
-        if len(differing) != 1:
+        cells = [{cell["name"] for cell in group.values()} for group in (first, second)]
+        both = frozenset(cells[0] | cells[1])
+        if len(differing) != 1 or cells[0] & cells[1] or both in compared:
             continue
+        compared.add(both)
         [factor] = differing
         shared = {name: value for name, value in one.items() if name != factor}
         change = {"factor": factor, "first": one[factor], "second": other[factor], "shared": shared}

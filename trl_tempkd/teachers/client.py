@@ -34,6 +34,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a request is repeated; ea
 MALFORMED = 3  # replies of a request that make no sense until it is given up
 DOUBT = 5.0  # seconds for which a request is repeated, if it looks as if it never will be answered
 _ERROR = 2**16  # bytes that are read of an error
+_OF_REQUEST = (400, 413, 422)  # statuses by which a server refuses what is in a request
 _NOT_THERE = (400, 404, 405, 422, 501)  # statuses by which a server says that it takes no such request
 
 
@@ -159,6 +160,7 @@ class CompletionsClient:
             if fault.final or now + max(wait, fault.after) - since > patience:
                 error = TeacherServerError(describe(fault, self._address, known, now - since, self.patience))
                 error.refused = not known and fault.status in _NOT_THERE
+                error.of_request = fault.status in _OF_REQUEST
                 raise error
             self._resume = max(self._resume, now + fault.after)
             await asyncio.sleep(wait * random.uniform(0.5, 1))

@@ -40,9 +40,10 @@ class TeacherServerError(UsageError, ConnectionError):
     Attributes:
         refused (`bool`): whether the server takes no such request, or has no such model, from the start.
         malformed (`bool`): whether its replies have made no sense from the start.
+        of_request (`bool`): whether it refuses this request for what is in it.
     """
 
-    refused = malformed = False
+    refused = malformed = of_request = False
 
 
 class Malformed(Exception):

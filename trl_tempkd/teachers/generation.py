@@ -61,6 +61,6 @@ class Completion:
         if status in (404, 405):
             return (
                 "It must generate, as vLLM does without --runner pooling: let `teacher_server_generation_url` name a "
-                "server that does, or set `seq_kd` to False."
+                "server that does, or set `seq_kd` to False; for `trl-tempkd generate` that is `teacher_server_url`."
             )
         return None

@@ -77,14 +77,6 @@ class ServerOptions(OptionGroup):
         "Name of the teacher on the server. If not set, the only one that it serves, or that of "
         "`teacher_model_name_or_path`.",
     )
-    teacher_server_generation_url: str | None = option(
-        None,
-        "Address of a server of the same teacher that generates, for `seq_kd` where that of `teacher_server_url` "
-        "gives last hidden states and can't.",
-    )
-    teacher_server_logprobs: int | None = option(
-        None, "How many log-probabilities to ask the server for at each position. If not set, all."
-    )
     teacher_server_requests: int = option(8, "Most requests of a process to the teacher's server in flight.")
     teacher_server_timeout: float = option(
         120.0, "Seconds to wait for a reply of the teacher's server before the request is repeated."
@@ -97,29 +89,52 @@ class ServerOptions(OptionGroup):
 
     def check(self) -> None:
         if self.teacher_server_url is None:
-            for name in ("teacher_server_model", "teacher_server_generation_url"):
-                if getattr(self, name) is not None:
-                    raise UsageError(
-                        f"`{name}` is {shown(getattr(self, name))}, and is of a teacher that is served: set "
-                        "`teacher_server_url`, or leave it unset."
-                    )
+            _need_server(self, "teacher_server_model")
             return
-        url = Address.of(str(self.teacher_server_url)).url
-        if self.teacher_server_generation_url is not None:
-            Address.of(self.teacher_server_generation_url, "teacher_server_generation_url")
+        Address.of(str(self.teacher_server_url))
+        must(self, "teacher_server_requests", self.teacher_server_requests >= 1, "at least 1")
+        for name in ("teacher_server_timeout", "teacher_server_patience"):
+            must(self, name, 0 < getattr(self, name) < math.inf, "positive and finite, in seconds")
+
+
+@dataclass
+class ServedTargetOptions(OptionGroup):
+    """Parameters that control what the teacher's server is asked for."""
+
+    teacher_server_logprobs: int | None = option(
+        None, "How many log-probabilities to ask the server for at each position. If not set, all."
+    )
+    teacher_server_generation_url: str | None = option(
+        None,
+        "Address of a server of the same teacher that generates, for `seq_kd` where that of `teacher_server_url` "
+        "gives last hidden states and can't.",
+    )
+
+    def check(self) -> None:
+        generation_url = self.teacher_server_generation_url
+        if self.teacher_server_url is None:
+            _need_server(self, "teacher_server_generation_url")
+            return
+        if generation_url is not None:
+            Address.of(generation_url, "teacher_server_generation_url")
             if not self.seq_kd:
                 raise UsageError(
-                    f"`teacher_server_generation_url` is {shown(self.teacher_server_generation_url)}, and `seq_kd` "
-                    "False: the teacher generates nothing. Set `seq_kd`, or leave it unset."
+                    f"`teacher_server_generation_url` is {shown(generation_url)}, and `seq_kd` False: the teacher "
+                    "generates nothing. Set `seq_kd`, or leave it unset."
                 )
         if self.teacher_cache is not None:
             raise UsageError(
-                f"`teacher_server_url` is {url} and `teacher_cache` {self.teacher_cache}: the "
-                "target comes from one of them. Leave the other unset."
+                f"`teacher_server_url` is {Address.of(str(self.teacher_server_url)).url} and `teacher_cache` "
+                f"{self.teacher_cache}: the target comes from one of them. Leave the other unset."
             )
         logprobs = self.teacher_server_logprobs
         ok = logprobs is None or logprobs >= 2
         must(self, "teacher_server_logprobs", ok, "at least 2", "Leave it unset for all.")
-        must(self, "teacher_server_requests", self.teacher_server_requests >= 1, "at least 1")
-        for name in ("teacher_server_timeout", "teacher_server_patience"):
-            must(self, name, 0 < getattr(self, name) < math.inf, "positive and finite, in seconds")
+
+
+def _need_server(options: OptionGroup, name: str) -> None:
+    if getattr(options, name) is not None:
+        raise UsageError(
+            f"`{name}` is {shown(getattr(options, name))}, and is of a teacher that is served: set "
+            "`teacher_server_url`, or leave it unset."
+        )
