@@ -31,7 +31,7 @@ def make(tmp_path, make_model, make_config, tokenizer):
     def make(rows, more=None, names=("moon", "cat"), **fields):
         more = more or {}
         teachers = [
-            {"name": name, "model": folders[name.split("_")[0]], **more.get(name, {}), "init_kwargs": dtype()}
+            {"name": name, "model": folders[name.split("_")[0]], "init_kwargs": dtype(), **more.get(name, {})}
             for name in names
         ]
         student.load_state_dict(state)
@@ -235,6 +235,21 @@ def test_resumed(make, tmp_path):
         losses(make(ROUTED, {"moon": {"weight": 2.0}}, **fields), resume_from_checkpoint=folder)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("rows", [PLAIN, ROUTED], ids=["mixed", "routed"])
+def test_an_average_of_the_student_among_them_goes_on_after_a_resume(make, rows):
+    fields = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "teacher_ema_decay": 0.6}
+    fields |= {"per_device_train_batch_size": 2}
+
+    def losses(**kwargs):
+        trainer = make(rows, {"cat": {"model": "student_ema", "init_kwargs": None}}, **fields)
+        trainer.train(**kwargs)
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], trainer.args.output_dir
+
+    expected, folder = losses()
+    assert losses(resume_from_checkpoint=f"{folder}/checkpoint-2")[0] == pytest.approx(expected, rel=1e-9)
+
+
 # What is refused
 
 
@@ -258,6 +273,7 @@ ONE = {"name": "a", "model": "m"}
         ([ONE], {"seq_kd": True}, "`seq_kd` is True"),
         ([ONE], {"kd_temperature_rule": "zscore"}, "`kd_temperature_rule` is 'zscore'"),
         ([ONE], {"teacher_model_name_or_path": "x"}, "`teacher_model_name_or_path` is 'x'"),
+        ([ONE], {"teacher_server_url": "http://me:secret@host"}, r"`teacher_server_url` is 'http://\*\*\*@host'"),
     ],
     ids=str,
 )

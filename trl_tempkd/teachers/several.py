@@ -186,6 +186,14 @@ class SeveralTeachers(Teacher):
         for member in self.members.values():
             member.step()
 
+    def save(self, folder: str) -> None:
+        for member in self.members.values():
+            member.save(folder)
+
+    def load(self, folder: str | None) -> None:
+        for member in self.members.values():
+            member.load(folder)
+
     def ask(self, batches: list[Batch]) -> None:
         for member in self.members.values():
             member.ask(batches)

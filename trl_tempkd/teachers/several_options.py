@@ -11,6 +11,7 @@ from typing import Any
 from ..divergences import DIVERGENCES, check_divergence
 from ..errors import UsageError
 from ..names import did_you_mean
+from .address import shown
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def check_teachers(options: Any) -> None:
     for name, way_out in unfit.items():
         value = getattr(options, name)
         if value:
+            value = shown(value) if name == "teacher_server_url" else value  # it may have a password
             raise UsageError(f"`{name}` is {value!r}, and there are `teachers`: {way_out}.")
     _check_divergence(options.divergence, options.divergence_kwargs, "")
 
