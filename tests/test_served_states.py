@@ -589,16 +589,19 @@ def test_refuses_to_generate_with_states(make, server, writing, quick):
 # Caches
 
 
+@pytest.mark.parametrize("rows", [None, rows_of_text()], ids=["", "own prompts"])
 @pytest.mark.parametrize("mode", ["hidden", "topk", "sampled"])
-def test_a_cache_from_a_server(make, server, tmp_path, mode, capsys):
+def test_a_cache_from_a_server(make, server, tmp_path, mode, rows, capsys):
     """What it has is what the teacher itself writes, and a run with it is the same."""
+    data = {"train_dataset": rows and Dataset.from_list(rows)}
     found = {}
     for name, each in (("live", None), ("served", server)):
         kwargs = {} if mode == "hidden" else {"mode": mode, "count": 8, "taus": (2.0,)}
-        manifest = builder_of(make(each), tmp_path / name, "float32", **kwargs).build()
-        found[name] = history(make(None, teacher_cache=str(tmp_path / name), divergence="forward_kl"))["loss"]
+        manifest = builder_of(make(each, **data), tmp_path / name, "float32", **kwargs).build()
+        trainer = make(None, teacher_cache=str(tmp_path / name), divergence="forward_kl", **data)
+        found[name] = history(trainer)["loss"]
     assert found["served"] == pytest.approx(found["live"], rel=1e-3)
-    assert manifest.teacher_weights and manifest.mode == mode
+    assert manifest.teacher_weights and manifest.mode == mode and manifest.own_prompts == bool(rows)
     assert "The teacher has seen" in capsys.readouterr().out
 
 
