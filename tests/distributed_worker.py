@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+import trl_tempkd.objectives.several as several_module
 import trl_tempkd.objectives.step_loss as step_loss_module
 from trl_tempkd import KDConfig, TemperatureKDTrainer
 from trl_tempkd.checkpoints import find_checkpoint
@@ -65,9 +66,11 @@ class Watch(TrainerCallback):
                 self.losses["inside" if self.depth else "outside"] += 1
             return loss(*args, **kwargs)
 
-        step_loss_module.chunked_kd_loss = counted
+        for module in (step_loss_module, several_module):
+            module.chunked_kd_loss = counted
         yield
-        step_loss_module.chunked_kd_loss = loss
+        for module in (step_loss_module, several_module):
+            module.chunked_kd_loss = loss
 
 
 def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -110,7 +113,8 @@ def make_trainer(backend: str, scenario: dict[str, Any], watch: Watch) -> Temper
     train_dataset = load_from_disk(scenario["train_dataset"])
     trainer = TemperatureKDTrainer(
         model=load(scenario["student"]),
-        teacher_model=load(scenario["teacher"]),
+        # The student, by its name, or several
+        teacher_model=None if "teachers" in fields else scenario.get("itself") or load(scenario["teacher"]),
         args=args,
         processing_class=AutoTokenizer.from_pretrained(scenario["student"]),
         train_dataset=train_dataset.to_iterable_dataset() if scenario.get("streamed") else train_dataset,
@@ -141,11 +145,11 @@ def run(backend: str, scenario: dict[str, Any]) -> dict[str, Any]:
     assert expected is None or wrapper.startswith(expected), wrapper
 
     student = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    # A server has the teacher
+    # A server may have the teacher, or the student be it
     teacher = trainer.teacher_model and trainer.accelerator.unwrap_model(trainer.teacher_model)
     sums = torch.stack([whole(p).double().abs().sum() for p in student.parameters()])
     teacher_now = {name: whole(p) for name, p in teacher.named_parameters()} if teacher else {}
-    teacher_before = load_file(f"{scenario['teacher']}/model.safetensors")
+    teacher_before = load_file(f"{scenario['teacher']}/model.safetensors") if teacher else {}
     result = {
         "wrapper": wrapper,
         "checkpoint": checkpoint and Path(checkpoint).name,

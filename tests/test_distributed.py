@@ -64,6 +64,11 @@ LORA = {
 }
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 UNLABELLED = {"train_dataset": "unlabelled", "fields": {"train_sampling_strategy": "sequential"}}
+SEVERAL = [
+    {"name": "first", "model": "untied_teacher", "weight": 0.5},
+    {"name": "second", "model": "tied_teacher", "teacher_kd_temperature": 3.0},
+]
+AVERAGED = {"train_dataset": "hinted", "eval_dataset": "hinted", "itself": "student_ema"}
 GREEDY = {"lmbda": 1.0, "max_new_tokens": 8, "temperature": 0.0}
 SCENARIOS = {
     "untied": {"fields": {"eval_strategy": "steps", "eval_steps": 2}, "compute_metrics": True},
@@ -108,6 +113,16 @@ SCENARIOS = {
     "on_policy_unlabelled": {**UNLABELLED, "fields": {**UNLABELLED["fields"], **GREEDY}},
     # Evaluation generates too
     "only_asked": {"train_dataset": "questions", "eval_dataset": "questions", "fields": GREEDY},
+    # The teacher reads another prompt, and it may be the student, whose average is in shards
+    "own_prompt": {"train_dataset": "hinted", "eval_dataset": "hinted", "fields": ACCUMULATED},
+    "own_prompt_on_policy": {"train_dataset": "hinted", "fields": GREEDY},
+    "itself": {"train_dataset": "hinted", "itself": "student"},
+    "averaged": {**AVERAGED, "fields": {"teacher_ema_decay": 0.6}},
+    "averaged_tied": {**AVERAGED, "student": "tied", "fields": {"teacher_ema_decay": 0.6, **ACCUMULATED}},
+    # Of some batches a rank has no row of one of them
+    "routed": {"train_dataset": "routed", "eval_dataset": "routed_seven", "fields": {"teachers": SEVERAL}},
+    "mixed": {"fields": {"teachers": [{**of, "weight": i + 1} for i, of in enumerate(SEVERAL)], **ACCUMULATED}},
+    "averaged_lora": {**LORA, **AVERAGED, "fields": {**LORA["fields"], "teacher_ema_decay": 0.6}},
     # The ranks have rows of other lengths in the teacher's tokens too, and other shares of them are compared
     "other_tokenizer": {
         "teacher": "other_teacher",
@@ -130,6 +145,10 @@ FEW = ["untied", "tied", "lora"]
 RESUMED = {
     "fields": {"max_steps": 8, "save_strategy": "steps", "save_steps": 3, "seed": 49}
     | {"lmbda": 0.7, "max_new_tokens": 8, "replay_size": 4, "replay_ratio": 0.5}
+}
+AVERAGED_SAVED = {
+    **AVERAGED,
+    "fields": {"teacher_ema_decay": 0.6, "max_steps": 4, "save_strategy": "steps", "save_steps": 2},
 }
 BACKENDS = {
     "ddp": list(SCENARIOS),
@@ -168,6 +187,12 @@ class Launcher:
         pairs = [sentence.split(" ", 3) for sentence in SENTENCES]
         rows = [{"prompt": " ".join(p[:3]), "completion": " " + p[3]} for p in pairs]
         self.save("prompts", rows * 3)
+        hints = [" ".join(SENTENCES[-1 - i].split(" ")[: 1 + i % 5]) for i in range(len(rows))]
+        hinted = [{**row, "teacher_prompt": f"{hint} {row['prompt']}"} for row, hint in zip(rows, hints, strict=True)]
+        self.save("hinted", hinted * 3)
+        routed = [{**row, "teacher": "second" if i % 5 == 2 else "first"} for i, row in enumerate(rows * 3)]
+        self.save("routed", routed)
+        self.save("routed_seven", routed[:7])
         self.save("questions", [{"prompt": row["prompt"]} for row in rows * 3])
         self.save("ten_rows", (rows * 2)[:10])
         self.save("ten_rows_and_two", (rows * 2)[:10] + rows[:2])
@@ -188,7 +213,10 @@ class Launcher:
         if "served" in scenario:
             out["fields"] = {**out["fields"], "teacher_server_url": self.server.url}
         output_dir = str(self.folder / backend / scenario.get("folder", name))
-        return {**out, "fields": {**FIELDS, **out.get("fields", {}), "output_dir": output_dir}}
+        fields = {**FIELDS, **out.get("fields", {}), "output_dir": output_dir}
+        if "teachers" in fields:
+            fields["teachers"] = [{**of, "model": str(self.folder / of["model"])} for of in fields["teachers"]]
+        return {**out, "fields": fields}
 
     def run(self, backend: str, name: str) -> dict:
         """Result of one scenario."""
@@ -205,16 +233,22 @@ class Launcher:
             self.start(backend, plan)
             return
         # A killed run ends its launch, so it comes last. What it has left is for a second launch.
-        plan = {**plan, "unbroken": RESUMED, "killed": {**RESUMED, "kill_at": 4}}
+        plan |= {"averaged_saved": AVERAGED_SAVED, "unbroken": RESUMED, "killed": {**RESUMED, "kill_at": 4}}
         self.start(backend, plan)
         if "unbroken" in self.results[backend]:
             left = sorted(path.name for path in (self.folder / backend / "killed").glob("checkpoint-*"))
             assert "killed" not in self.results[backend] and left == ["checkpoint-3"]
             again = {**RESUMED, "resume": True, "folder": "unbroken"}
             damaged = {"checkpoint-8": "**/*optim*", "checkpoint-6": "rollouts_1.safetensors"}
+            averaged = {**AVERAGED_SAVED, "resume": True, "folder": "averaged_saved"}
             self.start(
                 backend,
-                {"killed": {**RESUMED, "resume": True}, "finished": again, "damaged": {**again, "cut": damaged}},
+                {
+                    "killed": {**RESUMED, "resume": True},
+                    "finished": again,
+                    "damaged": {**again, "cut": damaged},
+                    "averaged_again": {**averaged, "cut": {"checkpoint-4": "**/*optim*"}},
+                },
             )
 
     def start(self, backend: str, scenarios: dict[str, dict]) -> int:
@@ -324,7 +358,8 @@ def test_set_up(launcher, backend, name):
     assert result["zero_stage"] == ZERO.get(backend, {"stage": 0})["stage"]
     # Outside of the wrapper's forward no gradient would be reduced
     steps = len(history(result)["loss"]) * SCENARIOS[name].get("fields", {}).get("gradient_accumulation_steps", 1)
-    assert result["losses"] == {"inside": steps, "outside": 0}
+    calls = len(SEVERAL) if name == "routed" else 1  # of each teacher's own rows
+    assert result["losses"] == {"inside": steps * calls, "outside": 0}
     first, second = result["parameter_sums"]
     assert first == second and len(first) > 10
     assert result["sharded"] == [[backend in SHARDING] * 2] * len(result["sharded"])
@@ -350,6 +385,14 @@ def test_killed_and_resumed(launcher, backend):
     assert expected["replay_share"] == [0, 0, 1, 1, 0, 1, 1, 0]
     for name in ("on_policy_share", "replay_share", "loss", "grad_norm", "kl_tau1", "num_tokens", "eval_loss"):
         assert result[name] == pytest.approx(expected[name], rel=1e-3), name
+
+
+@pytest.mark.parametrize("backend", RESUMING)
+def test_the_average_of_the_student_goes_on(launcher, backend):
+    expected, result = launcher.run(backend, "averaged_saved"), launcher.run(backend, "averaged_again")
+    assert (result["checkpoint"], result["trained_steps"]) == ("checkpoint-2", 2)
+    for name in ("loss", "kl_tau1", "grad_norm", "eval_loss"):
+        assert history(result)[name] == pytest.approx(history(expected)[name], rel=1e-4), name
 
 
 @pytest.mark.parametrize("backend", RESUMING)

@@ -302,6 +302,11 @@ REFUSED = {
     "alm alone": ({"alm_weight": 1.0, "vocabulary_alignment": None}, "`alm_weight` must be 0 without"),
     "server": ({"teacher_server_url": "http://localhost:1"}, "`teacher_server_url`"),
     "student_base": ({"teacher_model_name_or_path": "student_base"}, "'student_base'"),
+    "student_ema": ({"teacher_model_name_or_path": "student_ema"}, "'student_ema' has the student's tokenizer"),
+    "several": (
+        {"teacher_model_name_or_path": None, "teachers": [{"name": "one", "model": "teacher"}]},
+        "`vocabulary_alignment` is 'bytes', and there are `teachers`",
+    ),
 }
 
 
@@ -311,6 +316,13 @@ def test_what_it_can_not_do_is_refused(make_pair, case):
     fields, match = REFUSED[case]
     with pytest.raises(UsageError, match=match):
         make_pair(**fields)
+
+
+@pytest.mark.parametrize("fields", [{}, {"lmbda": 1.0}], ids=str)
+def test_a_prompt_of_the_teachers_own_is_refused(make_pair, fields):
+    rows = datasets.Dataset.from_list([{"prompt": "the cat", "completion": " sat", "teacher_prompt": "so the cat"}])
+    with pytest.raises(UsageError, match="train data set have a `teacher_prompt`, and `vocabulary_alignment` is 'b"):
+        make_pair(dataset=rows, **fields)
 
 
 def test_rows_that_are_tokens_are_refused(make_pair):

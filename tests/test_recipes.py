@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Every recipe is read strictly, and trains for two steps with tiny stand-ins for its models and its data."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from vocabulary_pairs import CHAT, metaspace, save_pair_of_two
 
 from trl_tempkd.commands import cache, distill
+from trl_tempkd.teachers import STUDENTS
 
 
 ROOT = Path(__file__).parent.parent
@@ -30,8 +32,28 @@ ROWS = {
     "HuggingFaceTB/smol-smoltalk": "chat_dataset",
     "outputs/data/dolly": "prompt_dataset",
     "outputs/smollm2-study/data": "chat_dataset",
+    "outputs/tiny-hints": "hinted_dataset",
+    "outputs/tiny-teachers": "routed_dataset",
     "tiny": "prompt_dataset",
 }
+
+
+def program(name: str):
+    """One of those that prepare data for recipes/tiny."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"recipes/tiny/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def hinted_dataset(prompt_dataset):
+    return prompt_dataset.map(program("prepare_hints").hinted)
+
+
+@pytest.fixture
+def routed_dataset(prompt_dataset):
+    return prompt_dataset.map(program("prepare_teachers").routed)
 
 
 def name_of(recipe: Path) -> str:
@@ -111,6 +133,13 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
         "bf16": False,
         "disable_tqdm": True,
     }
+    if read(recipe).get("teacher_model_name_or_path") in (*STUDENTS, None):
+        del overrides["teacher_model_name_or_path"]
+    own = tmp_path / "recipe.yaml"
+    values = read(recipe)
+    for entry in values.get("teachers", []):
+        entry |= {"model": teacher, "init_kwargs": {}}
+    own.write_text(yaml.safe_dump(values))
     server = nullcontext()
     if "teacher_cache" in read(recipe):
         overrides["teacher_cache"] = tmp_path / "cache"
@@ -126,7 +155,7 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
         if "teacher_cache" in overrides:
             more = [*how_to_cache(recipe), "--output", str(tmp_path / "cache")]
             cache.main(*cache.make_parser().parse(["--config", str(recipe), *args, *more], launched=True)[0])
-        values, _, _ = distill.make_parser().parse(["--config", str(recipe), *args], launched=True)
+        values, _, _ = distill.make_parser().parse(["--config", str(own), *args], launched=True)
         distill.main(*values)
 
     saved = {path.name for path in output.iterdir()}

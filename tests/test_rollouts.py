@@ -23,6 +23,7 @@ from trl_tempkd.rollouts import vllm
 from trl_tempkd.rollouts.rollouts import Rollouts
 from trl_tempkd.rollouts.rows import Row, completed, join, rows_of, split, split_evenly
 from trl_tempkd.rollouts.sampling import ModelSampler, stop_tokens
+from trl_tempkd.vocabularies.alignment import Question
 
 
 PROMPTS = [[7, 8, 9, 10], [11, 12], [13, 14, 15, 16, 17, 18, 19], [20]]
@@ -108,6 +109,10 @@ def test_rows_survive_saving():
     rows = [completed([1, 2], [3]), Row([4, 5, 6], [-100, 5, -100]), completed([7], [8, 9])]
     assert split(join(rows)) == rows
     assert split(join([])) == []
+    rows = [completed([1], [2], Row([], [], teacher_ids=[9, 8], route=1)), completed([3, 4], [5], Row([], []))]
+    assert rows[0].context == [9, 8] and split(join(rows)) == rows
+    asked = [completed([1, 2], [3], Row([], [], question=Question([7] * i, 5, 1, True))) for i in (0, 3)]
+    assert asked[1].question == Question([7] * 3, 2, 0, True) and split(join(asked)) == asked
 
 
 # Sampling

@@ -8,10 +8,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from standins import save_pair
 from teacher_server import TeacherServer
 from test_cached import OBJECTIVES, builder_of, close, losses_of, options, start
+from test_own_prompt import rows_of_text
 from test_served import FORMATS, Restart, answered, dropped, history
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
@@ -461,6 +463,18 @@ def test_what_is_written_first_is_asked_about_first(make, server, monkeypatch):
     assert counts == [*range(16)] and server.count == PROBES + 16  # no row twice
 
 
+@pytest.mark.parametrize("name", ["off-policy", "on-policy", "one by one", "replay"])
+def test_a_prompt_of_its_own_is_what_the_teacher_is_asked_with(make, server, name):
+    fields = {
+        "off-policy": {},
+        "on-policy": ON_POLICY,
+        "one by one": {**ON_POLICY, "generation_batch_size": 1},
+        "replay": {**ON_POLICY, "replay_size": 4, "replay_ratio": 0.5},
+    }[name]
+    check_same(make, server, train_dataset=Dataset.from_list(rows_of_text()), **fields)
+    assert server.count == PROBES + 4 * 2 * fields.get("gradient_accumulation_steps", 1)  # each text once
+
+
 def test_nothing_is_asked_about_text_that_is_replaced(make, server, prompt_dataset):
     history(make(server, **ON_POLICY))
     given = {tuple(ids) for ids in make(server, **ON_POLICY).train_dataset["input_ids"]}
@@ -575,16 +589,19 @@ def test_refuses_to_generate_with_states(make, server, writing, quick):
 # Caches
 
 
+@pytest.mark.parametrize("rows", [None, rows_of_text()], ids=["", "own prompts"])
 @pytest.mark.parametrize("mode", ["hidden", "topk", "sampled"])
-def test_a_cache_from_a_server(make, server, tmp_path, mode, capsys):
+def test_a_cache_from_a_server(make, server, tmp_path, mode, rows, capsys):
     """What it has is what the teacher itself writes, and a run with it is the same."""
+    data = {"train_dataset": rows and Dataset.from_list(rows)}
     found = {}
     for name, each in (("live", None), ("served", server)):
         kwargs = {} if mode == "hidden" else {"mode": mode, "count": 8, "taus": (2.0,)}
-        manifest = builder_of(make(each), tmp_path / name, "float32", **kwargs).build()
-        found[name] = history(make(None, teacher_cache=str(tmp_path / name), divergence="forward_kl"))["loss"]
+        manifest = builder_of(make(each, **data), tmp_path / name, "float32", **kwargs).build()
+        trainer = make(None, teacher_cache=str(tmp_path / name), divergence="forward_kl", **data)
+        found[name] = history(trainer)["loss"]
     assert found["served"] == pytest.approx(found["live"], rel=1e-3)
-    assert manifest.teacher_weights and manifest.mode == mode
+    assert manifest.teacher_weights and manifest.mode == mode and manifest.own_prompts == bool(rows)
     assert "The teacher has seen" in capsys.readouterr().out
 
 

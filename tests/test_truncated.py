@@ -5,11 +5,13 @@ import itertools
 
 import pytest
 import torch
+from accelerate import PartialState
 from test_losses import chunked, gradients, problem, student_logits, teacher_logits
 
 from trl_tempkd.divergences import DIVERGENCES
 from trl_tempkd.losses import TopK, block, chunked_kd_loss
 from trl_tempkd.losses.truncated import F_DIVERGENCES, ON_BINS
+from trl_tempkd.objectives.outside import MassOutside
 
 
 TAUS = (1.0, 1.5, 4.0)
@@ -146,12 +148,15 @@ def test_metrics():
     x = problem()
     options = {"student_temperature": 4.0, "teacher_temperature": 4.0, "metrics": True}
     full, out = chunked(x, compile=False, **options).metrics, truncated(x, top_k(x, 5), **options).metrics
-    assert list(out) == ["kd", "kl_tau1_coarse", "student_entropy", "agreement", "ce"]
+    assert list(out) == ["kd", "kl_tau1_coarse", "student_mass_outside", "student_entropy", "agreement", "ce"]
     for name in ("student_entropy", "agreement", "ce"):
         torch.testing.assert_close(out[name], full[name])
     at_1 = truncated(x, top_k(x, 5)).per_token
     torch.testing.assert_close(out["kl_tau1_coarse"], at_1)
     assert (at_1 <= full["kl_tau1"] + 1e-12).all() and at_1.sum() > 0
+    kept, q = x.labels != -100, student_logits(x).softmax(-1)
+    outside = 1 - q.gather(-1, top_k(x, 5).ids).sum(-1)
+    torch.testing.assert_close(out["student_mass_outside"][kept], outside[kept])
     unknown = {**options, "student_temperature": 1.5, "teacher_temperature": 1.5}
     assert "kl_tau1_coarse" not in truncated(x, top_k(x, 5, (1.5,)), **unknown).metrics
 
@@ -201,3 +206,15 @@ def test_equal_distributions_have_no_loss_and_no_gradient():
         assert out.per_token.abs().max() < 1e-12
         if name != "tvd":  # which has a corner there
             assert max(g.abs().max() for g in gradients(out.loss, x)) < 1e-12
+
+
+def test_a_student_that_leaves_the_known_tokens_is_told_once(caplog):
+    PartialState()
+    kept = torch.tensor([True, True, False])
+    for means, count in (([0.2, 0.3, 0.39], 0), ([0.01, 0.09], 0), ([0.2, 0.5, 0.9], 1), ([0.01, 0.2], 1)):
+        caplog.clear()
+        outside = MassOutside()
+        for mean in means:
+            outside.see(torch.tensor([mean - 0.01, mean + 0.01, 100.0]), kept)
+        outside.see(torch.tensor([1.0]), torch.tensor([False]))
+        assert caplog.text.count("`student_mass_outside`) has grown from") == count, means

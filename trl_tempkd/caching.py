@@ -131,7 +131,7 @@ def check(
     dataset_args: "DatasetMixtureConfig",
 ) -> None:
     """Stop at what can be seen to be wrong before anything is loaded."""
-    from .teachers import STUDENT_BASE
+    from .teachers import STUDENTS
 
     for mode, name in COUNTS.items():
         value = getattr(args, name)
@@ -150,8 +150,11 @@ def check(
             "completions that are generated in training can't be cached: give --lmbda 0 --seq_kd false, or distil "
             "with the teacher itself"
         )
-    if training_args.teacher_model_name_or_path == STUDENT_BASE:
-        raise UsageError(f"{STUDENT_BASE} is in memory with the student anyway, and isn't cached")
+    teacher = training_args.teacher_model_name_or_path
+    if teacher in STUDENTS:
+        raise UsageError(f"{teacher} is in memory with the student anyway, and isn't cached")
+    if training_args.teachers is not None:
+        raise UsageError("a cache is of one teacher: give --teacher_model_name_or_path in the place of `teachers`")
     training_args.teacher_cache = None  # the recipe may name this very one, for training
     check_writable(args.output, "--output")
     training.check(script_args, training_args, model_args, dataset_args)

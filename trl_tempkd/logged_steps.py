@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""Which optimizer steps are logged: those of `logging_steps`, and the last one, so that no run ends unmeasured."""
+"""What follows an optimizer step, and which are logged: those of `logging_steps`, and the last one in any case."""
 
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -21,6 +22,24 @@ def is_logged(args: TrainingArguments, state: TrainerState) -> bool:
     if step == 1 and args.logging_first_step:
         return True
     return step % state.logging_steps == 0 or step >= state.max_steps
+
+
+class AfterStep(TrainerCallback):
+    """
+    Calls something after each optimizer step, before it is logged, evaluated or saved.
+
+    Args:
+        act (`Callable`):
+            It. Every process calls.
+    """
+
+    def __init__(self, act: Callable[[], None]):
+        self.act = act
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.act()
 
 
 class LastStep(TrainerCallback):

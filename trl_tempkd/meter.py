@@ -2,7 +2,7 @@
 """What is measured between two logs: sums over tokens that stay on the device, and the speed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +22,7 @@ class Meter:
             Measures whose mean is over the tokens that another measure counts, in place of all.
     """
 
-    def __init__(self, accelerator: Accelerator, names: list[str], relative: dict[str, str] | None = None):
+    def __init__(self, accelerator: Accelerator, names: list[str], relative: Mapping[str, str] | None = None):
         self._accelerator = accelerator
         self._names = names
         self._relative = relative or {}
@@ -42,7 +42,8 @@ class Meter:
         self._sums[mode].clear()
         tokens, *totals = self._accelerator.reduce(sums, reduction="sum").tolist()
         of = dict(zip(self._names, totals, strict=False))
-        return {name: total / max(of.get(self._relative.get(name, ""), tokens), 1) for name, total in of.items()}
+        counts = {name: of.get(self._relative.get(name, ""), max(tokens, 1)) for name in of}
+        return {name: total / counts[name] for name, total in of.items() if counts[name]}
 
     def start(self) -> None:
         """Start the clock, if it isn't running."""

@@ -23,8 +23,25 @@ ANSWERS = (
     "completion",
 )
 PROMPTS = "rollout_prompts"  # column of prepared rows: what completions are generated for, and what a batch has of it
+TEACHER_PROMPT = "teacher_prompt"  # column of rows: what the teacher reads in the place of the student's prompt
+# Columns of prepared rows: what it reads before the first token that is trained on, as `[count, *tokens]` for each
+# text of the row; and before a completion that is generated, as `PROMPTS` has it
+CONTEXTS = "teacher_contexts"
+TEACHER_PROMPTS = "teacher_rollout_prompts"
+TEACHER = "teacher"  # column of rows: the name of the teacher that a row has, of several
+ROUTE = "teacher_number"  # of prepared rows: its number
 TEACHER_QUESTION = "teacher_question"  # and what a teacher with another tokenizer is asked
 ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, which no chat template knows
+
+
+def contexts_of(column: list[int]) -> list[list[int]]:
+    """The tokens of each text in a column `CONTEXTS`."""
+    contexts, start = [], 0
+    while start < len(column):
+        end = start + 1 + int(column[start])
+        contexts.append([int(token) for token in column[start + 1 : end]])
+        start = end
+    return contexts
 
 
 class Expected(NamedTuple):
@@ -61,6 +78,8 @@ def problem_of(row: Row, expected: Expected = PLAIN) -> str | None:
     Returns:
         `str` or `None`: The problem and the way out, on one line. Code in it is Python, with `dataset` for the data.
     """
+    if row.get(TEACHER_PROMPT) is not None and (problem := _teacher_prompt(row)):
+        return problem
     text = expected.text_field
     if "input_ids" in row:
         return _tokens(row)
@@ -139,6 +158,38 @@ def _prompt(row: Row, expected: Expected) -> str | None:
         and not any(turn["role"] == "assistant" for turn in turns)
     ):
         return _without_assistant("completion")
+    return None
+
+
+def _teacher_prompt(row: Row) -> str | None:
+    """What keeps a teacher from reading its own prompt in the place of the student's."""
+    own = row[TEACHER_PROMPT]
+    if "input_ids" in row:
+        student = own  # tokens fit both
+    elif is_from_value(row.get("conversations")) or not {"prompt", "messages"} & set(row):
+        return (
+            f"has a `{TEACHER_PROMPT}`, which the teacher reads in the place of the `prompt`, and none. Give it "
+            "`prompt` and `completion`."
+        )
+    else:
+        student = row["prompt"] if "prompt" in row else row["messages"]
+    if not isinstance(own, str | list | tuple) or not own:
+        return f"has {_shown(own)} in `{TEACHER_PROMPT}`, which must be text or messages, or None for the student's."
+    if isinstance(own, str) != isinstance(student, str):
+        kinds = ("text", "a conversation") if isinstance(own, str) else ("a conversation", "text")
+        return (
+            f"has {kinds[0]} in `{TEACHER_PROMPT}` and {kinds[1]} for the student: one answer must follow both, so "
+            "make both one of these."
+        )
+    if not isinstance(own, str) and (problem := problem_of_turns(TEACHER_PROMPT, own)):
+        return problem
+    if "prompt" not in row and "input_ids" not in row:
+        answers = [turn for turn in row["messages"] if isinstance(turn, dict) and turn.get("role") == "assistant"]
+        if len(answers) > 1:
+            return (
+                f"has a `{TEACHER_PROMPT}` and {len(answers)} turns of the assistant in `messages`: the teacher reads "
+                "it in the place of all before one answer. Give it `prompt` and `completion`, the last turn."
+            )
     return None
 
 

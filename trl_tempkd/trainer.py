@@ -21,12 +21,12 @@ from .errors import UsageError
 from .heads import check_head, gathered_head, last_hidden_state
 from .job import job
 from .job import prepared as written_data
-from .logged_steps import LastStep, is_logged
+from .logged_steps import AfterStep, LastStep, is_logged
 from .meter import Meter
 from .objectives import make_loss
 from .packing import PackingCheck
 from .padding import aligned, right_padded
-from .rollouts import CarryingCollator, check_answers, make_rollouts, prepared
+from .rollouts import CARRIED, CarryingCollator, check_answers, make_rollouts, prepared
 from .routers import leave_routers, run_backbone, warn_of_none
 from .teachers import make_teacher
 
@@ -55,7 +55,8 @@ class TemperatureKDTrainer(ResumingTrainer):
             Student. A string is loaded as in [`~trl.SFTTrainer`].
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             Teacher, with the student's tokenizer unless `args.vocabulary_alignment` says how another one is compared;
-            `"student_base"` is the student without its PEFT adapter. If `None`,
+            `"student_base"` is the student without its PEFT adapter, `"student"` the student itself and
+            `"student_ema"` an average of the weights that it had. If `None`,
             `args.teacher_model_name_or_path` is used. A cache or a server in `args` needs none.
         args ([`KDConfig`], *optional*):
             Configuration. If `None`, the defaults are used, and a model given by name needs no more.
@@ -123,7 +124,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         self._packing = PackingCheck("student", args)
         self._packing.begin(self.model)
 
-        self.data_collator = self.teacher.collate(aligned(self.data_collator))
+        self.data_collator = self.teacher.collated(aligned(self.data_collator))
         if args.generates:
             self.data_collator = CarryingCollator(self.data_collator)
         student = partial(getattr, self, "model_wrapped")  # as it is at the time
@@ -139,6 +140,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         relative = {_NAMES.get(name, name): _NAMES.get(of, of) for name, of in self.teacher.relative.items()}
         self._meter = Meter(self.accelerator, measures, relative)
         self.add_callback(LastStep())
+        self.add_callback(AfterStep(self.teacher.step))
         self._name = f"{self._name} ({args.describe()})"  # "trained with {_name}, a method introduced in {_paper}"
 
     def _refuse_unsupported(self) -> None:
@@ -162,7 +164,7 @@ class TemperatureKDTrainer(ResumingTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*{*self._signature_columns, *self.teacher.columns}]
+        self._signature_columns = [*{*self._signature_columns, *self.teacher.columns, *CARRIED}]
 
     def _is_logged(self) -> bool:
         # The metrics cost a second pair of softmaxes, so they are computed only where they are shown
@@ -196,7 +198,7 @@ class TemperatureKDTrainer(ResumingTrainer):
 
         # Accelerate puts autocast around `model.forward`, which the redirection replaces
         with self.accelerator.autocast():
-            teacher_rows = self.teacher.rows(inputs)
+            teacher_rows = self.teacher.target(inputs)
             student = self.accelerator.unwrap_model(model)
             self._packing.see(inputs, student, partial(self._hidden_states, model, student))
             # Backbone, head and loss run inside the wrapper's forward, so that DDP, FSDP and DeepSpeed see a normal

@@ -105,8 +105,8 @@ def make_trainer(
     from trl import get_peft_config, get_quantization_config
 
     from .data import data_faults
-    from .models import check_model
-    from .teachers import STUDENT_BASE
+    from .models import check_model, resolve_model
+    from .teachers import STUDENTS
     from .trainer import TemperatureKDTrainer
 
     # What can be wrong with the names is found before any weights are loaded.
@@ -114,8 +114,11 @@ def make_trainer(
     train_dataset, eval_dataset = load_splits(script_args, training_args, dataset_args)
     trust = training_args.trust_remote_code
     check_model(student, model_args.model_revision, trust, "model_name_or_path")
-    elsewhere = training_args.teacher_cache is not None or training_args.teacher_server_url is not None
-    if not elsewhere and teacher != STUDENT_BASE:
+    sources = (training_args.teacher_cache, training_args.teacher_server_url, training_args.teachers)
+    for entry in training_args.teachers or []:
+        entry["model"] = resolve_model(entry["model"], "teachers")
+        check_model(entry["model"], entry.get("revision"), trust, "teachers")
+    if sources == (None, None, None) and teacher not in STUDENTS:
         check_model(str(teacher), training_args.teacher_model_revision, trust, "teacher_model_name_or_path")
 
     training_args.teacher_model_name_or_path = teacher
@@ -182,6 +185,8 @@ def check(
         check_path(training_args.teacher_cache, "teacher cache (--teacher_cache)")
     if training_args.teacher_server_url is not None:
         teacher = training_args.teacher_model_name_or_path  # its name on the server
+    elif training_args.teachers is not None:
+        pass
     elif training_args.teacher_cache is None or training_args.teacher_model_name_or_path:
         teacher = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
     checkpoint, _ = find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))

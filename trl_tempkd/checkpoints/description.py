@@ -25,6 +25,8 @@ from ..errors import UsageError
 from ..objectives import OBJECTIVES
 from ..objectives.options import DivergenceOptions, TemperatureOptions
 from ..parameters import parameter_hash
+from ..row_formats import CONTEXTS
+from ..teachers.several_options import TeacherSpec
 from ..temperature_rules import TEMPERATURE_RULES
 from ..vocabularies.options import VocabularyOptions
 from .whole import record_of
@@ -48,6 +50,7 @@ _ADAPTER = [
     "use_dora",
 ]  # fmt: skip
 _HASHES = {"teacher.identity", "data.sample", "student_base"}  # `None` where they aren't known
+_TOKENS = ("input_ids", "labels", CONTEXTS)  # columns of a row
 _FIRST_ROWS = 16  # of a stream
 _SPREAD = 64  # rows of a data set that can be looked into
 
@@ -91,6 +94,8 @@ def options_of(args: Any) -> dict[str, Any]:
     if args.kd_temperature_rule is not None:
         rule = TEMPERATURE_RULES[args.kd_temperature_rule]
         target["kd_temperature_rule_kwargs"] = _completed(rule, args.kd_temperature_rule_kwargs)
+    if args.teachers is not None:
+        target["teachers"] = [spec.described() for spec in TeacherSpec.read(args).values()]
     if args.teacher_server_url is not None:
         target["teacher_server_logprobs"] = args.teacher_server_logprobs
     return json.loads(json.dumps(target, default=_plain))
@@ -145,14 +150,14 @@ def sample_of(dataset: Any) -> dict[str, Any]:
         count, rows = None, islice(dataset, _FIRST_ROWS)
     else:
         count = len(dataset)
-        columns = [name for name in ("input_ids", "labels") if name in dataset.column_names]
+        columns = [name for name in _TOKENS if name in dataset.column_names]
         places = {
             *range(min(8, count)),
             *range(max(0, count - 8), count),
             *(i * count // _SPREAD for i in range(_SPREAD)),
         }
         rows = dataset.with_format(None).select_columns(columns).select(sorted(places) if count else [])
-    tokens = [[[int(token) for token in row[name]] for name in ("input_ids", "labels") if name in row] for row in rows]
+    tokens = [[[int(token) for token in row[name]] for name in _TOKENS if name in row] for row in rows]
     return {"rows": count, "sample": xxhash.xxh3_64_hexdigest(json.dumps(tokens).encode())}
 
 

@@ -14,6 +14,7 @@ from trl import SFTTrainer
 from ..errors import UsageError
 from ..objectives import StepLoss
 from ..rollouts import Rollouts
+from ..teachers import Teacher
 from .description import compare, describe
 from .whole import (
     STATE,
@@ -40,6 +41,7 @@ class ResumingTrainer(SFTTrainer):
     args: Any
     step_loss: StepLoss
     rollouts: Rollouts
+    teacher: Teacher
     _description: dict[str, Any]  # what `describe` says, on the main process
     _aside: Path | None = None  # where the checkpoint that is being written is
 
@@ -209,12 +211,15 @@ class ResumingTrainer(SFTTrainer):
         super()._save_optimizer_and_scheduler(output_dir)
         self.rollouts.save(output_dir)
         self.step_loss.save(output_dir)
+        self.teacher.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and written_under(Path(checkpoint)) is not None:
-            self.rollouts.load(checkpoint)
-            self.step_loss.load(checkpoint)
+        whole = checkpoint if checkpoint is not None and written_under(Path(checkpoint)) is not None else None
+        self.teacher.load(whole)
+        if whole is not None:
+            self.rollouts.load(whole)
+            self.step_loss.load(whole)
 
 
 def _mean_loss(state: TrainerState) -> float:

@@ -5,6 +5,7 @@ from .chunked import METRICS, ChunkedKDOutput, chunked_kd_loss
 from .dense import kd_loss
 from .fused import head_logits
 from .measured import Measured, measure_tokens
+from .mixture import Mixture, Part
 from .operands import Logits
 from .pooled import Pooled, Stretches
 from .sampled import Sampled
@@ -16,6 +17,8 @@ __all__ = [
     "ChunkedKDOutput",
     "Logits",
     "Measured",
+    "Mixture",
+    "Part",
     "Pooled",
     "Sampled",
     "Stretches",

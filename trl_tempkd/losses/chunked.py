@@ -27,6 +27,7 @@ from .arguments import check_labels, check_metrics, check_options, per_token, re
 from .block import TAU_METRICS, BlockSpec
 from .fused import ChunkedKD
 from .measured import Measured
+from .mixture import Mixture
 from .operands import Logits, make_operands
 from .pooled import Pooled
 from .stretches import measure_stretches
@@ -48,10 +49,12 @@ class ChunkedKDOutput(NamedTuple):
         metrics (`dict` or `None`): shape `(N,)` each, detached, 0 where the label is -100: `kd` (divergence at tau,
             not rescaled), `ce` (where labels are given), `kl_tau1` (KL(p, q) at tau 1), `student_entropy` and
             `teacher_entropy` (at tau 1), all in nats, and `agreement` (1 where both rank the same token first). Of a
-            truncated teacher or one of another vocabulary those that it has the numbers for, its `metrics`. With a
-            `temperature_rule` also the temperatures, `student_tau` and `teacher_tau`. By name alone: `teacher_ce`, the
-            teacher's cross-entropy at tau 1, `hellinger`, Hellinger's distance at tau 1, and `student_tau_grad` and
-            `teacher_tau_grad`, the derivatives of the rescaled divergence with respect to the temperatures.
+            truncated teacher or one of another vocabulary those that it has the numbers for, its `metrics`, among them
+            of a truncated one `student_mass_outside`, the student's probability of all but the known tokens at tau 1.
+            With a `temperature_rule` also the temperatures, `student_tau` and `teacher_tau`. By name alone:
+            `teacher_ce`, the teacher's cross-entropy at tau 1, `hellinger`, Hellinger's distance at tau 1, and
+            `student_tau_grad` and `teacher_tau_grad`, the derivatives of the rescaled divergence with respect to the
+            temperatures.
     """
 
     loss: Tensor
@@ -63,7 +66,7 @@ class ChunkedKDOutput(NamedTuple):
 def chunked_kd_loss(
     student_hidden: Tensor,
     student_weight: Tensor,
-    teacher_hidden: Tensor | Logits | Truncated | Pooled,
+    teacher_hidden: Tensor | Logits | Truncated | Mixture | Pooled,
     teacher_weight: Tensor | None = None,
     *,
     student_bias: Tensor | None = None,
@@ -100,8 +103,9 @@ def chunked_kd_loss(
         student_weight, teacher_weight (`torch.Tensor`): shapes `(V_s, H_s)` and `(V_t, H_t)`. Where the vocabularies
             are padded to different sizes their common prefix is compared and the rest has probability zero. A
             truncated teacher, [`TopK`] or [`Sampled`], stands in the place of `teacher_hidden` and has no head. Nor do
-            [`Logits`] need one. [`Pooled`] is a teacher of another vocabulary, with its head: positions of the student
-            that aren't aligned with it have no divergence, and count in the number of tokens.
+            [`Logits`] need one, nor a [`Mixture`] of teachers, whose parts have theirs, and their temperatures.
+            [`Pooled`] is a teacher of another vocabulary, with its head: positions of the student that aren't aligned
+            with it have no divergence, and count in the number of tokens.
         student_bias, teacher_bias (`torch.Tensor`, *optional*): the heads' biases, `(V_s,)` and `(V_t,)`.
         student_logit_scale, teacher_logit_scale (`float`): factor of the logits (Cohere, Granite, Falcon-H1).
         student_final_logit_softcapping, teacher_final_logit_softcapping (`float`, *optional*): c in c tanh(logits / c)

@@ -123,14 +123,14 @@ class Pair:
 
     Attributes:
         student ([`Product`]): its logits.
-        teacher ([`Product`], *optional*): the teacher's, where it has a head.
+        teacher (`Any`, *optional*): the teacher's, where it has a head: a [`Product`], or something like it.
         known (`tuple[torch.Tensor, ...]`): what there is of the teacher otherwise, `(N, ...)` each.
         chunks ([`Chunks`]): how they are cut.
         tables (`tuple[torch.Tensor, ...]`): what is known of two vocabularies that differ.
     """
 
     student: Product
-    teacher: Product | None
+    teacher: Any
     known: tuple[Tensor, ...]
     chunks: Chunks
     tables: tuple[Tensor, ...] = ()

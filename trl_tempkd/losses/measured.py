@@ -11,6 +11,7 @@ from ..errors import UsageError
 from .arguments import check_labels, check_metrics, refuse_transforms
 from .block import MeasureSpec
 from .fused import measure
+from .mixture import Mixture
 from .operands import Logits, Operands, make_operands
 from .pooled import Pooled
 from .truncated import Truncated
@@ -34,7 +35,7 @@ class Measured(NamedTuple):
 def measure_tokens(
     student_hidden: Tensor,
     student_weight: Tensor,
-    teacher_hidden: Tensor | Logits | Pooled,
+    teacher_hidden: Tensor | Logits | Mixture | Pooled,
     teacher_weight: Tensor | None = None,
     *,
     student_bias: Tensor | None = None,

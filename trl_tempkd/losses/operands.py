@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import UsageError
 from .arguments import check_targets
 from .fused import Chunks, Pair, Product
+from .mixture import Mixture, MixtureProduct
 from .pooled import Pooled
 from .truncated import Truncated
 
@@ -65,7 +66,7 @@ class Operands:
 
 def make_operands(
     student: tuple[Tensor, Tensor, Tensor | None],
-    teacher: tuple[Tensor | Logits | Truncated | Pooled, Tensor | None, Tensor | None],
+    teacher: tuple[Tensor | Logits | Truncated | Mixture | Pooled, Tensor | None, Tensor | None],
     labels: Tensor | None,
     chunk_size: int | None,
     compile: bool | None,
@@ -92,7 +93,8 @@ def make_operands(
         check_targets(target, size)  # it waits for a GPU, as the next line must anyway
         kept = (target != -100).nonzero().squeeze(-1)
         target, hidden = target.index_select(0, kept), hidden.index_select(0, kept)
-    rows, truncated, product = teacher[0], None, None
+    rows, truncated = teacher[0], None
+    product: Product | MixtureProduct | None = None
     known: tuple[Tensor, ...] = ()
     if isinstance(rows, Pooled):
         at = rows.at(count) if kept is None else rows.at(count).index_select(0, kept)
@@ -103,6 +105,9 @@ def make_operands(
         known = ((at >= 0).to(torch.promote_types(weight.dtype, torch.float32)),)
     elif isinstance(rows, Truncated):
         truncated = rows.select(kept)
+    elif isinstance(rows, Mixture):
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        product = MixtureProduct(rows.select(kept), size, dtype)
     else:
         values = (rows.values if isinstance(rows, Logits) else rows).detach()
         values = values if kept is None else values.index_select(0, kept)
@@ -118,7 +123,7 @@ def make_operands(
 
 
 def _check_teacher(
-    rows: Tensor | Logits | Truncated | Pooled,
+    rows: Tensor | Logits | Truncated | Mixture | Pooled,
     weight: Tensor | None,
     bias: Tensor | None,
     hidden: Tensor,
@@ -132,6 +137,10 @@ def _check_teacher(
                 f"rows and {len(student)} logits: as many rows are needed, and no fewer logits."
             )
         return rows.size
+    if isinstance(rows, Mixture):
+        if len(rows) != len(hidden):
+            raise UsageError(f"`teacher_hidden` has {len(rows)} rows, and the student {len(hidden)}.")
+        return rows.width
     if isinstance(rows, Pooled):
         assert weight is not None
         _check_head("teacher", rows.hidden, weight, bias)

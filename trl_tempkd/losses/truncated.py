@@ -160,7 +160,7 @@ class TopK(Truncated):
     @staticmethod
     def metrics_of(taus: tuple[float, ...]) -> tuple[str, ...]:
         coarse = ("kl_tau1_coarse",) if grid_index(taus, 1.0) is not None else ()
-        return ("kd", *coarse, "student_entropy", "agreement", "ce")
+        return ("kd", *coarse, "student_mass_outside", "student_entropy", "agreement", "ce")
 
     @staticmethod
     def check(divergence: str, kwargs: dict[str, Any] | None) -> None:

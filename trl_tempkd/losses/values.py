@@ -59,9 +59,12 @@ def truncated_values(
     values = whole_values([name for name in names if name in OF_STUDENT], z_RV, None, target_R)
     if "agreement" in names:
         values["agreement"] = _agreement(log_p_RB[:, :-1], z_RV.gather(-1, ids_RK), z_RV)
-    if "kl_tau1_coarse" in names:
+    if {"kl_tau1_coarse", "student_mass_outside"} & {*names}:
         coarse = log_softmax(coarse_logits(z_RV, ids_RK, 1.0)[0])
-        values["kl_tau1_coarse"] = (at_1[0].exp() * (at_1[0] - coarse)).sum(-1)
+        if "kl_tau1_coarse" in names:
+            values["kl_tau1_coarse"] = (at_1[0].exp() * (at_1[0] - coarse)).sum(-1)
+        if "student_mass_outside" in names:
+            values["student_mass_outside"] = coarse[:, -1].exp()
     return values
 
 

@@ -13,6 +13,7 @@ from .distillm2 import DistiLLM2
 from .divergence import Divergence
 from .minillm import MiniLLM
 from .objective import Objective
+from .several import SeveralLoss
 from .step_loss import BatchLoss, StepLoss
 from .taid import Taid
 from .temperatures import TemperatureState
@@ -25,6 +26,7 @@ __all__ = [
     "BatchLoss",
     "Divergence",
     "Objective",
+    "SeveralLoss",
     "StepLoss",
     "TemperatureState",
     "Tokens",
@@ -71,4 +73,5 @@ def make_objective(name: str, kwargs: dict[str, Any] | None = None) -> Objective
 def make_loss(options: Any, accelerator: Accelerator, metrics: tuple[str, ...]) -> StepLoss:
     """The loss that a configuration asks for. Arguments as of [`StepLoss`]."""
     objective = make_objective(options.divergence, options.divergence_kwargs)
-    return StepLoss(options, accelerator, metrics, objective)
+    kind = StepLoss if options.teachers is None else SeveralLoss
+    return kind(options, accelerator, metrics, objective)

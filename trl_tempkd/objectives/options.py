@@ -37,6 +37,7 @@ class DivergenceOptions(OptionGroup):
         must(self, "kd_ratio", 0 <= self.kd_ratio <= 1, "in [0, 1]")
         assert not isinstance(self.divergence_kwargs, str)
         check_objective(self.divergence, self.divergence_kwargs)
+        self._check_several()
         objective = OBJECTIVES.get(self.divergence)
         if objective is None or not objective.needs_student_text:
             return
@@ -46,6 +47,16 @@ class DivergenceOptions(OptionGroup):
                 f"{self.lmbda}, so there are none. Set the share of the steps that have them, e.g. `lmbda` "
                 f"{1.0 if self.divergence == 'minillm' else 0.5}."
             )
+
+    def _check_several(self) -> None:
+        own = [spec.get("divergence") for spec in self.teachers or [] if isinstance(spec, dict)]
+        for name in [self.divergence, *own] if self.teachers is not None else []:
+            if name in OBJECTIVES:
+                plain = ", ".join(each for each in DIVERGENCES if each not in OBJECTIVES)
+                raise UsageError(
+                    f"`divergence` is {name} with `teachers`, and an objective that needs more than two distributions "
+                    f"has one teacher. Use one of {plain}."
+                )
 
 
 @dataclass

@@ -15,6 +15,7 @@ from ..files import write_atomically
 from ..heads import Head, NoHead
 from ..losses import Logits, Pooled, Truncated, chunked_kd_loss, measure_tokens
 from .objective import Objective
+from .outside import METRIC, MassOutside
 from .temperatures import TemperatureState
 from .tokens import Tokens
 
@@ -53,6 +54,7 @@ class StepLoss:
         self._options, self._accelerator = options, accelerator
         self._metrics, self.objective = metrics, objective
         self.temperatures = TemperatureState(options, accelerator)
+        self._outside = MassOutside()
 
     def __call__(
         self,
@@ -118,6 +120,8 @@ class StepLoss:
         if not logged:
             return BatchLoss(out.loss, None, None)
         metrics = out.metrics
+        if training and METRIC in metrics:
+            self._outside.see(metrics[METRIC], tokens.kept)
         student, teacher = (metrics.get(f"{side}_tau", taus[f"{side}_temperature"]) for side in ("student", "teacher"))
         self.temperatures.see("train" if training else "eval", student, teacher, tokens.kept)
         ce_share = 1 - options.kd_ratio + arguments.get("ce_weight", 0.0)

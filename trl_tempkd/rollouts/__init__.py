@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
-from ..row_formats import PROMPTS
+from ..row_formats import PROMPTS, TEACHER_PROMPTS
 from ..teachers import Teacher
 from .options import RolloutOptions
-from .preparation import TRAIN, check_answers, prepared
+from .preparation import CARRIED, TRAIN, check_answers, prepared
 from .rollouts import Collator, Rollouts
 from .rows import CarryingCollator, rows_of
 from .sampling import ModelSampler, Sampler, longest_prompt, room_for_prompts, stop_tokens
@@ -21,6 +21,7 @@ from .vllm import VLLMSampler
 
 
 __all__ = [
+    "CARRIED",
     "PROMPTS",
     "TRAIN",
     "CarryingCollator",
@@ -100,7 +101,10 @@ def make_rollouts(
             if args.vllm_mode == "colocate" and args.vllm_max_model_length is not None:
                 limits.append(room_for_prompts(args.vllm_max_model_length, args.max_new_tokens))
         else:
-            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary, written=teacher.ask_early)
+            # A teacher with a prompt of its own reads other texts than those that the student has written
+            others = dataset is not None and TEACHER_PROMPTS in next(iter(dataset), {})
+            written = None if others else teacher.ask_early
+            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary, written=written)
     limit = min((limit for limit in limits if limit is not None), default=None)
     return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit, translation)
 

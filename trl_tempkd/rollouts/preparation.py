@@ -15,12 +15,14 @@ from trl import pack_dataset
 
 from ..chat import prompt_of
 from ..errors import UsageError
-from ..row_formats import PROMPTS
+from ..row_formats import CONTEXTS, PROMPTS, TEACHER_PROMPT, TEACHER_PROMPTS
 from .options import RolloutOptions
 from .rows import IGNORED, prompt_before
+from .teacher_prompts import TOKENS, carried_columns, check_own_prompts, teacher_tokens, unpacked_contexts
 
 
 Rows = Any  # `Dataset` or `IterableDataset`, which ship no types
+CARRIED = (PROMPTS, TEACHER_PROMPTS, CONTEXTS)  # columns that rows may carry beside their tokens
 TRAIN = "train"  # what TRL calls the training data when it has them prepared
 
 
@@ -39,7 +41,8 @@ def prepared(
 
     Those are in the column `PROMPTS`: a list that holds the prompt of the row. Where rows are packed, it is as long as
     `input_ids` and holds each prompt at the first token of its text, and `None` elsewhere. A prompt is empty where
-    there is none, and it is whole, however much of the row is cut off.
+    there is none, and it is whole, however much of the row is cut off. Where the teacher reads a prompt of its own,
+    rows carry what it reads too (`CONTEXTS`, `TEACHER_PROMPTS`).
 
     Args:
         prepare (`Callable`):
@@ -50,9 +53,12 @@ def prepared(
             Arguments of that preparation.
 
     Raises:
-        `ValueError`: If rows have no completion, and nobody writes one.
+        `ValueError`: If rows have no completion, and nobody writes one, or the teacher can't read another prompt.
     """
     dataset, columns = _with_labels(dataset, args), _columns(dataset)
+    own = TEACHER_PROMPT in columns and CONTEXTS not in columns
+    if own:
+        check_own_prompts(args, columns, formatting_func, name)
     only_asked = lacks_answers(dataset, args)
     if only_asked:
         _refuse_unanswered(args, name)
@@ -60,26 +66,32 @@ def prepared(
     if isinstance(dataset, IterableDataset) and "prompt" in columns and "input_ids" not in columns:
         only_asked |= unread  # it can't be looked through for a row without a completion
         dataset = dataset if only_asked else dataset.map(partial(_check_answer, args, name))
-    carried = PROMPTS in columns  # it has been prepared before
-    carries = args.generates and (name == TRAIN or only_asked or carried)
-    if not carries or (packing and args.max_length is None):  # the latter is refused by TRL
+    asks = args.generates and (name == TRAIN or only_asked or PROMPTS in columns)
+    carried = CONTEXTS in columns or (asks and PROMPTS in columns)  # it has been prepared before
+    if not (asks or own or carried) or (packing and args.max_length is None):  # the latter is refused by TRL
         return prepare(dataset, tokenizer, args, packing, formatting_func, name)
-    packing = packing and name == TRAIN  # an evaluation puts new rows in the place of these
+    packing = packing and (name == TRAIN or not asks)  # an evaluation puts new rows in the place of these
 
     whole = copy(args)
     whole.max_length = None
     if carried:
         return prepare(dataset, tokenizer, whole, False, formatting_func, name)
     how = {"tokenizer": tokenizer, "fallback": fallback}
+    if own:
+        with _main_first():
+            options = _options(dataset, args, f"Tokenizing the teacher's prompts of the {name} dataset")
+            read = {"tokenizer": tokenizer, "template": fallback, "assistant_only": args.assistant_only_loss}
+            dataset = dataset.map(teacher_tokens, fn_kwargs=read, remove_columns=[TEACHER_PROMPT], **options)
     if only_asked:
         with _main_first():
             options = _options(dataset, args, f"Tokenizing the prompts of the {name} dataset")
             dataset = dataset.map(_ask, fn_kwargs=how, **options)
     dataset = prepare(dataset, tokenizer, whole, False, formatting_func, name)
     how = {**how, "tokenized": "input_ids" in columns, "cut": None if packing else _cut(args), "packing": packing}
+    how["asks"] = asks
     with _main_first():
         options = _options(dataset, args, f"Adding prompts to the {name} dataset")
-        dataset = dataset.map(_carry, fn_kwargs=how, **options)
+        dataset = dataset.map(_carry, fn_kwargs=how, remove_columns=[TOKENS] if own else None, **options)
         if packing:
             return _packed(dataset, args, options)
         if only_asked or args.max_length is not None:  # which may leave nothing to train on
@@ -89,8 +101,10 @@ def prepared(
 
 def _packed(dataset: Rows, args: RolloutOptions, options: dict[str, Any]) -> Rows:
     """Packs as TRL does, and the prompts too."""
-    dataset = dataset.select_columns(["input_ids", "labels", PROMPTS])
-    dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, options)
+    columns = [name for name in _columns(dataset) if name in ("input_ids", "labels", *CARRIED)]
+    dataset = pack_dataset(dataset.select_columns(columns), args.max_length, args.packing_strategy, options)
+    if CONTEXTS in columns:
+        dataset = dataset.map(unpacked_contexts, **options)
     return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
 
@@ -176,20 +190,26 @@ def _carry(
     tokenized: bool,
     cut: slice | None,
     packing: bool,
+    asks: bool,
 ) -> dict[str, Any]:
-    """What `prepared` says of the column, and the row without what is too long."""
-    if PROMPTS in row:
+    """What `prepared` says of the columns, and the row without what is too long."""
+    prompt: list[int] | None = None
+    if not asks:
+        pass
+    elif PROMPTS in row:
         (prompt,) = row[PROMPTS]
     else:
         prompt = _guessed(row) if tokenized else prompt_of(row, tokenizer, fallback)
     ids, labels = (row[name] if cut is None else row[name][cut] for name in ("input_ids", "labels"))
     # An array has a type, also if it is empty, so that the first rows of a table don't decide on another one
-    column = [np.asarray(prompt, dtype=np.int32), *[None] * (len(ids) - 1 if packing else 0)]
-    return {"input_ids": ids, "labels": labels, PROMPTS: column}
+    column = [np.asarray([] if prompt is None else prompt, dtype=np.int32), *[None] * (len(ids) - 1 if packing else 0)]
+    columns = carried_columns(row, cut, prompt, len(ids), packing) if TOKENS in row else {}
+    return {"input_ids": ids, "labels": labels, **({PROMPTS: column} if asks else {}), **columns}
 
 
 def _is_of_use(prompts_suffice: bool, row: dict[str, Any]) -> bool:
-    return (prompts_suffice and len(row[PROMPTS][0]) > 0) or any(label != IGNORED for label in row["labels"])
+    asked = prompts_suffice and PROMPTS in row and len(row[PROMPTS][0]) > 0
+    return asked or any(label != IGNORED for label in row["labels"])
 
 
 def _cut(args: RolloutOptions) -> slice | None:

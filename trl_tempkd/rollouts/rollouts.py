@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..files import whole_file
-from ..row_formats import PROMPTS, TEACHER_QUESTION
+from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER_QUESTION
 from ..vocabularies.translation import Translation
 from .options import RolloutOptions
 from .rows import IGNORED, Row, completed, join, rows_of, split, split_evenly
@@ -146,17 +146,21 @@ class Rollouts:
         seed = self._rng(*chain.from_iterable(prompts)).getrandbits(32)
         completions = self._sampled(source, [rows[i] for i in asked], prompts, seed)
         for i, prompt, completion in zip(asked, prompts, completions, strict=True):
-            rows[i] = completed(prompt, completion, rows[i].question)
+            rows[i] = completed(prompt, completion, rows[i])
         return self._collated(rows)
 
     def _collated(self, rows: list[Row]) -> Batch:
-        batch = self.collator(
-            [
-                {"input_ids": row.input_ids, "labels": row.labels}
-                | ({} if row.question is None else {TEACHER_QUESTION: row.question})
-                for row in rows
-            ]
-        )
+        examples: list[dict[str, Any]] = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+        for row, example in zip(rows, examples, strict=True):
+            if row.question is not None:
+                example[TEACHER_QUESTION] = row.question
+        if any(row.context is not None for row in rows):
+            for row, example in zip(rows, examples, strict=True):
+                example[CONTEXTS] = [len(row.context or []), *(row.context or [])]
+        if any(row.route is not None for row in rows):
+            for row, example in zip(rows, examples, strict=True):
+                example[ROUTE] = row.route or 0
+        batch = self.collator(examples)
         return send_to_device(batch, self.accelerator.device)
 
     def _rng(self, *of: int) -> random.Random:
@@ -186,8 +190,7 @@ class Rollouts:
             )
         completions = self._sampled(source, [rows[i] for i in given], [prompts[i] for i in given], seed)
         self.latest = [(prompts[i], completion) for i, completion in zip(given, completions, strict=True)]
-        asked = [rows[i].question for i in given]
-        new = [completed(*pair, question) for pair, question in zip(self.latest, asked, strict=True)]
+        new = [completed(*pair, rows[i]) for i, pair in zip(given, self.latest, strict=True)]
         stay = [row for row, prompt in zip(rows, prompts, strict=True) if not prompt]
         if source == "student":
             self.replay.extend(new)

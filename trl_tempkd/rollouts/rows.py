@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UsageError
-from ..row_formats import PROMPTS, TEACHER_QUESTION
+from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER_PROMPTS, TEACHER_QUESTION, contexts_of
 from ..vocabularies.alignment import Question
 
 
@@ -27,6 +27,12 @@ class Row(NamedTuple):
             The same tokens, or -100 where they aren't trained on.
         prompt_ids (`list[int]`, *optional*):
             The prompt that it carries. It need not be the beginning of `input_ids`.
+        context (`list[int]`, *optional*):
+            What the teacher reads before the first token that is trained on, if that is something else.
+        teacher_ids (`list[int]`, *optional*):
+            What it reads before another completion.
+        route (`int`, *optional*):
+            The number of its teacher, of several.
         question ([`Question`], *optional*):
             What a teacher with another tokenizer is asked.
     """
@@ -34,6 +40,9 @@ class Row(NamedTuple):
     input_ids: list[int]
     labels: list[int]
     prompt_ids: list[int] | None = None
+    context: list[int] | None = None
+    teacher_ids: list[int] | None = None
+    route: int | None = None
     question: Question | None = None
 
     @property
@@ -49,10 +58,13 @@ class Row(NamedTuple):
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def completed(prompt: list[int], completion: list[int], question: Question | None = None) -> Row:
-    """The row of which `completion` alone is trained on, with the question of the row in whose place it is."""
-    own = None if question is None else question._replace(start=len(prompt), skip=0)
-    return Row(prompt + completion, [IGNORED] * len(prompt) + completion, question=own)
+def completed(prompt: list[int], completion: list[int], of: Row | None = None) -> Row:
+    """The row of which `completion` alone is trained on, with what the row in whose place it is has for a teacher."""
+    row = Row(prompt + completion, [IGNORED] * len(prompt) + completion)
+    if of is None:
+        return row
+    question = None if of.question is None else of.question._replace(start=len(prompt), skip=0)
+    return row._replace(context=of.teacher_ids, route=of.route, question=question)
 
 
 def prompt_before(ids: list[int], trained: list[bool]) -> list[int]:
@@ -72,9 +84,16 @@ class Carried:
     Attributes:
         prompts (`list[list[int]]`):
             The prompt of each, empty if there is none.
+        routes (`list[int]`, *optional*):
+            The number of each one's teacher.
+        contexts, teacher_prompts (`list[list[int]]`, *optional*):
+            What the teacher reads in each, if that is something else, before what is there and before a completion.
     """
 
     prompts: list[list[int]]
+    contexts: list[list[int]] | None = None
+    routes: list[int] | None = None
+    teacher_prompts: list[list[int]] | None = None
 
 
 class CarryingCollator:
@@ -90,11 +109,23 @@ class CarryingCollator:
         self.collator = collator
 
     def __call__(self, examples: list[dict[str, Any]]) -> Any:
-        batch = self.collator([{name: row[name] for name in row if name != PROMPTS} for row in examples])
+        own = (PROMPTS, TEACHER_PROMPTS)
+        batch = self.collator([{name: row[name] for name in row if name not in own} for row in examples])
         if PROMPTS in examples[0]:
-            prompts = chain.from_iterable(row[PROMPTS] for row in examples)
-            batch[PROMPTS] = Carried([[int(token) for token in each] for each in prompts if each is not None])
+            prompts, of_teacher = (_texts(examples, name) for name in own)
+            contexts = None
+            if CONTEXTS in examples[0]:
+                contexts = [context for row in examples for context in contexts_of(row[CONTEXTS])]
+            routes = [int(row[ROUTE]) for row in examples] if ROUTE in examples[0] else None
+            batch[PROMPTS] = Carried(prompts or [], contexts, routes, of_teacher)
         return batch
+
+
+def _texts(examples: list[dict[str, Any]], name: str) -> list[list[int]] | None:
+    if name not in examples[0]:
+        return None
+    texts = chain.from_iterable(row[name] for row in examples)
+    return [[int(token) for token in each] for each in texts if each is not None]
 
 
 def rows_of(batch: dict[str, Any]) -> list[Row]:
@@ -107,7 +138,7 @@ def rows_of(batch: dict[str, Any]) -> list[Row]:
     Raises:
         `ValueError`: If the batch has neither `attention_mask` nor `position_ids`, or fewer sequences than prompts.
     """
-    carried = batch[PROMPTS].prompts if PROMPTS in batch else None
+    carried = batch.get(PROMPTS)
     if "attention_mask" in batch:
         rows = list(_padded_rows(batch))
     elif "position_ids" in batch:
@@ -118,13 +149,20 @@ def rows_of(batch: dict[str, Any]) -> list[Row]:
             f"padding, beside `input_ids` and `labels`, got {', '.join(batch)}."
         )
     if carried is not None:
-        if len(rows) < len(carried):
+        if len(rows) < len(carried.prompts):
             raise UsageError(
                 f"With `lmbda` or `seq_kd` the data collator must keep every row, in their order, but it made "
-                f"{len(rows)} of {len(carried)}."
+                f"{len(rows)} of {len(carried.prompts)}."
             )
         # What comes behind them is padding
-        rows = [row._replace(prompt_ids=prompt) for row, prompt in zip(rows, carried, strict=False)]
+        for i, prompt in enumerate(carried.prompts):
+            rows[i] = rows[i]._replace(prompt_ids=prompt)
+        for i, route in enumerate(carried.routes or []):
+            rows[i] = rows[i]._replace(route=route)
+        if carried.contexts is not None:
+            others = carried.teacher_prompts or carried.contexts
+            for i, (context, other) in enumerate(zip(carried.contexts, others, strict=True)):
+                rows[i] = rows[i]._replace(context=context, teacher_ids=other)
     if TEACHER_QUESTION in batch:
         questions = batch[TEACHER_QUESTION].questions
         rows = [row._replace(question=question) for row, question in zip(rows, questions, strict=False)]
@@ -161,11 +199,17 @@ def split_evenly(rows: list[Row], parts: int) -> list[list[Row]]:
 
 
 def join(rows: list[Row]) -> dict[str, torch.Tensor]:
-    """Rows as flat tensors, to be saved, and their questions where they have some."""
+    """Rows as flat tensors, to be saved, with what they have for a teacher."""
     tensors = {
         "input_ids": torch.tensor([i for row in rows for i in row.input_ids], dtype=torch.int32),
         "trained": torch.tensor([label != IGNORED for row in rows for label in row.labels], dtype=torch.bool),
         "lengths": torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int32),
+        "routes": torch.tensor([-1 if row.route is None else row.route for row in rows], dtype=torch.int32),
+        "contexts": torch.tensor([i for row in rows for i in row.context or []], dtype=torch.int32),
+        # -1 where the teacher reads what the student does
+        "context_lengths": torch.tensor(
+            [-1 if row.context is None else len(row.context) for row in rows], dtype=torch.int32
+        ),
     }
     questions = [row.question for row in rows if row.question is not None]
     if questions and len(questions) == len(rows):
@@ -182,6 +226,8 @@ def split(tensors: dict[str, torch.Tensor]) -> list[Row]:
     labels = tensors["input_ids"].masked_fill(~tensors["trained"], IGNORED)
     pairs = zip(tensors["input_ids"].split(lengths), labels.split(lengths), strict=True)
     rows = [Row(ids.tolist(), row_labels.tolist()) for ids, row_labels in pairs]
+    if "contexts" in tensors:  # an earlier version has none
+        rows = _with_contexts(rows, tensors)
     if "asked" not in tensors:
         return rows
     parts = tensors["asked_ids"].split(tensors["asked"][:, 0].tolist())
@@ -189,4 +235,14 @@ def split(tensors: dict[str, torch.Tensor]) -> list[Row]:
     return [
         row._replace(question=Question(ids.tolist(), start, skip, bool(chat)))
         for row, ids, (start, skip, chat) in zip(rows, parts, numbers, strict=True)
+    ]
+
+
+def _with_contexts(rows: list[Row], tensors: dict[str, torch.Tensor]) -> list[Row]:
+    """Rows with the number of their teacher and what it reads, where there is such."""
+    routes, sizes = tensors["routes"].tolist(), tensors["context_lengths"].tolist()
+    contexts = tensors["contexts"].split([max(size, 0) for size in sizes])
+    return [
+        row._replace(route=None if route < 0 else route, context=None if size < 0 else context.tolist())
+        for row, route, size, context in zip(rows, routes, sizes, contexts, strict=True)
     ]

@@ -16,20 +16,28 @@ from .kinds import served_teacher
 from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher
 from .other_tokenizer import OtherTokenizerTeacher
 from .served import ServedTeacher
+from .several import SeveralTeachers
 from .states import StatesTeacher
+from .student import STUDENT, STUDENT_EMA, StudentEMATeacher, StudentTeacher
 from .student_base import STUDENT_BASE, StudentBaseTeacher
 
 
 __all__ = [
     "SOURCES",
+    "STUDENT",
+    "STUDENTS",
     "STUDENT_BASE",
+    "STUDENT_EMA",
     "CacheBuilder",
     "CachedTeacher",
     "LiveTeacher",
     "OtherTokenizerTeacher",
     "ServedTeacher",
+    "SeveralTeachers",
     "StatesTeacher",
     "StudentBaseTeacher",
+    "StudentEMATeacher",
+    "StudentTeacher",
     "Teacher",
     "TeacherServerError",
     "check_separate",
@@ -44,6 +52,13 @@ SOURCES: dict[str, Callable[[str | None, Any], Teacher]] = {
     "teacher_server_url": served_teacher,
 }
 
+# Teachers that are in memory with the student, by the name that asks for them
+STUDENTS: dict[str, Callable[[str, Any], Teacher]] = {
+    STUDENT_BASE: StudentBaseTeacher,
+    STUDENT: StudentTeacher,
+    STUDENT_EMA: StudentEMATeacher,
+}
+
 
 def make_teacher(teacher: str | PreTrainedModel | None, options: Any) -> Teacher:
     """
@@ -51,8 +66,9 @@ def make_teacher(teacher: str | PreTrainedModel | None, options: Any) -> Teacher
 
     Args:
         teacher (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Name or path, the model itself, or `"student_base"` (the student without its PEFT adapter). With a source
-            that has an option of its own the name by which it knows the teacher, or `None`.
+            Name or path, the model itself, or one of `STUDENTS`, such as `"student_base"` (the student without its
+            PEFT adapter). With a source that has an option of its own the name by which it knows the teacher, or
+            `None`.
         options (`KDConfig`):
             Configuration of the run.
 
@@ -62,6 +78,8 @@ def make_teacher(teacher: str | PreTrainedModel | None, options: Any) -> Teacher
     Raises:
         `ValueError`: If there is no teacher at all, more than one, or one that can't serve the run.
     """
+    if options.teachers is not None:
+        return SeveralTeachers(teacher, options, make_teacher)
     for option, source in SOURCES.items():
         value = getattr(options, option)
         if value is None:
@@ -77,13 +95,13 @@ def make_teacher(teacher: str | PreTrainedModel | None, options: Any) -> Teacher
             "A teacher is required: pass `teacher_model`, or set `teacher_model_name_or_path`, "
             f"{' or '.join(f'`{option}`' for option in SOURCES)}."
         )
-    if isinstance(teacher, str) and teacher == STUDENT_BASE:
+    if isinstance(teacher, str) and teacher in STUDENTS:
         if options.vocabulary_alignment is not None:
             raise UsageError(
-                f"`vocabulary_alignment` is {options.vocabulary_alignment!r}, and the teacher {STUDENT_BASE!r} has "
-                "the student's tokenizer. Leave it unset."
+                f"`vocabulary_alignment` is {options.vocabulary_alignment!r}, and the teacher {teacher!r} has the "
+                "student's tokenizer. Leave it unset."
             )
-        return StudentBaseTeacher(teacher, options)
+        return STUDENTS[teacher](teacher, options)
     if options.vocabulary_alignment is not None:
         return OtherTokenizerTeacher(teacher, options)
     return LiveTeacher(teacher, options)

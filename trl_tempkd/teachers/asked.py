@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from .base import Batch, Teacher
 from .client import CompletionsClient, TeacherServerError
 from .generation import Completion
+from .own_prompt import read_in_place_of
 from .sampler import ServedSampler
 
 
@@ -141,7 +142,7 @@ class AskedTeacher(Teacher):
         self._save, self._before = save, _Randomness.now(self._accelerator.device, self._epoch)
         self._epoch, self._in_step = None, True
         if not self._generates:
-            self._together(lambda: [self._answers(batch[REQUESTS]) for batch in batches])
+            self._together(lambda: [self._answers(read_in_place_of(batch)[REQUESTS]) for batch in batches])
 
     def ask_early(self, texts: list[list[int]]) -> None:
         """Ask about texts that have been generated, while others of the step still are."""
@@ -157,16 +158,18 @@ class AskedTeacher(Teacher):
         """
         self._in_step = False
         for batch in batches:
-            if REQUESTS not in batch:
+            inputs = read_in_place_of(batch)
+            if REQUESTS not in inputs:
                 self._ask_about(batch)
-                batch[REQUESTS].in_step = True
+                inputs[REQUESTS].in_step = True
         self._early.clear()
 
     def _leave(self, batch: Batch) -> None:
         pass
 
     def _ask_about(self, batch: Batch) -> None:
-        batch[REQUESTS] = self._asked(batch)
+        inputs = read_in_place_of(batch)
+        inputs[REQUESTS] = self._asked(inputs)
 
     def _asked(self, batch: Batch) -> "_Requests":
         texts = [(place, tokens) for place, tokens in documents(batch) if len(tokens) > 1]

@@ -2,8 +2,9 @@
 """Where the target distribution comes from: what every source of it has, and what it does unless it says otherwise."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..losses import METRICS, Logits, Pooled, Truncated
 from ..losses.truncated import ON_BINS, grid_index
 from ..row_formats import PROMPTS
 from ..vocabularies.translation import Translation
+from .own_prompt import OWN, OwnPromptCollator, check_positions, on_device
 
 
 logger = logging.get_logger(__name__)
@@ -39,12 +41,15 @@ class Teacher(ABC):
             The teacher's own model as it is wrapped, if it has one.
         metrics (`tuple[str, ...]`):
             Names of the metrics that the loss can give of it.
-        relative (`dict[str, str]`):
+        relative (`Mapping[str, str]`):
             Metrics whose mean is over the tokens that another one counts, in place of all.
         columns (`list[str]`):
             What the collator needs of the rows beyond what TRL's does.
         can_generate (`bool`):
             Whether there is a model that can write completions: `wrapped` and `active`. Else `sampler` may.
+        reads_tokens (`bool`):
+            Whether `rows` is told of a text by its tokens, so that it can be told of another one. Otherwise what
+            comes with the rows is of the right one.
         shares_tokenizer (`bool`):
             Whether its tokens are the student's.
         vocabulary (`int`, *optional*):
@@ -66,9 +71,10 @@ class Teacher(ABC):
 
     model: Any = None
     metrics: tuple[str, ...] = METRICS
-    relative: dict[str, str] = {}
+    relative: Mapping[str, str] = MappingProxyType({})
     columns: list[str] = [PROMPTS]
     can_generate: bool = False
+    reads_tokens: bool = True
     shares_tokenizer: bool = True
     vocabulary: int | None = None
     positions: int | None = None
@@ -108,6 +114,11 @@ class Teacher(ABC):
         """A data collator that carries along what `prepare` has added."""
         return collator
 
+    def collated(self, collator: Collator) -> Collator:
+        """The same, and what the teacher reads where that is another prompt than the student's."""
+        collate = self.collate(collator)
+        return OwnPromptCollator(collate, collator) if self.reads_tokens else collate
+
     # An optimizer step
 
     def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -132,6 +143,28 @@ class Teacher(ABC):
     def ask(self, batches: list[Batch]) -> None:  # noqa: B027
         """Ask about the batches of an optimizer step, once their completions are generated. It may add to them."""
 
+    def target(self, inputs: Batch) -> torch.Tensor | Logits | Truncated:
+        """What `rows` says of a batch, or of what the teacher reads in its place, at the positions of the batch."""
+        own = inputs.pop(OWN, None)
+        if own is None:
+            return self.rows(inputs)
+        theirs = on_device(own, inputs["input_ids"].device)
+        check_positions(theirs, self.reader())
+        return own.placed(self.rows(theirs))
+
+    def reader(self) -> nn.Module | None:
+        """The model that reads what `target` is asked about, not wrapped, if it is in this process."""
+        return None
+
+    def step(self) -> None:  # noqa: B027
+        """Called on every process after an optimizer step."""
+
+    def save(self, folder: str) -> None:  # noqa: B027
+        """Write what a resume needs into a checkpoint. Every process must call."""
+
+    def load(self, folder: str | None) -> None:  # noqa: B027
+        """Begin a training: go on from a checkpoint, or anew. The student is wrapped. Every process must call."""
+
     @abstractmethod
     def rows(self, inputs: Batch) -> torch.Tensor | Logits | Truncated | Pooled:
         """
@@ -152,7 +185,7 @@ class Teacher(ABC):
         Raises:
             `ValueError`: If not the whole rows are known.
         """
-        rows = self.rows(inputs)
+        rows = self.target(inputs)
         if isinstance(rows, Truncated | Pooled):
             raise UsageError(
                 f"The teacher's whole rows are needed here, and {self.source} hasn't them: {self.instead}."

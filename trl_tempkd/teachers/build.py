@@ -34,10 +34,12 @@ from ..errors import UsageError
 from ..files import clear, whole_file, write_atomically
 from ..heads import NoHead
 from ..locks import OWNER
+from ..row_formats import CONTEXTS
 from ..tiny import resolve
 from .cached import HEAD
 from .columns import (
     CHECKSUM,
+    Tokens,
     encode,
     features_of,
     is_sound,
@@ -74,7 +76,7 @@ class _Read(NamedTuple):
     """Rows of the data, their token columns, the batch that the collator makes of them, and where it has labels."""
 
     rows: list[dict[str, Any]]
-    tokens: list[list[np.ndarray]]
+    tokens: list[Tokens]
     batch: dict[str, Any]
     kept: torch.Tensor
 
@@ -165,6 +167,7 @@ class CacheBuilder:
             truncated=None if mode == "hidden" else {"count": count, "taus": list(taus), "vocabulary": size},
             preparation={name: plain(getattr(args, name)) for name in PREPARATION},
             splits={split: self._describe(split) for split in splits},
+            own_prompts=any(CONTEXTS in dataset.column_names for dataset in splits.values()),
             versions={m.__name__: m.__version__ for m in (torch, transformers, trl, datasets, accelerate)}
             | {"trl_tempkd": __version__},
         )
@@ -175,7 +178,7 @@ class CacheBuilder:
         per_shard, filled = [0], 0
         for row in rows_of(self.splits[split]):
             digest.update(key_of(row))
-            lengths.append(len(row[0]))
+            lengths.append(len(row.input_ids))
             states = int(predicting(row).sum()) * self.layout.size
             if filled and filled + states > SHARD_BYTES:
                 per_shard.append(0)
@@ -184,7 +187,8 @@ class CacheBuilder:
             filled += states
             tokens += states // self.layout.size
             # the token columns, an offset for each of their positions, and what a row of its own takes
-            self.bytes += states + sum(column.nbytes for column in row) + 8 * len(row[0]) + 4 * len(row) + 12
+            columns = sum(column is not None for column in row)
+            self.bytes += states + row.nbytes + 8 * len(row.input_ids) + 4 * columns + 12
         if not lengths:
             raise UsageError(f"The {split} data set has no rows to be cached.")
         files = [f"data-{i:05d}-of-{len(per_shard):05d}.arrow" for i in range(len(per_shard))]

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UsageError
 from ..heads import Head, NoHead
 from ..losses import Truncated
+from ..row_formats import CONTEXTS, TEACHER_PROMPT
 from .base import Batch, Collator, Teacher
 from .columns import CHECKSUM, TOKENS, is_sound, key_of, rows_of
 from .layouts import MODES, layout_of
@@ -46,6 +47,7 @@ class CachedTeacher(Teacher):
             by `bind`, if the student has no logits for tokens that are in the cache.
     """
 
+    reads_tokens = False
     instead = "use a cache of --mode hidden, which has every temperature and divergence"
 
     def __init__(self, teacher: str | None, options: Any):
@@ -158,6 +160,12 @@ class CachedTeacher(Teacher):
         rows, index = max(self._splits, key=lambda split: sum(key in split[1] for key in keys))
         missing = [i for i, key in enumerate(keys) if key not in index]
         if missing:
+            own = CONTEXTS in dataset.column_names
+            if own != self.manifest.own_prompts:
+                differing += (
+                    f" The teacher {'reads' if own else 'does not read'} a `{TEACHER_PROMPT}` of these rows, and "
+                    f"{'read none' if own else 'read one'} for the cache."
+                )
             raise UsageError(
                 f"{len(missing)} of {len(keys)} rows of the {args[-1]} data set, the first being row {missing[0]}, "
                 f"aren't in the cache {self.folder}.{differing} Build the cache with the recipe and the data of the "

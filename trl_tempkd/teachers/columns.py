@@ -1,8 +1,8 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The rows of a teacher cache: which columns they have, how a row is recognised, and how damage is."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +11,27 @@ import torch
 import xxhash
 from datasets import Dataset, Features, List, Value
 
+from ..row_formats import CONTEXTS
 from .layouts import Layout
 
 
 # Beside it stands the column of the layout. It is as long as `input_ids`: bytes where the teacher predicts a token
 # with a label, and none elsewhere. So a token keeps what belongs to it, however rows are selected, sliced or packed.
 CHECKSUM = "teacher_checksum"  # of the row's tokens and of these bytes
-TOKENS = ("input_ids", "labels", "seq_lengths")  # what TRL's collator reads
+TOKENS = ("input_ids", "labels", "seq_lengths", CONTEXTS)  # what TRL's collator reads, and what the teacher has read
+
+
+class Tokens(NamedTuple):
+    """The token columns of a row."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    seq_lengths: np.ndarray | None = None
+    teacher_contexts: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(column.nbytes for column in self if column is not None)
 
 
 def features_of(dataset: Dataset, layout: Layout) -> Features:
@@ -30,16 +44,17 @@ def token_columns(dataset: Dataset) -> list[str]:
     return [name for name in TOKENS if name in dataset.column_names]
 
 
-def tokens_of(row: dict[str, Any]) -> list[np.ndarray]:
+def tokens_of(row: dict[str, Any]) -> Tokens:
     """The token columns of a row."""
-    return [np.asarray(row[name], dtype=np.int64) for name in TOKENS if name in row]
+    return Tokens(**{name: np.asarray(row[name], dtype=np.int64) for name in TOKENS if name in row})
 
 
-def rows_of(dataset: Dataset) -> Iterator[list[np.ndarray]]:
+def rows_of(dataset: Dataset) -> Iterator[Tokens]:
     """The token columns of every row, as `tokens_of` gives them, without making Python numbers of them."""
     names = token_columns(dataset)
     for table in dataset.select_columns(names).with_format("arrow").iter(1000):
-        yield from map(list, zip(*(_split(table[name]) for name in names), strict=True))
+        for row in zip(*(_split(table[name]) for name in names), strict=True):
+            yield Tokens(**dict(zip(names, row, strict=True)))
 
 
 def _split(column: pa.ChunkedArray) -> list[np.ndarray]:
@@ -48,17 +63,23 @@ def _split(column: pa.ChunkedArray) -> list[np.ndarray]:
     return np.split(lists.flatten().cast(pa.int64()).to_numpy(zero_copy_only=False), ends[:-1])
 
 
-def key_of(tokens: Sequence[np.ndarray]) -> bytes:
-    """What a row is recognised by: its tokens, which of them have a label, and where its documents begin."""
-    input_ids, labels, *lengths = tokens
+def key_of(tokens: Tokens) -> bytes:
+    """
+    What a row is recognised by: its tokens, which of them have a label, where its documents begin, and what the
+    teacher reads before them if that is something else.
+    """
+    input_ids, labels, lengths, contexts = tokens
     digest = xxhash.xxh3_128(input_ids.tobytes())
     digest.update(labels.tobytes())
-    if lengths and len(lengths[0]) > 1:
-        digest.update(lengths[0].tobytes())
+    if lengths is not None and len(lengths) > 1:
+        digest.update(lengths.tobytes())
+    if contexts is not None:
+        digest.update(b"teacher")
+        digest.update(contexts.tobytes())
     return digest.digest()
 
 
-def uniform_of(rows: Iterable[Sequence[np.ndarray]], size: int) -> torch.Tensor:
+def uniform_of(rows: Iterable[Tokens], size: int) -> torch.Tensor:
     """
     Random numbers in [0, 1) for the positions of some rows that predict something, of shape `(K, size)`, in fp64.
 
@@ -71,29 +92,29 @@ def uniform_of(rows: Iterable[Sequence[np.ndarray]], size: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def predicting(tokens: Sequence[np.ndarray]) -> np.ndarray:
+def predicting(tokens: Tokens) -> np.ndarray:
     """Which positions of a row predict a token with a label, of shape `(L,)`: those that the loss sees."""
-    _, labels, *lengths = tokens
+    labels, lengths = tokens.labels, tokens.seq_lengths
     kept = np.zeros(len(labels), dtype=bool)
     kept[:-1] = labels[1:] != -100
-    if lengths:  # nothing predicts the first token of a document
-        kept[np.cumsum(lengths[0]) - 1] = False
+    if lengths is not None:  # nothing predicts the first token of a document
+        kept[np.cumsum(lengths) - 1] = False
     return kept
 
 
-def checksum(tokens: Sequence[np.ndarray], parts: Iterable[bytes], seed: int) -> int:
+def checksum(tokens: Tokens, parts: Iterable[bytes], seed: int) -> int:
     digest = xxhash.xxh3_64(key_of(tokens), seed)
     for part in parts:
         digest.update(part)
     return digest.intdigest()
 
 
-def encode(tokens: Sequence[np.ndarray], bytes_KS: torch.Tensor, layout: Layout, seed: int) -> dict[str, Any]:
+def encode(tokens: Tokens, bytes_KS: torch.Tensor, layout: Layout, seed: int) -> dict[str, Any]:
     """
     The cached columns of a row.
 
     Args:
-        tokens (`Sequence[numpy.ndarray]`):
+        tokens ([`Tokens`]):
             The row's token columns.
         bytes_KS (`torch.Tensor` of shape `(K, S)`):
             What the layout has made of the `K` positions that predict something.

@@ -104,6 +104,9 @@ class LiveTeacher(Teacher):
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def reader(self) -> nn.Module:
+        return self._accelerator.unwrap_model(self.model)
+
     def rows(self, inputs: Batch) -> torch.Tensor | Pooled:
         self._packing.see(inputs, self._accelerator.unwrap_model(self.model), self._run)
         return self._run(inputs).flatten(0, 1)

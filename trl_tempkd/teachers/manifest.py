@@ -75,6 +75,8 @@ class Manifest:
             Version of the files.
         truncated (`dict`, *optional*):
             Of all modes but `hidden` the `count` of tokens of a position, the `taus` and the `vocabulary`.
+        own_prompts (`bool`):
+            Whether the teacher has read a `teacher_prompt` of rows in the place of the student's prompt.
     """
 
     mode: str
@@ -95,6 +97,7 @@ class Manifest:
     complete: bool = False
     format: int = FORMAT
     truncated: dict[str, Any] | None = None
+    own_prompts: bool = False
 
     @property
     def seed(self) -> int:

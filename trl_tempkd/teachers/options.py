@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import UsageError
 from ..option_groups import OptionGroup, must, option
 from .address import Address, shown
+from .several_options import check_teachers
 
 
 @dataclass
@@ -19,7 +20,12 @@ class TeacherOptions(OptionGroup):
         "Model name or path of the teacher, used when the trainer is given no `teacher_model`. `student_base` is the "
         "student without its PEFT adapter, one model in memory (for a folder of that name write `./student_base`). A "
         "fresh adapter changes nothing, so loss and gradient are then 0 unless the two temperatures differ, or "
-        "cross-entropy is mixed in.",
+        "cross-entropy is mixed in. `student` is the student itself, and `student_ema` an average of the weights that "
+        "it had, for rows whose `teacher_prompt` it reads, or for another temperature.",
+    )
+    teacher_ema_decay: float = option(
+        0.999,
+        "Share of the average that stays at each optimizer step, in [0, 1), with the teacher `student_ema`.",
     )
     teacher_model_revision: str | None = option(None, "Revision of the teacher (branch, tag or commit hash).")
     teacher_model_init_kwargs: dict[str, Any] | str | None = option(
@@ -34,9 +40,19 @@ class TeacherOptions(OptionGroup):
         "Of mode `hidden` these are its last hidden states, the exact same target at every temperature and for every "
         "divergence; the others serve some. A teacher's name that is given too is compared with that of the cache.",
     )
+    teachers: list[dict[str, Any]] | None = option(
+        None,
+        "Several teachers, a list in the recipe. Each has a `name` and a `model`, and may have a `weight`, "
+        "temperatures (`kd_temperature`, `student_kd_temperature`, `teacher_kd_temperature`), a `divergence` and "
+        "`divergence_kwargs` of its own, a `revision` and `init_kwargs`. A column `teacher` of the rows names the one "
+        "that a row has; without it the target is the mixture of their probabilities.",
+    )
     disable_dropout: bool = option(False, "Whether to disable dropout in the student. The teacher never has any.")
 
     def check(self) -> None:
+        if self.teachers is not None:
+            check_teachers(self)
+        must(self, "teacher_ema_decay", 0 <= self.teacher_ema_decay < 1, "in [0, 1)")
         if self.teacher_cache is not None and self.generates:
             raise UsageError(
                 f"`teacher_cache` {self.teacher_cache} has nothing for completions generated in training. Set "

@@ -18,7 +18,7 @@ from ..compat import get_config_model_id
 from ..errors import UsageError
 from ..losses import Pooled, Stretches
 from ..losses.pooled import METRICS, OF_ALIGNED, ON_POOLED, check_pooled
-from ..row_formats import PROMPTS, TEACHER_QUESTION
+from ..row_formats import CONTEXTS, PROMPTS, TEACHER_PROMPT, TEACHER_QUESTION
 from ..vocabularies.alignment import Alignment, Question, Side, align
 from ..vocabularies.answers import AnswerFrame
 from ..vocabularies.bins import Bins, describe, make_bins
@@ -51,6 +51,7 @@ class OtherTokenizerTeacher(LiveTeacher):
     relative = dict.fromkeys(OF_ALIGNED, "aligned")
     columns = [PROMPTS, TEACHER_QUESTION]
     shares_tokenizer = False
+    reads_tokens = False
     source = "a teacher with another tokenizer"
 
     def __init__(self, teacher: str | PreTrainedModel, options: Any):
@@ -82,6 +83,12 @@ class OtherTokenizerTeacher(LiveTeacher):
 
     def prepare(self, prepare: Any, dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any) -> Any:
         columns = dataset.column_names or list(next(iter(dataset), {}))
+        if {TEACHER_PROMPT, CONTEXTS} & {*columns}:
+            raise UsageError(
+                f"Rows of the {args[-1]} data set have a `{TEACHER_PROMPT}`, and `vocabulary_alignment` is "
+                f"{self._options.vocabulary_alignment!r}: a teacher with another tokenizer reads the student's prompt "
+                "alone, in its own tokens. Leave the column out, or use a teacher with the student's tokenizer."
+            )
         if TEACHER_QUESTION in columns:
             return prepare(dataset, processing_class, *args)
         if "input_ids" in columns:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..compat import ForwardRedirection
 from ..errors import UsageError
-from ..heads import Head, gathered_head, last_hidden_state
+from ..heads import Head, gathered_head, last_hidden_state, unwrap_adapter
 from .base import Batch, Teacher
 from .live import refuse_options
 
@@ -66,6 +66,9 @@ class StudentBaseTeacher(Teacher):
 
     def active(self) -> AbstractContextManager[None]:
         return _without_adapter(self._student())
+
+    def reader(self) -> nn.Module:
+        return unwrap_adapter(self._student())
 
     @torch.no_grad()
     def rows(self, inputs: Batch) -> torch.Tensor:

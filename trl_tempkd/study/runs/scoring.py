@@ -121,14 +121,18 @@ class Scorer:
 
 
 def teacher_of(values: list[Any]) -> dict[str, Any] | None:
-    """Name, revision and arguments of loading of the model that a student is compared with; a cache may name none."""
-    from ...teachers import STUDENT_BASE
+    """
+    Name, revision and arguments of loading of the model that a student is compared with. A cache may name none, and
+    of several teachers it is none.
+    """
+    from ...teachers import STUDENTS
 
     _, training_args, model_args, _ = values
-    if training_args.teacher_model_name_or_path == STUDENT_BASE:
+    if training_args.teacher_model_name_or_path in STUDENTS:
         name = resolve_model(model_args.model_name_or_path, "model_name_or_path")
         return {"name": name, "revision": model_args.model_revision}
-    if training_args.teacher_cache is not None and not training_args.teacher_model_name_or_path:
+    elsewhere = training_args.teacher_cache is not None or training_args.teachers is not None
+    if elsewhere and not training_args.teacher_model_name_or_path:
         return None
     name = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
     kwargs = training_args.teacher_model_init_kwargs or {}
@@ -158,7 +162,7 @@ def baseline(
     What the cells of a sweep share: the teacher's and the untrained student's scores, how peaked the teacher is on
     training rows and on held-out ones, and what the gradients of both KLs look like before training.
     """
-    from ...teachers import STUDENT_BASE
+    from ...teachers import STUDENTS
 
     start = time.perf_counter()
     _, training_args, model_args, _ = values
@@ -175,7 +179,7 @@ def baseline(
         "lifted": [],
     }
     # An adapter starts as its own teacher, and a cache alone has no model whose gradients could be had
-    same = training_args.teacher_model_name_or_path == STUDENT_BASE
+    same = training_args.teacher_model_name_or_path in STUDENTS
     count = evaluation["diagnostics_rows"]
     if count and scorer.teacher is not None and not same:
         result["diagnostics"], result["lifted"] = gradients(values, count)
