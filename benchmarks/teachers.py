@@ -36,15 +36,16 @@ from rich.table import Table
 from server import running
 from torch import Tensor
 
+from trl_tempkd.teachers import Teacher
+
 
 TAU = 2.0
 MODES = ("hidden", "topk", "sampled")
 
 
-class NoTeacher:
+class NoTeacher(Teacher):
     """Nothing to multiply: a stand-in for the student alone, whose loss reads nothing of it."""
 
-    model = None
     metrics = ()
 
     def __init__(self, size: int):
@@ -56,13 +57,10 @@ class NoTeacher:
         zeros = torch.zeros(inputs["input_ids"].numel(), 1)
         return TopK((TAU,), self.size, zeros.long(), zeros, zeros)
 
-    def head(self) -> Any:
-        from trl_tempkd.heads import NoHead
 
-        return nullcontext(NoHead())
-
-
-def cross_entropy_block(spec: Any, products: tuple[Tensor, ...], per_row: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def cross_entropy_block(
+    spec: Any, products: tuple[Tensor, ...], per_row: tuple[Tensor, ...], tables: Any
+) -> dict[str, Tensor]:
     """In the place of the engine's `compute_block`: cross-entropy at tau 1, and nothing else."""
     (student_RV, *_), (target_R, _, _, weight_R, *_) = products, per_row
     log_q_RV = student_RV.float().log_softmax(-1)
