@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Optuna's store of a study, as all processes open it that work on it: an SQLite file in the results' folder."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ PATIENCE = 120.0  # seconds that one process waits for another one to have writt
 def open_storage(database: Path) -> RDBStorage:
     """
     The store. Its locks go with the process that holds them, and what a killed process, or a full disk, has left half
-    written is rolled back by whoever opens it next: both are SQLite's.
+    written is rolled back by whoever opens it next: both are SQLite's. Its connections are closed with it, which
+    Optuna leaves to Python.
     """
-    return RDBStorage(f"sqlite:///{database}", engine_kwargs={"connect_args": {"timeout": PATIENCE}})
+    storage = RDBStorage(f"sqlite:///{database}", engine_kwargs={"connect_args": {"timeout": PATIENCE}})
+    weakref.finalize(storage, storage.engine.dispose)
+    return storage
 
 
 def make_pruner(pruning: dict[str, Any], max_steps: int) -> optuna.pruners.BasePruner:
