@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from trl_tempkd.tiny import load_tiny_dataset
+from trl_tempkd.tiny import load_tiny_dataset, resolve
 from trl_tempkd.tiny.tokenizer import CHAT_TEMPLATE
 
 
@@ -53,20 +53,10 @@ def main(folder: str) -> None:
     rows = load_tiny_dataset()["train"]
     tokenizer = make_tokenizer([row["prompt"] + row["completion"] for row in rows])
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    own = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id")}
+    own |= {"vocab_size": len(tokenizer), "num_hidden_layers": 3, "dtype": "float32"}
+    config = AutoConfig.from_pretrained(resolve("tiny:student"), **own)  # all else as the built-in one
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     print(f"{folder}: an untrained student with a vocabulary of {len(tokenizer)}")
 
