@@ -22,6 +22,8 @@ from standins import save_pair
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from trl_tempkd.processes import handlers_kept
+
 
 if TYPE_CHECKING:
     from trl_tempkd import KDConfig, TemperatureKDTrainer
@@ -34,7 +36,7 @@ def pytest_addoption(parser):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     share = item.config.getoption("--rounding")
-    with Rounding(share) if share else nullcontext():
+    with Rounding(share) if share else nullcontext(), handlers_kept():  # of signals, which the next test may ask for
         return (yield)
 
 

@@ -43,26 +43,33 @@ def say_stopped(prog: str, error: KeyboardInterrupt, again: str = "") -> int:
 
 
 @contextmanager
+def handlers_kept() -> Iterator[None]:
+    """A library that handles signals for itself when it starts, as Ray does, has given them back at the end."""
+    ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    before = {number: signal.getsignal(number) for number in signal.valid_signals() if ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None and signal.getsignal(number) is not handler:  # None: one that isn't Python's
+                signal.signal(number, handler)
+
+
+@contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """
     Inside, SIGTERM and SIGHUP raise [`Stopped`], as Ctrl-C raises `KeyboardInterrupt`. One that is ignored, as SIGHUP
     is under `nohup`, or that somebody handles already is left alone.
     """
-    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
-    before = {number: signal.getsignal(number) for number in numbers if ours}
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
-    for number, handler in before.items():
-        if handler is signal.SIG_DFL:
-            signal.signal(number, stop)
-    try:
+    with handlers_kept():
+        for number in [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]:
+            if signal.getsignal(number) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+                signal.signal(number, stop)
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

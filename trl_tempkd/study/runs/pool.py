@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import UsageError, UsageImportError
 from ...files import write_atomically
+from ...processes import handlers_kept
 from .cell import Cell, error_file
 from .processes import ForkingProcess, OwnProcess
 from .work import BUSY, DONE, FAILED, UNWRITABLE, claim
@@ -155,7 +156,8 @@ def run_ray(take: Take, results_dir: Path, gpus_per_cell: float) -> Iterator[tup
     ray = import_ray()
     if not ray.is_initialized():
         try:
-            ray.init(address="auto", log_to_driver=False)
+            with handlers_kept():  # its own ends the sweep without a line
+                ray.init(address="auto", log_to_driver=False)
         except ConnectionError as error:
             raise UsageError(
                 "There is no Ray cluster to connect to: start one with `ray start --head`, or set RAY_ADDRESS."
