@@ -23,6 +23,7 @@ FLOORS = [
     ["training"],
     ["launch", "recipes"],
     ["prompts"],
+    ["migration"],
     ["trainer"],
     ["argument_checks"],
     ["data_checks"],
@@ -38,6 +39,7 @@ FLOORS = [
     ["temperature_rules"],
     ["temperature"],
     ["divergences"],
+    ["students"],
     ["data", "models"],
     ["tiny"],
     ["vocabularies"],
@@ -45,6 +47,7 @@ FLOORS = [
     ["paths"],
     ["files"],
     ["command_line", "locks", "processes", "trl_names"],
+    ["extensions"],
     ["errors", "names", "compat", "_version"],
 ]
 HEIGHT = {name: -floor for floor, names in enumerate(FLOORS) for name in names}

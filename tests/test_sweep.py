@@ -752,7 +752,7 @@ def test_ray_is_asked_for_only_where_it_is_needed(tiny_recipe, monkeypatch, caps
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit, match="2"):
         sweep(tiny_recipe, "--launcher", "ray")
-    assert "--launcher ray needs Ray: pip install 'trl-tempkd[ray]'" in capsys.readouterr().err
+    assert "--launcher ray needs Ray: pip install '.[ray]'" in capsys.readouterr().err
 
 
 def test_ray_leaves_signals_alone(monkeypatch, tmp_path):

@@ -18,7 +18,11 @@ _HOME_OF = {
     "TEMPERATURE_RULES": "trl_tempkd.temperature_rules",
     "TemperatureKDTrainer": "trl_tempkd.trainer",
     "chunked_kd_loss": "trl_tempkd.losses",
+    "from_trl": "trl_tempkd.migration",
     "kd_loss": "trl_tempkd.losses",
+    "register_divergence": "trl_tempkd.divergences",
+    "register_temperature_rule": "trl_tempkd.temperature_rules",
+    "student_from_layers": "trl_tempkd.students",
 }
 
 __all__ = [
@@ -28,15 +32,21 @@ __all__ = [
     "KDConfig",
     "TemperatureKDTrainer",
     "chunked_kd_loss",
+    "from_trl",
     "kd_loss",
+    "register_divergence",
+    "register_temperature_rule",
+    "student_from_layers",
 ]
 
 if TYPE_CHECKING:
     from .config import KDConfig
-    from .divergences import DIVERGENCES
+    from .divergences import DIVERGENCES, register_divergence
     from .losses import chunked_kd_loss, kd_loss
+    from .migration import from_trl
     from .objectives import OBJECTIVES
-    from .temperature_rules import TEMPERATURE_RULES
+    from .students import student_from_layers
+    from .temperature_rules import TEMPERATURE_RULES, register_temperature_rule
     from .trainer import TemperatureKDTrainer
 
 

@@ -51,6 +51,7 @@ COMMANDS = [
         launched=True,
         again=GOES_ON,
     ),
+    Command("student", "cut a student from a teacher: a copy with some of its layers"),
     Command(
         "generate",
         "let a teacher complete the prompts of a data set, and write a data set of them",
@@ -87,6 +88,7 @@ examples:
   trl-tempkd distill --config recipes/tiny/distill.yaml
   trl-tempkd distill --config recipes/qwen3/distill.yaml --kd_temperature 4 --divergence reverse_kl
   trl-tempkd distill --config recipes/qwen3/distill.yaml --accelerate_config zero2 --num_processes 4
+  trl-tempkd student --from tiny:teacher --layers 0 2 4 --output outputs/tiny-student
   trl-tempkd cache --config recipes/tiny/distill.yaml --mode hidden --output outputs/tiny-cache
   trl-tempkd generate --teacher_model_name_or_path tiny:teacher --dataset_name tiny --output outputs/tiny-written
   trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny

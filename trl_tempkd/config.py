@@ -6,6 +6,7 @@ from typing import Any
 
 from trl import SFTConfig
 
+from .divergences import divergence_name
 from .errors import UsageError
 from .losses.options import MemoryOptions
 from .objectives.options import DivergenceOptions, TemperatureOptions
@@ -14,6 +15,7 @@ from .option_groups import OptionGroup, assembled, check_groups, must, option
 from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, SamplingOptions, VLLMOptions
 from .teachers.address import shown
 from .teachers.options import ServedTargetOptions, ServerOptions, TeacherOptions
+from .temperature_rules import rule_name
 from .vocabularies.options import VocabularyOptions
 
 
@@ -76,6 +78,8 @@ class KDConfig(
     """
 
     def __post_init__(self):
+        self.divergence = divergence_name(self.divergence)
+        self.kd_temperature_rule = rule_name(self.kd_temperature_rule)
         check_types(self, SFTConfig)  # first: what follows compares
         # TRL sets its default under the old name, for which transformers would warn whatever the user does
         for old, new in (

@@ -6,21 +6,24 @@ Every function takes `log_p` (teacher) and `log_q` (student), log-probabilities 
 [`~trl_tempkd.temperature.log_softmax`] has made (so they are finite: a probability of zero is the floor), and returns
 one value per token, shape `(...,)`, in nats. Values are *true* divergences: 0 exactly where p = q, comparable between
 runs and temperatures. They are written for autograd to differentiate in `log_q`; weights that a paper treats as
-constants are detached. A parameter that may be a tensor has one value per token, shape `(...,)`. To add a divergence:
-write the function, add its line to `DIVERGENCES`.
+constants are detached. A parameter that may be a tensor has one value per token, shape `(...,)`. To add a divergence
+here: write the function, add its line to `DIVERGENCES`. One of your own is registered with [`register_divergence`].
 """
 
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .errors import UsageError
+from .extensions import load_extensions, name_of, register
 from .option_checks import check_parameters
 
+
+F = TypeVar("F", bound=Callable[..., Tensor])
 
 # Powers with a negative exponent blow up where a probability is zero: from e^30 on they follow their tangent. No ratio
 # that training can meet comes near it, and the norm of such a gradient is finite in fp32, squares and all.
@@ -183,7 +186,8 @@ def alpha_beta(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.2, beta: float 
     """
     -1/(ab) sum [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)], a = alpha, b = beta, and its limits where one is 0.
 
-    (1, 0) is forward_kl, (0, 1) reverse_kl, (0.5, 0.5) four times the squared Hellinger distance.
+    (1, 0) is forward_kl, (0, 1) reverse_kl, (0.5, 0.5) four times the squared Hellinger distance. Where a or b is 0
+    the limit has the factor 1 over the square of the other one; ABKD's released code has 1 over the other one there.
 
     Source: Wang et al., ABKD, arXiv 2505.04560; Cichocki et al., Generalized Alpha-Beta Divergences, Entropy 13, 2011.
     """
@@ -329,6 +333,79 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+# Names of objectives, which `divergence` takes too
+_OBJECTIVES = ("distillm2", "minillm", "tsld")
+
+
+def register_divergence(name: str, function: F | None = None) -> Any:
+    """
+    Give a divergence of your own a name that `divergence` takes everywhere: in [`KDConfig`], in the losses, in recipes
+    and on the command line, where `--import` names the file that registers it.
+
+    ```python
+    @register_divergence("squared_hellinger")
+    def squared_hellinger(log_p, log_q, *, weight: float = 1.0):
+        return weight * ((log_p / 2).exp() - (log_q / 2).exp()).square().sum(-1)
+    ```
+
+    Args:
+        name (`str`):
+            Its name: letters, digits and underscores.
+        function (`Callable`, *optional*):
+            Takes `log_p` (teacher) and `log_q` (student), finite log-probabilities of shape `(..., V)`, if it looks at
+            the tokens themselves a third one named `target` of shape `(...,)`, and its parameters by keyword. Gives a
+            value per token, shape `(...,)`, in nats. Autograd differentiates it in `log_q` through `torch.func.vjp`,
+            so it neither changes its arguments in place nor reads values of tensors. Left out: a decorator.
+
+    Returns:
+        The function.
+
+    Raises:
+        [`UsageError`]: If the name is taken, or the function doesn't take or give this.
+    """
+    if function is None:
+        return partial(register_divergence, name)
+    if name in _OBJECTIVES:
+        raise UsageError(f"The objective {name!r} comes with trl_tempkd. Give your divergence another name.")
+    _check_function(name, function)
+    register("divergence", DIVERGENCES, name, function)
+    return function
+
+
+def _check_function(name: str, function: Callable[..., Tensor]) -> None:
+    """Try a divergence that somebody else has written on a few tokens."""
+    where = f"The divergence {name!r}"
+    parameters = inspect.signature(function).parameters.values()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) not in (2, 3) or positional[2:] not in ([], ["target"]):
+        raise UsageError(
+            f"{where} must take (log_p, log_q) or (log_p, log_q, target) and its parameters by keyword, behind a `*`; "
+            f"it takes ({', '.join(positional)})."
+        )
+    if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
+        return  # it can't be called without them, and is when they are given
+    log_p, log_q = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(2, 2, 3, 5).log_softmax(-1)
+    target = [torch.zeros(2, 3, dtype=torch.long)] * (len(positional) - 2)
+    value, pull = torch.func.vjp(lambda log_q: function(log_p, log_q, *target), log_q)
+    if value.shape != log_q.shape[:-1]:
+        raise UsageError(
+            f"{where} must give a value per token, of shape (2, 3) for log-probabilities of shape (2, 3, 5); it gave "
+            f"shape {tuple(value.shape)}."
+        )
+    if not value.isfinite().all() or not pull(torch.ones_like(value))[0].isfinite().all():
+        raise UsageError(f"{where} gave a value or a gradient that isn't finite for ordinary probabilities.")
+
+
+def divergence_name(divergence: str | Callable[..., Tensor]) -> str:
+    """The name of a divergence, which a function that stands in the place of one is registered under."""
+    if not callable(divergence):
+        return divergence
+    name = name_of("divergence", DIVERGENCES, divergence)
+    if DIVERGENCES.get(name) is not divergence:
+        register_divergence(name, divergence)
+    return name
+
+
 def needs_target(divergence: str) -> bool:
     """Whether the divergence looks at the target token, so that labels must be given."""
     return "target" in inspect.signature(DIVERGENCES[divergence]).parameters
@@ -343,7 +420,12 @@ def check_divergence(divergence: str, divergence_kwargs: dict[str, Any] | None =
             field, the value and what exists.
     """
     if divergence not in DIVERGENCES:
-        raise UsageError(f"`divergence` must be one of {', '.join(DIVERGENCES)}, got {divergence!r}.")
+        load_extensions()
+    if divergence not in DIVERGENCES:
+        raise UsageError(
+            f"`divergence` must be one of {', '.join(DIVERGENCES)}, got {divergence!r}. One of your own is registered "
+            "with `register_divergence`, in a file that `--import` names."
+        )
     function, kwargs = DIVERGENCES[divergence], dict(divergence_kwargs or {})
     known = [n for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in kwargs:

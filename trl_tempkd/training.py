@@ -212,4 +212,6 @@ def check_adapter(model_args: "ModelConfig", teacher: str | None) -> None:
     if not model_args.use_peft and quantize:
         raise UsageError(f"--{quantize} freezes the student's weights: it needs --use_peft")
     if quantize and not utils.is_bitsandbytes_available():
-        raise UsageError(f"--{quantize} needs bitsandbytes: pip install 'trl-tempkd[quantization]'")
+        raise UsageError(
+            f"--{quantize} needs bitsandbytes: pip install '.[quantization]' where you installed trl_tempkd from"
+        )

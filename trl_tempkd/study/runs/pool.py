@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError, UsageImportError
+from ...extensions import IMPORTS
 from ...files import write_atomically
 from ...processes import handlers_kept
 from .cell import Cell, error_file
@@ -163,7 +164,8 @@ def run_ray(take: Take, results_dir: Path, gpus_per_cell: float) -> Iterator[tup
                 "There is no Ray cluster to connect to: start one with `ray start --head`, or set RAY_ADDRESS."
             ) from error
     task = ray.remote(num_cpus=1, num_gpus=gpus_per_cell, max_retries=0)(run_cell)
-    process = OwnProcess(os.getcwd())  # a worker of Ray is somewhere else
+    imports = {IMPORTS: os.environ[IMPORTS]} if IMPORTS in os.environ else {}
+    process = OwnProcess(os.getcwd(), imports)  # a worker of Ray is somewhere else
     running: dict[Any, str] = {}
     try:
         while True:
@@ -190,7 +192,9 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageImportError("--launcher ray needs Ray: pip install 'trl-tempkd[ray]'.") from error
+        raise UsageImportError(
+            "--launcher ray needs Ray: pip install '.[ray]' where you installed trl_tempkd from."
+        ) from error
     return ray
 
 
