@@ -97,7 +97,7 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
     short, long = help_of("--help"), help_of("--help_all")
     assert short.index("divergence and temperature:") < short.index("\n  --kd_temperature") < short.index("data:")
     options = short.partition("\noptions:")[2].partition("\ndivergence and")[0]  # those of no group
-    assert {word for word in options.split() if word.startswith("--")} <= {"--help", "--help_all"}
+    assert {word for word in options.split() if word.startswith("--")} <= {"--help", "--help_all", "--import"}
     assert "--weight_decay" not in short
     assert "--weight_decay" in long
     assert "--kd-temperature" not in long
@@ -107,7 +107,7 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
     ("args", "message"),
     [
         (["distil"], "unknown command 'distil'; did you mean 'distill'?"),
-        (["x"], "choose from distill, cache, generate, evaluate, diagnose, sweep, tune, report, divergences"),
+        (["x"], "choose from distill, cache, student, generate, evaluate, diagnose, sweep, tune, report, divergences"),
         (["divergences", "--format", "html"], "invalid choice: 'html'"),
         (["diagnose"], "no data set: give --dataset_name"),
         (["diagnose", "--dataset_name", "tiny"], "no model: give --model_name_or_path"),
