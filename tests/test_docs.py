@@ -25,6 +25,7 @@ from trl_tempkd.objectives.temperatures import QUANTILES
 from trl_tempkd.study.declared import read_hypotheses
 from trl_tempkd.teachers.layouts import MODES, make_layout
 from trl_tempkd.temperature_rules import ROW_RULES, TEMPERATURE_RULES
+from trl_tempkd.trl_names import TRL_NAMES
 
 
 ROOT = Path(__file__).parent.parent
@@ -167,6 +168,7 @@ def test_fields_exist(page):
     # Names of ours that are not options: the loss, its arguments, and what is logged.
     others = {"kd_loss", "chunked_kd_loss", *inspect.signature(chunked_kd_loss).parameters}
     others |= {f"kd_temperature_{quantile}" for quantile in QUANTILES}
+    others |= {*TRL_NAMES} if page == "docs/from_trl.md" else set()
     named = set(re.findall(r"\b(?:chunked_)?(?:\w+_)?kd_\w+|\bteacher_model_\w+|\bdivergence_\w+", TEXTS[page]))
     assert named - fields - others == set()
 

@@ -16,10 +16,11 @@ from datasets import DatasetDict
 from standins import save_pair
 
 from trl_tempkd import KDConfig, cli, extensions, kd_loss, register_divergence, register_temperature_rule
-from trl_tempkd.divergences import _OBJECTIVES, DIVERGENCES, check_divergence, divergence_name, forward_kl
+from trl_tempkd.divergences import DIVERGENCES, check_divergence, forward_kl
 from trl_tempkd.errors import UsageError
 from trl_tempkd.losses import chunked_kd_loss
 from trl_tempkd.objectives import OBJECTIVES, own_sources
+from trl_tempkd.own import _OBJECTIVES, divergence_name
 from trl_tempkd.study.runs.cell import Cell, finished
 from trl_tempkd.study.sweep import cells, read_recipe
 

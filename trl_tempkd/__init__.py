@@ -20,8 +20,8 @@ _HOME_OF = {
     "chunked_kd_loss": "trl_tempkd.losses",
     "from_trl": "trl_tempkd.migration",
     "kd_loss": "trl_tempkd.losses",
-    "register_divergence": "trl_tempkd.divergences",
-    "register_temperature_rule": "trl_tempkd.temperature_rules",
+    "register_divergence": "trl_tempkd.own",
+    "register_temperature_rule": "trl_tempkd.own",
     "student_from_layers": "trl_tempkd.students",
 }
 
@@ -41,12 +41,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .config import KDConfig
-    from .divergences import DIVERGENCES, register_divergence
+    from .divergences import DIVERGENCES
     from .losses import chunked_kd_loss, kd_loss
     from .migration import from_trl
     from .objectives import OBJECTIVES
+    from .own import register_divergence, register_temperature_rule
     from .students import student_from_layers
-    from .temperature_rules import TEMPERATURE_RULES, register_temperature_rule
+    from .temperature_rules import TEMPERATURE_RULES
     from .trainer import TemperatureKDTrainer
 
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from ._version import __version__
-from .processes import say_stopped, stopped_by_signals
+from .processes import VERBOSITY, say_stopped, stopped_by_signals
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ examples:
   trl-tempkd report results/tiny
   trl-tempkd divergences
 
-`trl-tempkd COMMAND --help` explains a command."""
+`trl-tempkd COMMAND --help` explains a command. With --quiet it says nothing but errors and results, with --verbose all
+that the libraries have to say."""
 
 
 def help_text() -> str:
@@ -129,6 +130,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"trl-tempkd: error: unknown command {argv[0]!r}; {hint}", file=sys.stderr)
         return 2
     command = commands[argv[0]]
+    for flag in ("--quiet", "--verbose"):
+        if flag in argv:
+            os.environ[VERBOSITY] = flag.lstrip("-")
+            argv = [arg for arg in argv if arg != flag]
     try:
         with stopped_by_signals():
             status = run(command, argv[1:])

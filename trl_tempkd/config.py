@@ -6,16 +6,15 @@ from typing import Any
 
 from trl import SFTConfig
 
-from .divergences import divergence_name
 from .errors import UsageError
 from .losses.options import MemoryOptions
 from .objectives.options import DivergenceOptions, TemperatureOptions
 from .option_checks import check_dicts, check_types, strict
 from .option_groups import OptionGroup, assembled, check_groups, must, option
+from .own import divergence_name, rule_name
 from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, SamplingOptions, VLLMOptions
 from .teachers.address import shown
 from .teachers.options import ServedTargetOptions, ServerOptions, TeacherOptions
-from .temperature_rules import rule_name
 from .vocabularies.options import VocabularyOptions
 
 

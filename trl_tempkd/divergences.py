@@ -13,17 +13,15 @@ here: write the function, add its line to `DIVERGENCES`. One of your own is regi
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import UsageError
-from .extensions import load_extensions, name_of, register
+from .extensions import load_extensions
 from .option_checks import check_parameters
 
-
-F = TypeVar("F", bound=Callable[..., Tensor])
 
 # Powers with a negative exponent blow up where a probability is zero: from e^30 on they follow their tangent. No ratio
 # that training can meet comes near it, and the norm of such a gradient is finite in fp32, squares and all.
@@ -331,79 +329,6 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "concrete_score": concrete_score,
     "taid": taid,
 }
-
-
-# Names of objectives, which `divergence` takes too
-_OBJECTIVES = ("distillm2", "minillm", "tsld")
-
-
-def register_divergence(name: str, function: F | None = None) -> Any:
-    """
-    Give a divergence of your own a name that `divergence` takes everywhere: in [`KDConfig`], in the losses, in recipes
-    and on the command line, where `--import` names the file that registers it.
-
-    ```python
-    @register_divergence("squared_hellinger")
-    def squared_hellinger(log_p, log_q, *, weight: float = 1.0):
-        return weight * ((log_p / 2).exp() - (log_q / 2).exp()).square().sum(-1)
-    ```
-
-    Args:
-        name (`str`):
-            Its name: letters, digits and underscores.
-        function (`Callable`, *optional*):
-            Takes `log_p` (teacher) and `log_q` (student), finite log-probabilities of shape `(..., V)`, if it looks at
-            the tokens themselves a third one named `target` of shape `(...,)`, and its parameters by keyword. Gives a
-            value per token, shape `(...,)`, in nats. Autograd differentiates it in `log_q` through `torch.func.vjp`,
-            so it neither changes its arguments in place nor reads values of tensors. Left out: a decorator.
-
-    Returns:
-        The function.
-
-    Raises:
-        [`UsageError`]: If the name is taken, or the function doesn't take or give this.
-    """
-    if function is None:
-        return partial(register_divergence, name)
-    if name in _OBJECTIVES:
-        raise UsageError(f"The objective {name!r} comes with trl_tempkd. Give your divergence another name.")
-    _check_function(name, function)
-    register("divergence", DIVERGENCES, name, function)
-    return function
-
-
-def _check_function(name: str, function: Callable[..., Tensor]) -> None:
-    """Try a divergence that somebody else has written on a few tokens."""
-    where = f"The divergence {name!r}"
-    parameters = inspect.signature(function).parameters.values()
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(positional) not in (2, 3) or positional[2:] not in ([], ["target"]):
-        raise UsageError(
-            f"{where} must take (log_p, log_q) or (log_p, log_q, target) and its parameters by keyword, behind a `*`; "
-            f"it takes ({', '.join(positional)})."
-        )
-    if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
-        return  # it can't be called without them, and is when they are given
-    log_p, log_q = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(2, 2, 3, 5).log_softmax(-1)
-    target = [torch.zeros(2, 3, dtype=torch.long)] * (len(positional) - 2)
-    value, pull = torch.func.vjp(lambda log_q: function(log_p, log_q, *target), log_q)
-    if value.shape != log_q.shape[:-1]:
-        raise UsageError(
-            f"{where} must give a value per token, of shape (2, 3) for log-probabilities of shape (2, 3, 5); it gave "
-            f"shape {tuple(value.shape)}."
-        )
-    if not value.isfinite().all() or not pull(torch.ones_like(value))[0].isfinite().all():
-        raise UsageError(f"{where} gave a value or a gradient that isn't finite for ordinary probabilities.")
-
-
-def divergence_name(divergence: str | Callable[..., Tensor]) -> str:
-    """The name of a divergence, which a function that stands in the place of one is registered under."""
-    if not callable(divergence):
-        return divergence
-    name = name_of("divergence", DIVERGENCES, divergence)
-    if DIVERGENCES.get(name) is not divergence:
-        register_divergence(name, divergence)
-    return name
 
 
 def needs_target(divergence: str) -> bool:

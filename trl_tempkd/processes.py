@@ -13,6 +13,7 @@ from types import FrameType
 
 
 LAUNCHER = "TRL_TEMPKD_LAUNCHER"  # environment variable: the id of the process that has started this one to train
+VERBOSITY = "TRL_TEMPKD_VERBOSITY"  # environment variable: `quiet`, `verbose`, or not set
 # By their programs and by their modules, as `python -m` starts them
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl-tempkd", "trl_tempkd"}
 _LAUNCHERS |= {"accelerate.commands.launch", "torch.distributed.run", "deepspeed.launcher.launch"}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
-from .extensions import load_extensions, name_of, register
+from .extensions import load_extensions
 from .option_checks import check_parameters
 from .temperature import LOG_FLOOR, centred
 
@@ -176,68 +176,6 @@ TEMPERATURE_RULES: dict[str, Callable[..., Any]] = {
 FROM_TAU = ("zscore", "token_adaptive")
 # Rules that are a change of the unit of the logits: the loss is rescaled by the tau asked for
 RESCALED_BY_TAU = ("zscore",)
-
-
-def register_temperature_rule(name: str, function: Callable[..., Temperatures] | None = None) -> Any:
-    """
-    Give a temperature rule of your own a name that `kd_temperature_rule` takes everywhere: in [`KDConfig`], as
-    `temperature_rule` of the losses, in recipes and on the command line, where `--import` names the file.
-
-    Args:
-        name (`str`):
-            Its name: letters, digits and underscores.
-        function (`Callable`, *optional*):
-            Takes the logits of student and teacher, shape `(..., V)`, where a token that can't be has `-inf`, the
-            temperatures asked for, shape `(...,)`, and its parameters by keyword. Gives the temperatures `(student,
-            teacher)` in their place, shape `(...,)`. It sees each token by itself. Left out: a decorator.
-
-    Returns:
-        The function.
-
-    Raises:
-        [`UsageError`]: If the name is taken, or the function doesn't take or give this.
-    """
-    if function is None:
-        return partial(register_temperature_rule, name)
-    _check_function(name, function)
-    register("temperature rule", TEMPERATURE_RULES, name, function)
-    ROW_RULES[name] = function
-    return function
-
-
-def _check_function(name: str, function: Callable[..., Temperatures]) -> None:
-    """Try a rule that somebody else has written on a few tokens."""
-    where = f"The temperature rule {name!r}"
-    parameters = inspect.signature(function).parameters.values()
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(positional) != 4:
-        raise UsageError(
-            f"{where} must take (z, v, tau_s, tau_t) and its parameters by keyword, behind a `*`; it takes "
-            f"({', '.join(positional)})."
-        )
-    if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
-        return  # it can't be called without them, and is when they are given
-    z, v = torch.linspace(-1, 1, 60).reshape(2, 2, 3, 5)
-    tau = torch.full((2, 3), 2.0)
-    found = function(z, v, tau, tau)
-    if not isinstance(found, tuple) or len(found) != 2 or any(getattr(of, "shape", None) != (2, 3) for of in found):
-        shapes = tuple(getattr(of, "shape", type(of).__name__) for of in found) if isinstance(found, tuple) else found
-        raise UsageError(
-            f"{where} must give the temperatures (student, teacher) of each token, both of shape (2, 3) for logits of "
-            f"shape (2, 3, 5); it gave {shapes}."
-        )
-    if not all(((of > 0) & of.isfinite()).all() for of in found):
-        raise UsageError(f"{where} gave a temperature that isn't positive and finite for ordinary logits.")
-
-
-def rule_name(rule: str | Callable[..., Temperatures] | None) -> str | None:
-    """The name of a rule, which a function that stands in the place of one is registered under."""
-    if not callable(rule):
-        return rule
-    name = name_of("temperature rule", TEMPERATURE_RULES, rule)
-    if TEMPERATURE_RULES.get(name) is not rule:
-        register_temperature_rule(name, rule)
-    return name
 
 
 def row_temperatures(

@@ -59,15 +59,23 @@ def _train(
     callbacks: "Sequence[TrainerCallback]",
     prepare: "Callable[[TemperatureKDTrainer], None] | None",
 ) -> None:
-    from .checkpoints import checkpoints_in
+    from .checkpoints import find_checkpoint
+    from .console import ending, header, is_quiet, is_verbose, set_progress, set_verbosity
     from .data import data_faults
 
+    set_verbosity()
+    named = names_of(script_args, training_args, model_args, dataset_args)
     trainer = make_trainer(script_args, training_args, model_args, dataset_args, callbacks)
     if prepare is not None:
         prepare(trainer)
-    say = trainer.accelerator.print
+    set_progress(trainer)
+    say = (lambda _: None) if is_quiet() else trainer.accelerator.print
+    say(header(trainer, named))
     resume, output_dir = str(training_args.resume_from_checkpoint), Path(str(training_args.output_dir))
-    if resume.lower() in ("auto", "true") and not checkpoints_in(output_dir):
+    checkpoint, _ = find_checkpoint(resume, str(output_dir))
+    if checkpoint is not None:
+        say(f"Going on from {checkpoint}.")
+    elif resume.lower() in ("auto", "true"):
         say(f"No checkpoint in {output_dir} yet: starting from the beginning.")
 
     with data_faults(script_args, dataset_args):  # of a stream they show here
@@ -75,23 +83,43 @@ def _train(
     if trainer.trained_steps == 0:
         say(f"The checkpoint is at step {trainer.state.global_step}, the last one: nothing is left to train.")
     if trainer.trained_steps or not (output_dir / "train_results.json").exists():  # those of the training itself
-        trainer.log_metrics("train", result.metrics)
+        if is_verbose():
+            trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     trainer.save_state()
 
     trainer.save_model(training_args.output_dir)
-    say(f"Model saved to {training_args.output_dir}.")
-
+    metrics = None
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
+        if is_verbose():
+            trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    say(ending(trainer, named, metrics))
 
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
         say(f"Model pushed to the Hub as {trainer.hub_model_id}.")
 
     trainer.end()  # finishes the trackers and destroys the process group
+
+
+def names_of(
+    script_args: "ScriptArguments",
+    training_args: "KDConfig",
+    model_args: "ModelConfig",
+    dataset_args: "DatasetMixtureConfig",
+) -> dict[str, str | None]:
+    """How the user calls student, teacher and data, before the names are resolved."""
+    mixed = ", ".join(str(part.path) for part in dataset_args.datasets)
+    teacher = training_args.teacher_model_name_or_path
+    if training_args.teachers is not None:
+        teacher = None
+    return {
+        "student": model_args.model_name_or_path,
+        "teacher": teacher,
+        "data": mixed or script_args.dataset_name,
+    }
 
 
 def make_trainer(

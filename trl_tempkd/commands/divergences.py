@@ -89,14 +89,10 @@ def describe(name: str, function: Callable) -> Row:
     paragraphs = [" ".join(paragraph.split()) for paragraph in doc.split("\n\n")]
     source = next((text.removeprefix("Source: ") for text in paragraphs if text.startswith("Source: ")), "")
     source = re.split(r"(?<=\.) (?=[A-Z])", source)[0]
-    own = source_of(function)
-    if own is not None:
+    if (own := source_of(function)) is not None:
         source = "; ".join(filter(None, [source, f"registered from {own[0] or 'a session of Python'}"]))
-    parameters = [
-        f"{parameter.name}={parameter.default}"
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.default is not parameter.empty
-    ]
+    found = inspect.signature(function).parameters.values()
+    parameters = [f"{of.name}={of.default}" for of in found if of.default is not of.empty]
     return Row(name, paragraphs[0] or "(without a docstring)", ", ".join(parameters), source)
 
 

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..divergences import divergence_name, needs_target
+from ..divergences import needs_target
 from ..errors import UsageError
-from ..temperature_rules import rule_name
+from ..own import divergence_name, rule_name
 from .arguments import check_labels, check_metrics, check_options, per_token, refuse_transforms
 from .block import TAU_METRICS, BlockSpec
 from .fused import ChunkedKD

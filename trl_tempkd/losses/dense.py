@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..divergences import DIVERGENCES, divergence_name, needs_target
+from ..divergences import DIVERGENCES, needs_target
 from ..errors import UsageError
+from ..own import divergence_name, rule_name
 from ..temperature import centred, log_softmax, rescale_factor
-from ..temperature_rules import RESCALED_BY_TAU, row_temperatures, rule_name
+from ..temperature_rules import RESCALED_BY_TAU, row_temperatures
 from .arguments import check_labels, check_options, check_targets, per_token
 
 
