@@ -26,6 +26,7 @@ def run(tmp_path, make_model, tokenizer, prompt_dataset, monkeypatch, capsys):
     options += f" --output_dir {tmp_path / 'out'} --max_steps 3 --logging_steps 1 --use_cpu --bf16 false"
     options += " --report_to none --eval_strategy no --save_steps 2"
     monkeypatch.setattr("trl_tempkd.job.end_with_launcher", lambda: None)
+    capsys.readouterr()
 
     def run(*flags: str) -> str:
         values, _, _ = distill.make_parser().parse([*options.split(), *flags], launched=True)
@@ -36,7 +37,8 @@ def run(tmp_path, make_model, tokenizer, prompt_dataset, monkeypatch, capsys):
 
 
 def test_a_header_lines_and_an_ending(run):
-    said = run("--do_eval", "true", "--lmbda", "0.5", "--max_new_tokens", "4")
+    options = ["--do_eval", "true", "--lmbda", "0.5", "--max_new_tokens", "4"]
+    said = run(*options)
     header, steps = said.split("step 1/3")[0], re.findall(r"^step .*", said, re.MULTILINE)
     names = [line.split(":")[0] for line in header.splitlines()]
     assert names == ["student", "teacher", "data", "objective", "output"]
@@ -53,11 +55,11 @@ def test_a_header_lines_and_an_ending(run):
         "--teacher_model_name_or_path HERE/teacher --dataset_name HERE/data"
     ) in text
     assert "***** train metrics" not in said
-    assert "Going on from HERE/out/checkpoint-3." in run("--resume_from_checkpoint", "auto")
+    assert "Going on from HERE/out/checkpoint-3." in run(*options, "--resume_from_checkpoint", "auto")
 
 
 def test_an_adapter_is_trained(run):
-    assert re.search(r"parameters, of which [\d.]+ k are trained", run("--use_peft", "--lora_r", "4"))
+    assert re.search(r"[\d.]+ k parameters, of which \d+ are trained", run("--use_peft", "--lora_r", "4"))
 
 
 @pytest.mark.parametrize(("verbosity", "said"), [("quiet", ""), ("verbose", "***** train metrics *****")])

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from ._version import __version__
-from .processes import VERBOSITY, say_stopped, stopped_by_signals
+from .processes import VERBOSITY, quiet_on_cpu, say_stopped, stopped_by_signals
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"trl-tempkd: error: unknown command {argv[0]!r}; {hint}", file=sys.stderr)
         return 2
     command = commands[argv[0]]
+    quiet_on_cpu()
     for flag in ("--quiet", "--verbose"):
         if flag in argv:
             os.environ[VERBOSITY] = flag.lstrip("-")

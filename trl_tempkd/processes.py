@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Processes that end with whoever started them, and commands that end with a line when they are told to stop."""
 
+import logging
 import os
 import signal
 import sys
@@ -71,6 +72,11 @@ def stopped_by_signals() -> Iterator[None]:
             if signal.getsignal(number) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
                 signal.signal(number, stop)
         yield
+
+
+def quiet_on_cpu() -> None:
+    """Before it is imported: DeepSpeed warns wherever there is no GPU, be it used or not."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
 @contextmanager
