@@ -125,8 +125,8 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
             "the data set has no split 'nope'; it has: general, train, test",
         ),
         ([*DIAGNOSE, "--teacher_model_name_or_path", "tiny:x"], "tiny:teacher"),
-        (["distill", "--use_cpu"], "no data set: give --dataset_name"),
-        (["distill", "--use_cpu", "--dataset_name", "tiny"], "no model: give --model_name_or_path"),
+        (["distill", "--use_cpu"], "no data (--dataset_name)"),
+        (["distill", "--use_cpu", "--dataset_name", "tiny"], "no student (--model_name_or_path), no teacher (--teacher_"),
         (["distill", "--config", TINY, "--dataset_name", "./nope.jsonl"], "no such data set: ./nope.jsonl"),
         (
             ["distill", "--config", TINY, "--model_name_or_path", "./nope"],
@@ -540,3 +540,29 @@ def test_every_divergence_has_a_definition_and_a_source():
         row = describe(name, function)
         assert row.definition, name
         assert row.source, name
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["sweep", "--confg", "x"], "unknown flag --confg; did you mean '--config'?"),
+        (["tune", "--config", "x", "--n_trials", "3"], "unknown flag --n_trials"),
+        (["tune", "--config", "x", "--trails=3"], "unknown flag --trails"),
+        (["report", "x", "--otput", "y"], "unknown flag --otput; did you mean '--output'?"),
+        (["student", "--form", "x"], "unknown flag --form; did you mean '--from'?"),
+        (["divergences", "--fromat", "table"], "unknown flag --fromat; did you mean '--format'?"),
+    ],
+)
+def test_unknown_flags_name_the_closest_in_every_command(args, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(args)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_all_that_is_missing_is_said_at_once(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["distill", "--use_cpu", "--bf16", "false"])
+    (line,) = capsys.readouterr().err.splitlines()
+    for flag in ("--model_name_or_path", "--teacher_model_name_or_path", "--teacher_server_url", "--dataset_name"):
+        assert flag in line

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from .errors import UsageError, is_for_the_user
 from .extensions import FLAG, HELP, take_imports
+from .names import did_you_mean
 
 
 @contextmanager
@@ -53,6 +54,10 @@ class OneLineParser(argparse.ArgumentParser):
             args = take_imports(sys.argv[1:] if args is None else list(args))
         except UsageError as error:
             self.error(str(error))
+        for arg in args:  # before what is required: an unknown flag is the likelier reason of what is missing
+            flag = arg.partition("=")[0]
+            if flag.startswith("--") and flag not in {*self._option_string_actions, "--"}:
+                self.error(f"unknown flag {flag}{did_you_mean(flag, self._option_string_actions)}")
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

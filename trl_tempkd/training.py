@@ -206,6 +206,7 @@ def check(
     from .models import resolve_model
     from .paths import check_path, check_writable
 
+    check_given(script_args, training_args, model_args, dataset_args)
     check_data(script_args, dataset_args)
     student = resolve_model(model_args.model_name_or_path, "model_name_or_path")
     teacher = None
@@ -224,6 +225,27 @@ def check(
     check_installed(training_args)
     check_writable(str(training_args.output_dir), "--output_dir")
     return student, teacher
+
+
+def check_given(
+    script_args: "ScriptArguments",
+    training_args: "KDConfig",
+    model_args: "ModelConfig",
+    dataset_args: "DatasetMixtureConfig",
+) -> None:
+    """Say at once all that is missing, where more than one thing is. Arguments as in [`train`]."""
+    sources = ("teacher_model_name_or_path", "teacher_cache", "teacher_server_url", "teachers")
+    given = {
+        "a student (--model_name_or_path)": model_args.model_name_or_path,
+        f"a teacher (--{' or --'.join(sources[:-1])})": any(getattr(training_args, name) for name in sources),
+        "data (--dataset_name)": script_args.dataset_name or dataset_args.datasets,
+    }
+    missing = [name for name, value in given.items() if not value]
+    if len(missing) > 1:
+        raise UsageError(
+            f"There is no {', no '.join(name.removeprefix('a ') for name in missing)}. A recipe that has all of them: "
+            "--config recipes/tiny/distill.yaml"
+        )
 
 
 def check_adapter(model_args: "ModelConfig", teacher: str | None) -> None:
