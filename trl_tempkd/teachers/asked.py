@@ -18,9 +18,11 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UsageError
 from .base import Batch, Teacher
 from .client import CompletionsClient, TeacherServerError
 from .generation import Completion
+from .lengths import check_lengths, too_long
 from .own_prompt import read_in_place_of
 from .sampler import ServedSampler
 
@@ -118,10 +120,11 @@ class AskedTeacher(Teacher):
     def _describe(self) -> str:
         """What was found at the start."""
 
-    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def ahead(self, batches: Iterator[Batch], part: Callable[[Batch], Batch] | None = None) -> Iterator[Batch]:
         """The same batches, read for an optimizer step ahead, so that the server works while the student does."""
         if self._read is None or self._read.batches is not batches:
-            self._read = _ReadAhead(batches, self._leave if self._generates else self._ask_about, self._steps)
+            ask = self._leave if self._generates else self._ask_about
+            self._read = _ReadAhead(batches, ask if part is None else lambda batch: ask(part(batch)), self._steps)
             self._epoch = torch.get_rng_state()  # a data loader draws its seed when its first batch is read
         return self._read
 
@@ -167,12 +170,18 @@ class AskedTeacher(Teacher):
     def _leave(self, batch: Batch) -> None:
         pass
 
+    def check_rows(self, dataset: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        check_lengths(dataset, self.positions, self._options, name, f"the server {self.client.url}")
+
     def _ask_about(self, batch: Batch) -> None:
         inputs = read_in_place_of(batch)
         inputs[REQUESTS] = self._asked(inputs)
 
     def _asked(self, batch: Batch) -> "_Requests":
         texts = [(place, tokens) for place, tokens in documents(batch) if len(tokens) > 1]
+        longest = max((len(tokens) for _, tokens in texts), default=0)
+        if self.positions is not None and longest > self.positions:
+            raise UsageError(too_long(f"A row has {longest} tokens", self.positions, f"the server {self.client.url}"))
         early = self._early
         return _Requests([(place, early.pop(tuple(each), []) or self._question(each)) for place, each in texts])
 

@@ -56,6 +56,9 @@ class Teacher(ABC):
             How many tokens a text may be made of, the first ones, where no model says so.
         positions (`int`, *optional*):
             How many tokens a text may have, where no model says so.
+        alone (`bool`):
+            Whether it is the run's only teacher. Of several, each collates its own rows without what its `prepare`
+            would add to them.
         requests (`int`):
             How many texts it sees at a time, if it is asked about them before they are needed.
         source (`str`):
@@ -78,6 +81,7 @@ class Teacher(ABC):
     shares_tokenizer: bool = True
     vocabulary: int | None = None
     positions: int | None = None
+    alone: bool = True
     requests: int = 0
     source: str = "the teacher"
     knows: type[Logits] | type[Truncated] = Logits
@@ -108,7 +112,25 @@ class Teacher(ABC):
         self, prepare: Callable[..., Any], dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any
     ) -> Any:
         """A data set as the trainer prepares it by `prepare`, with what the teacher needs. `bind` comes later."""
-        return prepare(dataset, processing_class, *args)
+        dataset = prepare(dataset, processing_class, *args)
+        self.check_rows(dataset, processing_class, args[-1])
+        return dataset
+
+    def check_rows(self, dataset: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:  # noqa: B027
+        """
+        Look at the rows that it will be asked about, which are prepared.
+
+        Args:
+            dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+                The rows.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the run.
+            name (`str`):
+                What the data are called.
+
+        Raises:
+            `ValueError`: If it has nothing for one of them.
+        """
 
     def collate(self, collator: Collator) -> Collator:
         """A data collator that carries along what `prepare` has added."""
@@ -121,8 +143,8 @@ class Teacher(ABC):
 
     # An optimizer step
 
-    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, which may be read, and asked about, before their step."""
+    def ahead(self, batches: Iterator[Batch], part: Callable[[Batch], Batch] | None = None) -> Iterator[Batch]:
+        """The same batches, which may be read, and asked about, before their step. Its own may be a `part` of each."""
         return batches
 
     def wait(self, batches: list[Batch], save: Callable[[], None] | None = None) -> None:  # noqa: B027
@@ -151,6 +173,20 @@ class Teacher(ABC):
         theirs = on_device(own, inputs["input_ids"].device)
         check_positions(theirs, self.reader())
         return own.placed(self.rows(theirs))
+
+    def offload(self, where: str, folder: str) -> None:  # noqa: B027
+        """
+        From now on have a model of its own on the device inside of `active` alone.
+
+        Args:
+            where (`str`):
+                Where it is else: `cpu` or `disk`.
+            folder (`str`):
+                Where on the disk.
+
+        Raises:
+            `ValueError`: If it can't be moved.
+        """
 
     def reader(self) -> nn.Module | None:
         """The model that reads what `target` is asked about, not wrapped, if it is in this process."""
