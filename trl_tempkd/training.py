@@ -204,12 +204,12 @@ def _resolved(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry of `teachers`, its model as `from_pretrained` takes it. Stops at a path with nothing there."""
     from .models import resolve_model
     from .paths import check_path
-    from .teachers.several_options import TeacherSpec, is_live
+    from .teachers.several_options import OF_THE_STUDENT, TeacherSpec
 
     spec = TeacherSpec(**entry)
     if spec.cache is not None:
         check_path(spec.cache, f"teacher cache (`teachers`, {spec.name})")
-    if not is_live(spec):
+    if spec.model is None or spec.model in OF_THE_STUDENT or spec.server_url is not None:
         return entry
     return {**entry, "model": resolve_model(spec.model, f"teachers, {spec.name}")}
 

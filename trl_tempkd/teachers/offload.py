@@ -2,6 +2,7 @@
 """A frozen model that is on the device only while it runs: else its weights are in the CPU's memory or on the disk."""
 
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -48,6 +49,7 @@ class Offloaded:
                 for p in self._parameters:
                     self._file.write(_bytes_of(p.detach().cpu().contiguous()))
                 self._file.flush()
+            weakref.finalize(self, self._file.close)
         self._shapes = [p.shape for p in self._parameters]
         self._leave()
 

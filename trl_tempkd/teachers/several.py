@@ -93,6 +93,9 @@ class SeveralTeachers(Teacher):
         self, student: Callable[[], nn.Module], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
     ) -> None:
         self._accelerator = accelerator
+        if self.routed is None:  # the data are prepared elsewhere
+            self.routed = False
+            self._check_mode()
         where = self._options.teachers_offload
         if where is not None and _shards(accelerator):
             raise UsageError(

@@ -85,9 +85,9 @@ class TeacherSpec:
             raise UsageError(f"`teachers` must be a list of dicts with `name` and `model`, got {entry!r} in it.")
         for key in entry:
             if key not in known:
-                raise UsageError(
-                    f"`teachers` has {key!r}, and an entry takes {', '.join(known)}{did_you_mean(str(key), known)}"
-                )
+                own = str(key).removeprefix("teacher_")
+                hint = f"; it is called {own!r} here" if own in known else did_you_mean(str(key), known)
+                raise UsageError(f"`teachers` has {key!r}, and an entry takes {', '.join(known)}{hint}")
         if not isinstance(entry.get("name"), str) or not entry["name"]:
             keys = ", ".join(map(repr, entry))
             raise UsageError(
