@@ -300,6 +300,24 @@ def test_every_source_in_a_recipe(folders, serve, tmp_path, make_model, tokenize
     assert {f"kl_tau1/{name}" for name in names} <= {key for entry in log for key in entry}
 
 
+def test_a_recipe_that_trains_from_a_cache_builds_it_through_a_server(folders, serve, tmp_path, capsys):
+    Dataset.from_list(PLAIN).save_to_disk(tmp_path / "data/train")
+    (tmp_path / "data/dataset_dict.json").write_text('{"splits": ["train"]}')
+    folder, recipe = str(tmp_path / "cache"), tmp_path / "recipe.yaml"
+    options = {
+        "model_name_or_path": folders["moon"], "teacher_model_name_or_path": folders["moon"], "teacher_cache": folder,
+        "dataset_name": str(tmp_path / "data"), "output_dir": str(tmp_path / "out"), "eval_strategy": "no",
+        "use_cpu": True, "bf16": False,
+    }  # fmt: skip
+    recipe.write_text(yaml.safe_dump(options))
+    arguments = ["--config", str(recipe), "--teacher_server_url", serve("moon", pooling=True).url]
+    cache.main(*cache.make_parser().parse([*arguments, "--output", folder], launched=True)[0])
+    assert Manifest.read(tmp_path / "cache").complete
+    with pytest.raises(SystemExit):  # of a training the target comes from one of them
+        distill.make_parser().parse(arguments, launched=True)
+    assert "the target comes from one of them" in capsys.readouterr().err
+
+
 # On the device in turn
 
 

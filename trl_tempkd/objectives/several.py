@@ -68,6 +68,9 @@ class SeveralLoss(StepLoss):
         zeros = student["student_hidden"].new_zeros(len(labels), dtype=self._dtype(student))
         per_token, metrics = zeros.clone(), {name: zeros.clone() for name in self._metrics}
         loss = student["student_hidden"][:0].sum()
+        if not rows.known:  # the head takes part in any case, as on the other processes
+            parts = (student["student_weight"], student["student_bias"])
+            loss = sum((part[:0].sum() for part in parts if part is not None), loss)
         for name, (positions, known) in rows.known.items():
             spec = self._specs[name]
             tau_s, tau_t = spec.temperatures(*self.temperatures.pair())
