@@ -6,8 +6,8 @@ Memory and time of a step with several live teachers, all of them in memory or o
     python benchmarks/several_teachers.py --mixed          # each row has all of them
     python benchmarks/several_teachers.py --device cuda    # the device's memory, also with `cpu`
 
-Each setting is a process of its own. On a CPU memory is what it holds beside files that are mapped (`RssAnon` of
-Linux), at its most during the steps; on a GPU what torch has allocated there.
+Each setting is a process of its own. On a CPU memory is what it holds in all (`VmRSS` of Linux), at its most during
+the steps; on a GPU what torch has allocated there.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from transformers import TrainerCallback
 
 
 MIB = 2**20
@@ -30,11 +31,11 @@ MIB = 2**20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", type=int, default=3)
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--rows", type=int, default=6, help="of a micro-batch")
-    parser.add_argument("--tokens", type=int, default=64, help="of a row")
+    parser.add_argument("--tokens", type=int, default=32, help="of a row")
     parser.add_argument("--accumulation", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--mixed", action="store_true", help="rows without a column `teacher`")
@@ -82,7 +83,6 @@ def measured(args: argparse.Namespace) -> dict[str, float]:
     from datasets import Dataset
 
     from trl_tempkd import KDConfig, TemperatureKDTrainer
-    from trl_tempkd.logged_steps import AfterStep
 
     torch.set_num_threads(args.threads)
     count = args.steps * args.accumulation * args.rows
@@ -102,13 +102,23 @@ def measured(args: argparse.Namespace) -> dict[str, float]:
     trainer = TemperatureKDTrainer(
         str(folder / "0"), args=config, train_dataset=dataset.remove_columns("teacher") if args.mixed else dataset
     )
-    times: list[float] = []
-    trainer.add_callback(AfterStep(lambda: times.append(time.perf_counter())))
+    clock = Clock()
+    trainer.add_callback(clock)
     weights = sum(path.stat().st_size for path in folder.glob("[1-9]/model.safetensors"))
     with Peak(args.device) as peak:
         trainer.train()
-    steps = [after - before for before, after in pairwise(times)]
+    steps = [after - before for before, after in pairwise(clock.times)]
     return {"weights": weights / MIB, "peak": peak.most / MIB, "step": median(steps)}
+
+
+class Clock(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, *_: object, **kwargs: object) -> None:
+        self.times.append(time.perf_counter())
 
 
 class Peak:
@@ -129,7 +139,7 @@ class Peak:
     def _watch(self) -> None:
         while not self._done.wait(0.005):
             lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-            held = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+            held = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
             self.most = max(self.most, held)
 
     def __exit__(self, *_: object) -> None:

@@ -143,8 +143,23 @@ class Teacher(ABC):
 
     # An optimizer step
 
-    def ahead(self, batches: Iterator[Batch], part: Callable[[Batch], Batch] | None = None) -> Iterator[Batch]:
-        """The same batches, which may be read, and asked about, before their step. Its own may be a `part` of each."""
+    def ahead(
+        self,
+        batches: Iterator[Batch],
+        keeps: Callable[[int], bool] | None = None,
+        part: Callable[[Batch], Batch] | None = None,
+    ) -> Iterator[Batch]:
+        """
+        The same batches, which may be read, and asked about, before their step.
+
+        Args:
+            batches (`Iterator[dict]`):
+                Those of an epoch.
+            keeps (`Callable[[int], bool]`, *optional*):
+                Whether the texts of a step stay as they are, by its number from the first of these batches on.
+            part (`Callable[[dict], dict]`, *optional*):
+                What it reads of a batch. By default all of it.
+        """
         return batches
 
     def wait(self, batches: list[Batch], save: Callable[[], None] | None = None) -> None:  # noqa: B027

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """A frozen model that is on the device only while it runs: else its weights are in the CPU's memory or on the disk."""
 
+import mmap
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from ..files import written
 
 
 PLACES = ("cpu", "disk")
+ALIGNED = 64  # bytes, as torch aligns its own tensors
 
 
 class Offloaded:
@@ -36,37 +38,45 @@ class Offloaded:
     """
 
     def __init__(self, model: nn.Module, where: str, folder: str, stay: set[int]):
-        self._parameters = [p for p in model.parameters() if id(p) not in stay]
+        self._parameters = [p for p in model.parameters() if id(p) not in stay and p.numel()]
+        self._shapes = [p.shape for p in self._parameters]
         self._device = next(model.parameters()).device
         self._here = False
         self._file: IO[bytes] | None = None
         self._kept: list[Tensor] = []
+        self._starts: list[int] = []
         if where == "cpu":
             self._kept = [p.detach().cpu() for p in self._parameters]
         else:
             with written(folder):
-                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-                for p in self._parameters:
-                    self._file.write(_bytes_of(p.detach().cpu().contiguous()))
-                self._file.flush()
-            weakref.finalize(self, self._file.close)
-        self._shapes = [p.shape for p in self._parameters]
+                self._write(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
+        for p in model.parameters():
+            if id(p) in stay:
+                p.data = p.data.clone()  # else it may keep the checkpoint in memory, of which it is a part
         self._leave()
+
+    def _write(self, file: IO[bytes]) -> None:
+        self._file = file
+        weakref.finalize(self, file.close)
+        for p in self._parameters:
+            file.write(bytes(-file.tell() % ALIGNED))
+            self._starts.append(file.tell())
+            file.write(memoryview(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        file.flush()
 
     def _leave(self) -> None:
         for i, p in enumerate(self._parameters):
             p.data = self._kept[i] if self._kept else p.data.new_empty(0)
 
     def _fetch(self) -> None:
-        if self._file is not None:
-            self._file.seek(0)
+        # The file is mapped, so that on a CPU it is read where it is, and leaves nothing behind in the heap
+        mapped = None if self._file is None else mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
         for i, (p, shape) in enumerate(zip(self._parameters, self._shapes, strict=True)):
-            if self._file is None:
+            if mapped is None:
                 p.data = self._kept[i].to(self._device)
-                continue
-            found = torch.empty(shape, dtype=p.dtype)
-            self._file.readinto(_bytes_of(found))  # type: ignore[attr-defined]
-            p.data = found.to(self._device)
+            else:
+                found = torch.frombuffer(mapped, dtype=p.dtype, count=shape.numel(), offset=self._starts[i])
+                p.data = found.view(shape).to(self._device)
 
     @contextmanager
     def here(self) -> Iterator[None]:
@@ -81,7 +91,3 @@ class Offloaded:
         finally:
             self._here = False
             self._leave()
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())

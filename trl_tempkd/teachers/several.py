@@ -176,9 +176,14 @@ class SeveralTeachers(Teacher):
 
     # A step
 
-    def ahead(self, batches: Iterator[Batch], part: Callable[[Batch], Batch] | None = None) -> Iterator[Batch]:
+    def ahead(
+        self,
+        batches: Iterator[Batch],
+        keeps: Callable[[int], bool] | None = None,
+        part: Callable[[Batch], Batch] | None = None,
+    ) -> Iterator[Batch]:
         for name, member in self.members.items():
-            batches = member.ahead(batches, partial(part_of, name))
+            batches = member.ahead(batches, keeps, partial(part_of, name))
         return batches
 
     def wait(self, batches: list[Batch], save: Callable[[], None] | None = None) -> None:
