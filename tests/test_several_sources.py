@@ -158,6 +158,21 @@ def test_on_policy(make, serve, rows):
     assert server.count - asked == own * 2
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("how", ["live", "cache"])
+def test_a_teacher_that_reads_the_students_prompt(make, cached, how):
+    """One of a mixture is told a hint, and the other isn't: as if each was alone, of rows with it and without."""
+    rows, plain = ROWS, [{key: row[key] for key in ("prompt", "completion")} for row in ROWS]
+    entry = {"teacher_prompt": False, **({"cache": cached("cat", plain)} if how == "cache" else {})}
+    fields = {"eval_strategy": "steps", "eval_steps": 2}
+    found = history(make(rows, {"cat": entry}, **fields))
+    hinted, unhinted = (history(make(of, {}, **fields)) for of in (rows, plain))
+    for name in ("kl_tau1", "kd_loss"):
+        assert found[f"{name}/moon"][0] == pytest.approx(hinted[f"{name}/moon"][0], rel=1e-9)
+        assert found[f"{name}/cat"][0] == pytest.approx(unhinted[f"{name}/cat"][0], rel=1e-9)
+        assert found[f"{name}/cat"][0] != pytest.approx(hinted[f"{name}/cat"][0], rel=1e-3)
+
+
 # Teachers of which a part is known
 
 
@@ -229,6 +244,7 @@ def test_a_truncated_cache_is_refused_before_models_are_loaded(make, cached, mon
         ({"cache": "x"}, {"lmbda": 0.5}, r"a: `cache` x has nothing for completions .*`lmbda` to 0 \(got 0.5\)"),
         ({"teacher_cache": "x"}, {}, "'teacher_cache', and an entry takes .*; it is called 'cache' here"),
         ({"server_url": "http://h"}, {"teacher_server_requests": 0}, "`teacher_server_requests` must be at least 1"),
+        ({"model": "m", "teacher_prompt": "be wise"}, {}, "a: `teacher_prompt` must be True or False, got 'be wise'"),
         ({"cache": "x"}, {"teachers_offload": "disk"}, "`teachers_offload` is 'disk', and none of the `teachers`"),
         ({"model": "m"}, {"teachers_offload": "gpu"}, "`teachers_offload` must be one of cpu, disk"),
     ],

@@ -104,7 +104,7 @@ def _build(
 
     from .teachers import CacheBuilder
 
-    training_args = chosen(args, training_args)
+    teachers, training_args = training_args.teachers or [], chosen(args, training_args)
     trainer = training.make_trainer(script_args, training_args, model_args, dataset_args)
     splits = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
     splits = {name: dataset for name, dataset in splits.items() if dataset is not None}
@@ -112,7 +112,8 @@ def _build(
         if not isinstance(dataset, Dataset):
             raise UsageError(f"the {name} data set is streamed; a cache needs --dataset_streaming false")
     if args.teacher is not None:
-        splits = {name: own_rows(dataset, args.teacher) for name, dataset in splits.items()}
+        own_prompt = next(of.get("teacher_prompt", True) for of in teachers if of["name"] == args.teacher)
+        splits = {name: own_rows(dataset, args.teacher, own_prompt) for name, dataset in splits.items()}
         if not len(splits["train"]):
             raise UsageError(f"no row of the train data has {args.teacher!r} in its column `teacher`")
         splits = {name: dataset for name, dataset in splits.items() if len(dataset)}
@@ -136,10 +137,12 @@ def _build(
     trainer.end()
 
 
-def own_rows(dataset: "Dataset", teacher: str) -> "Dataset":
-    """The rows of one of several teachers, where a column says which these are."""
-    from .row_formats import TEACHER
+def own_rows(dataset: "Dataset", teacher: str, own_prompt: bool) -> "Dataset":
+    """The rows of one of several teachers, where a column says which these are, as it reads them."""
+    from .row_formats import CONTEXTS, TEACHER
 
+    if not own_prompt and CONTEXTS in dataset.column_names:
+        dataset = dataset.remove_columns(CONTEXTS)
     if TEACHER not in dataset.column_names:
         return dataset
     return dataset.filter(lambda name: name == teacher, input_columns=[TEACHER])

@@ -45,7 +45,8 @@ class TeacherOptions(OptionGroup):
         None,
         "Several teachers, a list in the recipe. Each has a `name` and a source: a `model` (with `revision` and "
         "`init_kwargs`), a `cache` or a `server_url` (with `server_model` and `server_logprobs`). It may have a "
-        "`weight`, temperatures (`kd_temperature`, `student_kd_temperature`, `teacher_kd_temperature`), and a "
+        "`weight`, `teacher_prompt: false` (it reads the student's prompt where others read a `teacher_prompt`), "
+        "temperatures (`kd_temperature`, `student_kd_temperature`, `teacher_kd_temperature`), and a "
         "`divergence` with `divergence_kwargs` of its own. A column `teacher` of the rows names the one that a row "
         "has; without it the target is the mixture of their probabilities.",
     )

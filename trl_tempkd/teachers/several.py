@@ -17,11 +17,11 @@ from ..errors import UsageError
 from ..heads import Head, NoHead
 from ..losses import METRICS, Truncated
 from ..names import did_you_mean
-from ..row_formats import PROMPTS, ROUTE, TEACHER
+from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER, TEACHER_PROMPTS
 from .base import Batch, Collator, Teacher
 from .columns import TOKENS
 from .own_prompt import selected
-from .several_batches import ROUTED, Mixed, Routed, SeveralCollator, SubBatch, part_of
+from .several_batches import ROUTED, Mixed, Routed, SeveralCollator, SubBatch, part_of, without_contexts
 from .several_options import TeacherSpec, view_of
 
 
@@ -140,7 +140,10 @@ class SeveralTeachers(Teacher):
         return dataset
 
     def _rows_of(self, dataset: Any, number: int) -> Any:
-        """Those that a teacher is asked about. A stream can't be looked through."""
+        """Those that a teacher is asked about, as it reads them. A stream can't be looked through."""
+        if not list(self.specs.values())[number].teacher_prompt:
+            columns = dataset.column_names or []
+            dataset = dataset.remove_columns([name for name in (CONTEXTS, TEACHER_PROMPTS) if name in columns])
         if not self.routed or not isinstance(dataset, Dataset):
             return dataset
         mine = np.flatnonzero(np.asarray(dataset.with_format("numpy")[ROUTE]) == number)
@@ -172,6 +175,9 @@ class SeveralTeachers(Teacher):
 
     def collate(self, collator: Collator) -> Collator:
         own = {name: member.collated(collator) for name, member in self.members.items()}
+        for name, spec in self.specs.items():
+            if not spec.teacher_prompt:
+                own[name] = partial(without_contexts, own[name])
         return SeveralCollator(collator, own, bool(self.routed))
 
     # A step

@@ -112,6 +112,11 @@ class SeveralCollator:
         return batch
 
 
+def without_contexts(collate: Collator, rows: list[dict[str, Any]]) -> Batch:
+    """The batch of a teacher that reads what the student does, whatever others read."""
+    return collate([{name: row[name] for name in row if name != CONTEXTS} for row in rows])
+
+
 def _nothing(row: dict[str, Any]) -> dict[str, Any]:
     """What a teacher reads that has no row, where all processes read together: a token, which isn't asked about."""
     nothing = {"input_ids": list(row["input_ids"][:1]), "labels": [-100]}

@@ -36,6 +36,8 @@ class TeacherSpec:
             Where it is served and how it is asked, as `teacher_server_url` and the others.
         revision, init_kwargs:
             How to load it.
+        teacher_prompt (`bool`):
+            Whether it reads the `teacher_prompt` of rows in the place of the student's prompt.
         weight (`float`):
             Factor on the divergence of its tokens, or its share of the mixture before these are made to sum up to 1.
         kd_temperature, student_kd_temperature, teacher_kd_temperature (`float`, *optional*):
@@ -52,6 +54,7 @@ class TeacherSpec:
     server_logprobs: int | None = None
     revision: str | None = None
     init_kwargs: dict[str, Any] | None = None
+    teacher_prompt: bool = True
     weight: float = 1.0
     kd_temperature: float | None = None
     student_kd_temperature: float | None = None
@@ -126,6 +129,8 @@ class TeacherSpec:
                 raise UsageError(
                     f"{start} `{key}` is {getattr(self, key)!r}, and is of a teacher with a `server_url`."
                 )
+        if not isinstance(self.teacher_prompt, bool):
+            raise UsageError(f"{start} `teacher_prompt` must be True or False, got {self.teacher_prompt!r}.")
         logprobs = self.server_logprobs
         if logprobs is not None and (isinstance(logprobs, bool) or not isinstance(logprobs, int) or logprobs < 2):
             raise UsageError(f"{start} `server_logprobs` must be at least 2, got {logprobs!r}. Leave it out for all.")
@@ -139,9 +144,10 @@ class TeacherSpec:
     def described(self) -> dict[str, Any]:
         """What decides the target, but for whose it is, which its identity says."""
         places = ("model", "cache", "server_url", "server_model")
-        return {
-            name: value for name, value in dataclasses.asdict(self).items() if value is not None and name not in places
-        }
+        said = {name: value for name, value in dataclasses.asdict(self).items() if name not in places}
+        if self.teacher_prompt:
+            del said["teacher_prompt"]
+        return {name: value for name, value in said.items() if value is not None}
 
     def temperatures(self, student: float, teacher: float) -> tuple[float, float]:
         """Its temperatures of student and teacher, from those of the run."""
