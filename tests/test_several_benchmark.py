@@ -9,15 +9,16 @@ import pytest
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of a process that goes on
-def test_a_setting_is_measured(tmp_path):
+def test_a_setting_is_measured(tmp_path, monkeypatch):
     path = Path(__file__).parent.parent / "benchmarks/several_teachers.py"
     spec = importlib.util.spec_from_file_location("several_teachers", path)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     args = Namespace(
-        teachers=2, hidden=64, layers=1, vocabulary=999, rows=2, tokens=4, accumulation=1, steps=3, mixed=False,
+        teachers=2, hidden=64, layers=1, vocabulary=4096, rows=2, tokens=4, accumulation=1, steps=3, mixed=False,
         device="cpu", threads=1, one="disk", folder=str(tmp_path),
     )  # fmt: skip
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)  # of this process, which has other tests
     benchmark.save_models(args, tmp_path)
     found = benchmark.measured(args)
     size = sum(file.stat().st_size for file in tmp_path.glob("[12]/model.safetensors"))

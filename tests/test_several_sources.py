@@ -3,10 +3,12 @@
 
 import json
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from accelerate.utils import DistributedType
 from datasets import Dataset, DatasetDict
 from teacher_server import TeacherServer
 from test_cached import builder_of
@@ -16,6 +18,7 @@ from test_several_teachers import NAMES, PLAIN, ROUTED, ROWS, dtype
 from trl_tempkd import TemperatureKDTrainer
 from trl_tempkd.commands import cache, distill
 from trl_tempkd.teachers.manifest import Manifest
+from trl_tempkd.teachers.several import shards
 
 
 HINTED = [{**row, "teacher_prompt": own["teacher_prompt"]} for row, own in zip(ROUTED, ROWS, strict=True)]
@@ -385,3 +388,31 @@ def test_one_teacher_at_a_time_is_in_memory(make, rows, fields):
     if "eval_strategy" not in fields:
         turns = [name for i, name in enumerate(watched.runs) if name != watched.runs[i - 1] or not i]
         assert len(turns) <= 2 * trainer.state.global_step, turns
+
+
+def test_what_cannot_leave_the_device(make, monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"`teachers`, moon: `teachers_offload` is 'cpu', .* in the CPU's memory: 'disk'"
+    ):
+        make(ROUTED, {}, teachers_offload="cpu")
+    monkeypatch.setattr("trl_tempkd.teachers.several.shards", lambda accelerator: "ZeRO-3")
+    with pytest.raises(ValueError, match="`teachers_offload` is 'disk', and with ZeRO-3 each process has a shard"):
+        make(ROUTED, {}, teachers_offload="disk")
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"distributed_type": DistributedType.NO}, None),
+        ({"distributed_type": DistributedType.MULTI_GPU}, None),
+        ({"distributed_type": DistributedType.DEEPSPEED, "zero_stage": 2}, None),
+        ({"distributed_type": DistributedType.DEEPSPEED, "zero_stage": 3}, "ZeRO-3"),
+        ({"distributed_type": DistributedType.FSDP}, "FSDP"),
+        ({"distributed_type": DistributedType.MULTI_GPU, "is_fsdp2": True}, "FSDP"),
+    ],
+    ids=str,
+)
+def test_what_shards_a_teacher(found, said):
+    plugin = SimpleNamespace(zero_stage=found.get("zero_stage"))
+    state = SimpleNamespace(deepspeed_plugin=plugin)
+    assert shards(SimpleNamespace(**{"is_fsdp2": False, **found}, state=state)) == said

@@ -97,9 +97,9 @@ class SeveralTeachers(Teacher):
             self.routed = False
             self._check_mode()
         where = self._options.teachers_offload
-        if where is not None and _shards(accelerator):
+        if where is not None and shards(accelerator):
             raise UsageError(
-                f"`teachers_offload` is {where!r}, and with {_shards(accelerator)} each process has a shard of every "
+                f"`teachers_offload` is {where!r}, and with {shards(accelerator)} each process has a shard of every "
                 "teacher, which stays where it is. Leave it unset, or use DDP or ZeRO-2."
             )
         for name, member in self.members.items():
@@ -276,7 +276,7 @@ def _named(name: str) -> Iterator[None]:
         raise
 
 
-def _shards(accelerator: Accelerator) -> str | None:
+def shards(accelerator: Accelerator) -> str | None:
     """What shards the models of a run, if anything does."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return "ZeRO-3" if accelerator.state.deepspeed_plugin.zero_stage == 3 else None
