@@ -260,6 +260,14 @@ def test_options_are_refused_by_name(make_config, entry, fields, message):
 
 
 def test_a_password_is_never_shown(make_config):
+    for wrong in (
+        {"server_url": "http://me:secret@h"},
+        ["http://me:secret@h"],
+        '[{"server_url": "http://me:secret@h"}]',
+    ):
+        with pytest.raises(ValueError, match="must be a list of dicts") as error:
+            make_config(teachers=wrong)
+        assert "secret" not in str(error.value)
     args = make_config(teachers=[{"name": "a", "server_url": "http://me:secret@host"}])
     assert "secret" not in json.dumps(args.to_dict()) and "secret" not in repr(args.to_dict())
     assert args.teachers[0]["server_url"] == "http://me:secret@host"

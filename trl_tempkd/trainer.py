@@ -176,8 +176,8 @@ class TemperatureKDTrainer(ResumingTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         # The batches of one optimizer step. Their completions are generated here, together, and counted afterwards
         self._meter.start()
-        ahead = self.teacher.ahead(epoch_iterator, partial(self.rollouts.keeps, self.state.global_step))
-        batches, count = super().get_batch_samples(ahead, num_batches, device)
+        self.teacher.keeps = partial(self.rollouts.keeps, self.state.global_step)
+        batches, count = super().get_batch_samples(self.teacher.ahead(epoch_iterator), num_batches, device)
         if not batches:  # a stream has ended
             return batches, count
         # Before anything of the step has happened, so that it can be resumed

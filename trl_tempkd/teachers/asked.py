@@ -120,17 +120,13 @@ class AskedTeacher(Teacher):
     def _describe(self) -> str:
         """What was found at the start."""
 
-    def ahead(
-        self,
-        batches: Iterator[Batch],
-        keeps: Callable[[int], bool] | None = None,
-        part: Callable[[Batch], Batch] | None = None,
-    ) -> Iterator[Batch]:
+    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """
         The same batches, read for an optimizer step ahead, so that the server works while the student does. It isn't
-        asked about texts that are to be replaced. Arguments as of [`Teacher.ahead`].
+        asked about texts that are to be replaced.
         """
         if self._read is None or self._read.batches is not batches:
+            keeps, part = self.keeps, self.part
 
             def ask(batch: Batch, step: int) -> None:
                 if not self._generates or (keeps is not None and keeps(step)):

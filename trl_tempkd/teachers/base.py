@@ -59,6 +59,10 @@ class Teacher(ABC):
         alone (`bool`):
             Whether it is the run's only teacher. Of several, each collates its own rows without what its `prepare`
             would add to them.
+        part (`Callable[[dict], dict]`, *optional*):
+            What it reads of a batch, of several teachers.
+        keeps (`Callable[[int], bool]`, *optional*):
+            Whether the texts of a step stay as they are, by its number from the next one on. Set before `ahead`.
         requests (`int`):
             How many texts it sees at a time, if it is asked about them before they are needed.
         source (`str`):
@@ -82,6 +86,8 @@ class Teacher(ABC):
     vocabulary: int | None = None
     positions: int | None = None
     alone: bool = True
+    part: Callable[[Batch], Batch] | None = None
+    keeps: Callable[[int], bool] | None = None
     requests: int = 0
     source: str = "the teacher"
     knows: type[Logits] | type[Truncated] = Logits
@@ -143,23 +149,8 @@ class Teacher(ABC):
 
     # An optimizer step
 
-    def ahead(
-        self,
-        batches: Iterator[Batch],
-        keeps: Callable[[int], bool] | None = None,
-        part: Callable[[Batch], Batch] | None = None,
-    ) -> Iterator[Batch]:
-        """
-        The same batches, which may be read, and asked about, before their step.
-
-        Args:
-            batches (`Iterator[dict]`):
-                Those of an epoch.
-            keeps (`Callable[[int], bool]`, *optional*):
-                Whether the texts of a step stay as they are, by its number from the first of these batches on.
-            part (`Callable[[dict], dict]`, *optional*):
-                What it reads of a batch. By default all of it.
-        """
+    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, which may be read, and asked about, before their step."""
         return batches
 
     def wait(self, batches: list[Batch], save: Callable[[], None] | None = None) -> None:  # noqa: B027

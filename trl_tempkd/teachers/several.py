@@ -62,7 +62,7 @@ class SeveralTeachers(Teacher):
         for name, spec in self.specs.items():
             with _named(name):
                 self.members[name] = make(spec.model, view_of(options, spec))
-            self.members[name].alone = False
+            self.members[name].alone, self.members[name].part = False, partial(part_of, name)
         self.routed: bool | None = None  # until the training data are seen
         self.columns = [PROMPTS, ROUTE, *TOKENS]
 
@@ -182,14 +182,10 @@ class SeveralTeachers(Teacher):
 
     # A step
 
-    def ahead(
-        self,
-        batches: Iterator[Batch],
-        keeps: Callable[[int], bool] | None = None,
-        part: Callable[[Batch], Batch] | None = None,
-    ) -> Iterator[Batch]:
-        for name, member in self.members.items():
-            batches = member.ahead(batches, keeps, partial(part_of, name))
+    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for member in self.members.values():
+            member.keeps = self.keeps
+            batches = member.ahead(batches)
         return batches
 
     def wait(self, batches: list[Batch], save: Callable[[], None] | None = None) -> None:

@@ -72,7 +72,7 @@ class TeacherSpec:
         """
         entries = options.teachers
         if not isinstance(entries, list | tuple) or not entries:
-            raise UsageError(f"`teachers` must be a list of dicts with `name` and `model`, got {entries!r}.")
+            raise UsageError(f"`teachers` must be a list of dicts with `name` and `model`, got {_told(entries)}.")
         specs: dict[str, TeacherSpec] = {}
         for entry in entries:
             spec = cls._read(entry)
@@ -85,7 +85,7 @@ class TeacherSpec:
     def _read(cls, entry: Any) -> "TeacherSpec":
         known = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(entry, Mapping):
-            raise UsageError(f"`teachers` must be a list of dicts with `name` and `model`, got {entry!r} in it.")
+            raise UsageError(f"`teachers` must be a list of dicts with `name` and `model`, got {_told(entry)} in it.")
         for key in entry:
             if key not in known:
                 own = str(key).removeprefix("teacher_")
@@ -155,6 +155,11 @@ class TeacherSpec:
             student = teacher = self.kd_temperature
         own = (self.student_kd_temperature, self.teacher_kd_temperature)
         return own[0] or student, own[1] or teacher
+
+
+def _told(value: Any) -> str:
+    """A value that isn't what it should be, without an address that may be in it."""
+    return repr(value) if "://" not in repr(value) else f"a {type(value).__name__}"
 
 
 def _check_divergence(name: str, kwargs: Any, start: str) -> None:
