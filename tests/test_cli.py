@@ -126,7 +126,10 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
         ),
         ([*DIAGNOSE, "--teacher_model_name_or_path", "tiny:x"], "tiny:teacher"),
         (["distill", "--use_cpu"], "no data (--dataset_name)"),
-        (["distill", "--use_cpu", "--dataset_name", "tiny"], "no student (--model_name_or_path), no teacher (--teacher_"),
+        (
+            ["distill", "--use_cpu", "--dataset_name", "tiny"],
+            "no student (--model_name_or_path), no teacher (--teacher_",
+        ),
         (["distill", "--config", TINY, "--dataset_name", "./nope.jsonl"], "no such data set: ./nope.jsonl"),
         (
             ["distill", "--config", TINY, "--model_name_or_path", "./nope"],
