@@ -11,12 +11,14 @@ weights are sent to it before each generation, and it writes. The last line is t
 
 import sys
 import tempfile
+from functools import partial
 
 
 def main(packages: str) -> None:
     sys.path.append(packages)  # behind vLLM's own
     import torch
     from datasets import Dataset
+    from trl.generation import vllm_generation
     from vllm.model_executor.layers import utils
 
     from trl_tempkd import KDConfig, TemperatureKDTrainer
@@ -28,6 +30,8 @@ def main(packages: str) -> None:
 
     utils.dispatch_cpu_unquantized_gemm = leave
     vllm.NO_WAY = set()
+    # Its own choice is bf16, in which it takes other tokens now and then
+    vllm_generation.LLM = partial(vllm_generation.LLM, dtype="float32")
     names = ("add two numbers", "read a file", "sort a list", "open a socket", "close a file", "copy a folder")
     prompts = [
         {"prompt": f"What does a function do that should {name}, if {why}?"}
@@ -51,7 +55,7 @@ def main(packages: str) -> None:
                 vllm_max_model_length=256,
                 divergence="reverse_kl",
                 kd_temperature=2.0,
-                learning_rate=1e-2,  # so that what is written depends on the weights that were sent
+                learning_rate=5e-3,  # so that what is written depends on the weights that were sent
                 per_device_train_batch_size=4,
                 max_steps=4,
                 logging_steps=1,
