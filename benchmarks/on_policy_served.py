@@ -5,10 +5,10 @@ What waiting for a served teacher costs on-policy: an optimizer step with a serv
     python benchmarks/on_policy_served.py                     # 0.2 s a row, 8 rows at a time, 64 rows a step
     python benchmarks/on_policy_served.py --delay 1 --requests 16
 
-The step generates its completions together, asks about each as soon as it has ended, and trains each micro-batch as its
-own answers come. It is compared with the larger of two times: that of the same step
-with a server that answers at once (generation and training), and the waiting alone, rows / requests * delay. Medians
-over steps; the first two aren't counted.
+The step generates its completions together, asks about each as soon as it has ended, and trains each micro-batch as
+its own answers come. It is compared with the larger of two times: that of the same step with a server that answers at
+once (generation and training), and the waiting alone, rows / requests * delay. Medians over steps; the first two
+aren't counted.
 """
 
 import argparse

@@ -121,8 +121,7 @@ def run(vllm: str, arguments: tuple[str, ...]) -> int:
         until = time.monotonic() + PATIENCE
         for server in servers:
             wait_for(*server, until)
-        own = {"TEACHER_SERVERS": json.dumps(urls), "VLLM_PYTHON": str(Path(vllm).absolute().with_name("python"))}
-        environment = {**os.environ, **ENVIRONMENT, **own}
+        environment = {**os.environ, "TEACHER_SERVERS": json.dumps(urls)}
         command = [sys.executable, "-m", "pytest", "-q", str(TESTS), *arguments]
         return start(command, cwd=ROOT, env=environment).wait()
 
