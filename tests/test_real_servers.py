@@ -188,13 +188,16 @@ def test_says_what_the_teacher_is(make, capsys):
 
 
 def test_the_recipe_is_the_live_teacher(said, tmp_path):
-    """`accelerate launch examples/distill.py --config recipes/tiny/served_on_policy.yaml`, shortened."""
+    """
+    `accelerate launch examples/distill.py --config recipes/tiny/served_on_policy.yaml`, shortened: Adam makes of rounding
+    what it makes of a gradient, so that sooner or later the student draws another token, and all that follows differs.
+    """
     recipe = yaml.safe_load((ROOT / "recipes/tiny/served_on_policy.yaml").read_text())
     assert (recipe["divergence"], recipe["kd_temperature"], recipe["lmbda"]) == ("reverse_kl", 2.0, 1.0)
     urls = {"served": URLS["states"], "bf16": URLS["bf16"], "live": None}
     found = {}
     for name, url in urls.items():
-        values = {**recipe, "teacher_server_url": url, "max_steps": 5, "logging_steps": 1}
+        values = {**recipe, "teacher_server_url": url, "max_steps": 3, "logging_steps": 1}
         if url is None:
             del values["teacher_server_url"], values["teacher_server_requests"]
             values["teacher_model_init_kwargs"] = {"dtype": "float32"}
@@ -207,7 +210,7 @@ def test_the_recipe_is_the_live_teacher(said, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         log = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
         found[name] = [entry["loss"] for entry in log if "loss" in entry]
-        assert len(found[name]) == 5 and all(entry["on_policy_share"] == 1 for entry in log if "loss" in entry)
+        assert len(found[name]) == 3 and all(entry["on_policy_share"] == 1 for entry in log if "loss" in entry)
     worst = off(found["served"], found["live"])
     said(f"the recipe, in fp32: losses within {worst:.2g} of the live teacher's")
     rounded = off(found["bf16"], found["live"])
