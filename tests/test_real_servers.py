@@ -189,8 +189,8 @@ def test_says_what_the_teacher_is(make, capsys):
 
 def test_the_recipe_is_the_live_teacher(said, tmp_path):
     """
-    `accelerate launch examples/distill.py --config recipes/tiny/served_on_policy.yaml`, shortened: Adam makes of rounding
-    what it makes of a gradient, so that sooner or later the student draws another token, and all that follows differs.
+    `accelerate launch examples/distill.py --config recipes/tiny/served_on_policy.yaml`, shortened: Adam makes of
+    rounding what it makes of a gradient, so sooner or later the student draws another token, and what follows differs.
     """
     recipe = yaml.safe_load((ROOT / "recipes/tiny/served_on_policy.yaml").read_text())
     assert (recipe["divergence"], recipe["kd_temperature"], recipe["lmbda"]) == ("reverse_kl", 2.0, 1.0)
