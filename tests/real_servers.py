@@ -121,7 +121,8 @@ def run(vllm: str, arguments: tuple[str, ...]) -> int:
         until = time.monotonic() + PATIENCE
         for server in servers:
             wait_for(*server, until)
-        environment = {**os.environ, "TEACHER_SERVERS": json.dumps(urls)}
+        own = {"TEACHER_SERVERS": json.dumps(urls), "VLLM_PYTHON": str(Path(vllm).absolute().with_name("python"))}
+        environment = {**os.environ, **ENVIRONMENT, **own}
         command = [sys.executable, "-m", "pytest", "-q", str(TESTS), *arguments]
         return start(command, cwd=ROOT, env=environment).wait()
 

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,15 @@ def test_the_recipe_is_the_live_teacher(said, tmp_path):
     said(f"the recipe, with states in bf16: within {rounded:.2g} of those of the live teacher in fp32")
     assert worst < 1e-5
     assert off(found["bf16"][:1], found["live"][:1]) < 0.05  # from then on the student may write something else
+
+
+def test_the_engine_writes_for_the_student(said):
+    """vLLM in the training process, through TRL, with the weights of each step."""
+    command = [os.environ["VLLM_PYTHON"], "tests/colocated.py", sysconfig.get_paths()["purelib"]]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    worst = float(done.stdout.splitlines()[-1])
+    said(f"vLLM in the process, greedy: losses within {worst:.2g} of those on transformers' completions")
+    assert worst < 1e-4
