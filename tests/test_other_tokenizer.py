@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SENTENCES
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vocabulary_pairs import CHAT, byte_level, metaspace, save_pair_of_two, unigram, word_piece
+from vocabulary_pairs import CHATS, ROWS, TAGS, TEXT, byte_level, metaspace, unigram, with_chat, word_piece
 
 from trl_tempkd import DIVERGENCES, KDConfig, TemperatureKDTrainer
 from trl_tempkd.errors import UsageError
@@ -17,56 +17,6 @@ from trl_tempkd.row_formats import TEACHER_QUESTION
 from trl_tempkd.teachers.other_tokenizer import check_stream
 from trl_tempkd.vocabularies.alignment import readable
 from trl_tempkd.vocabularies.bins import make_bins
-
-
-ROWS = [
-    {"prompt": "the cat sat on", "completion": " the mat and looked at the moon"},
-    {"prompt": "what is the capital", "completion": " of the moon? 語 🙂 there is none"},
-    {"prompt": "a dog ran", "completion": " after the cat"},
-    {"prompt": "warm logits", "completion": " carry more than the top choice"},
-]
-TEXT = datasets.Dataset.from_list(ROWS)
-TAGS = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% if m['role'] == 'assistant' %}<eos>{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-CHATS = datasets.Dataset.from_list(
-    [
-        {
-            "prompt": [{"role": "user", "content": row["prompt"]}],
-            "completion": [{"role": "assistant", "content": row["completion"].strip()}],
-        }
-        for row in ROWS
-    ]
-)
-
-
-@pytest.fixture
-def make_pair(tmp_path, make_model, make_config):
-    """`make_pair(student, teacher, dataset, **fields)`: a trainer of two tokenizers, made here by default."""
-
-    def make(student=None, teacher=None, dataset=TEXT, eval_dataset=None, padding=3, **fields):
-        student, teacher = student or byte_level(), teacher or metaspace(seed=1)
-        folders = save_pair_of_two(tmp_path / "pair", make_model, student, teacher, padding)
-        fields = {
-            "teacher_model_name_or_path": folders[1],
-            "vocabulary_alignment": "bytes",
-            "max_length": 128,
-            "per_device_train_batch_size": 2,
-            **fields,
-        }
-        if torch.get_default_dtype() == torch.float64:
-            fields["model_init_kwargs"] = {"dtype": torch.float64}
-        return TemperatureKDTrainer(
-            folders[0], args=make_config(**fields), train_dataset=dataset, eval_dataset=eval_dataset
-        )
-
-    return make
-
-
-def with_chat(tokenizer, template=CHAT):
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def plain_loss(trainer, rows, tau_s, tau_t, divergence, kd_ratio, alignment):

@@ -155,6 +155,11 @@ def check(
         raise UsageError(f"{teacher} is in memory with the student anyway, and isn't cached")
     if training_args.teachers is not None:
         raise UsageError("a cache is of one teacher: give --teacher_model_name_or_path in the place of `teachers`")
+    if training_args.vocabulary_alignment is not None and args.mode != "hidden":
+        raise UsageError(
+            f"--mode {args.mode} has some tokens of the teacher, and vocabulary_alignment "
+            f"{training_args.vocabulary_alignment!r} pools all of them: give --mode hidden"
+        )
     training_args.teacher_cache = None  # the recipe may name this very one, for training
     check_writable(args.output, "--output")
     training.check(script_args, training_args, model_args, dataset_args)

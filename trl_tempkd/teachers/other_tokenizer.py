@@ -1,9 +1,8 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""A teacher that runs beside the student and has another tokenizer: it reads the same text in its own tokens."""
+"""A teacher with another tokenizer: it reads the same text in its own tokens."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,50 +15,35 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..chat import prompt_of, text_prompt
 from ..compat import get_config_model_id
 from ..errors import UsageError
-from ..losses import Pooled, Stretches
+from ..losses import Pooled
 from ..losses.pooled import METRICS, OF_ALIGNED, ON_POOLED, check_pooled
-from ..row_formats import CONTEXTS, PROMPTS, TEACHER_PROMPT, TEACHER_QUESTION
-from ..vocabularies.alignment import Alignment, Question, Side, align
+from ..row_formats import CONTEXTS, PROMPTS, TEACHER_OFFSETS, TEACHER_PROMPT, TEACHER_QUESTION, TEACHER_TOKENS
+from ..vocabularies.alignment import Question, Side
 from ..vocabularies.answers import AnswerFrame
-from ..vocabularies.bins import Bins, describe, make_bins
+from ..vocabularies.bins import describe, make_bins
 from ..vocabularies.spelling import Spelling
 from ..vocabularies.translation import Translation
-from .base import Batch, Collator
+from .aligned import Aligned, Aligner, AligningCollator, Pieces, stretches_of
+from .base import Batch, Collator, Teacher
 from .live import LiveTeacher
 
 
 logger = get_logger(__name__)
 
 
-class OtherTokenizerTeacher(LiveTeacher):
+class OtherTokenizer(Teacher):
     """
-    A model with another tokenizer. It reads its own chat template around the question of a row, then the completion,
-    and is compared with the student where both have a token boundary.
-
-    Args:
-        teacher (`str` or [`~transformers.PreTrainedModel`]):
-            Name or path of a causal language model, or the model itself if it knows where it was loaded from.
-        options (`KDConfig`):
-            Configuration of the run.
-
-    Raises:
-        `ValueError`: As [`LiveTeacher`] does, and if a tokenizer can't be loaded or understood, or the divergence
-            means nothing on two vocabularies.
+    What a teacher with another tokenizer does, wherever its last hidden states come from: it reads its own chat
+    template around the question of a row, then the completion, and is compared with the student where both have a
+    token boundary. Stands before the class that has the states.
     """
 
-    metrics = METRICS
     relative = dict.fromkeys(OF_ALIGNED, "aligned")
-    columns = [PROMPTS, TEACHER_QUESTION]
     shares_tokenizer = False
     reads_tokens = False
-    source = "a teacher with another tokenizer"
-
-    def __init__(self, teacher: str | PreTrainedModel, options: Any):
-        super().__init__(teacher, options)
-        self.check(options)
-        self._tokenizer = load_tokenizer(teacher, options)
-        self._spellings: dict[str, Spelling] = {}
-        self.aligner = Aligner()
+    aligner: Aligner
+    _options: Any
+    _tokenizer: PreTrainedTokenizerBase
 
     def serves(
         self,
@@ -82,6 +66,9 @@ class OtherTokenizerTeacher(LiveTeacher):
     # The data
 
     def prepare(self, prepare: Any, dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any) -> Any:
+        return super().prepare(partial(self._prepared, prepare), dataset, processing_class, *args)
+
+    def _prepared(self, prepare: Any, dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any) -> Any:
         columns = dataset.column_names or list(next(iter(dataset), {}))
         if {TEACHER_PROMPT, CONTEXTS} & {*columns}:
             raise UsageError(
@@ -112,49 +99,89 @@ class OtherTokenizerTeacher(LiveTeacher):
         with state.main_process_first(), state.local_main_process_first():  # who writes the cache for the others
             return prepared.map(partial(_ask, **how), **options)
 
+    @cached_property
+    def _spellings(self) -> dict[str, Spelling]:
+        return {}
+
     def _spelling(self, tokenizer: PreTrainedTokenizerBase, side: str) -> Spelling:
         if side not in self._spellings:
             self._spellings[side] = Spelling(tokenizer, side)
         return self._spellings[side]
 
     def collate(self, collator: Collator) -> Collator:
-        return AligningCollator(collator, self.aligner)
+        return super().collate(AligningCollator(collator, self.aligner))
 
-    # The models
+    # A cache
 
-    def check_tokenizer(
-        self, tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel, teacher: PreTrainedModel
+    @property
+    def own_tokenizer(self) -> tuple[PreTrainedTokenizerBase, set[int]]:
+        assert self.aligner.sides is not None
+        return self._tokenizer, self.aligner.sides[1].frame.ends
+
+    def to_cache(self, dataset: Dataset) -> Dataset:
+        return dataset.map(partial(_read, aligner=self.aligner), desc="Tokenizing the completions for the teacher")
+
+    # Both sides
+
+    def meet(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        student: PreTrainedModel,
+        size: int,
+        stops: Iterable[int],
+        longest: int | None,
     ) -> None:
-        ours = self._side("student", tokenizer, student)
-        its = self._side("teacher", self._tokenizer, teacher)
-        longest = getattr(teacher.config.get_text_config(), "max_position_embeddings", None)
+        """
+        Get ready for a student.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]), student ([`~transformers.PreTrainedModel`]):
+                The student's.
+            size (`int`):
+                How many logits the teacher has.
+            stops (`Iterable[int]`):
+                Tokens that stop its completions.
+            longest (`int`, *optional*):
+                How many positions it has.
+        """
+        ours = self._side("student", tokenizer, student.config.get_text_config().vocab_size, stops_of(student))
+        its = self._side("teacher", self._tokenizer, size, stops)
         self.aligner.ready(ours, its, longest)
         alignment = self._options.vocabulary_alignment
         self._bins = make_bins(ours, its, alignment)
         # Once, and where it is seen: what has no counterpart is for the user to judge
         logger.warning(f"`vocabulary_alignment` {alignment}: {describe(ours, its, self._bins)}")
 
-    def _side(self, name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Side:
+    def _side(self, name: str, tokenizer: PreTrainedTokenizerBase, size: int, stops: Iterable[int]) -> Side:
         spelling = self._spelling(tokenizer, name)
-        spelling.fit(model.config.get_text_config().vocab_size)
-        stops = model.generation_config.eos_token_id if model.generation_config is not None else None
-        stops = [] if stops is None else [stops] if isinstance(stops, int) else stops
+        spelling.fit(size)
         return Side(spelling, AnswerFrame(tokenizer, stops))
 
-    def rows(self, inputs: Batch) -> Pooled:
+    def found_in(self, inputs: Batch) -> Aligned:
+        """Takes out of a batch what the collator has put there."""
         found: Aligned | None = inputs.pop(TEACHER_QUESTION, None)
         if found is None:
             raise UsageError(
                 "A teacher with another tokenizer needs what the trainer's own preparation adds to the rows, and the "
                 "batch hasn't it. Leave `skip_prepare_dataset` unset."
             )
-        device = inputs["input_ids"].device
-        pieces = found.pieces(device)
-        hidden = self._run(pieces.inputs).flatten(0, 1)
+        return found
+
+    def pooled(self, found: Aligned, pieces: Pieces, hidden: torch.Tensor, count: int) -> Pooled:
+        """
+        What the loss takes.
+
+        Args:
+            found ([`Aligned`]), pieces ([`Pieces`]): the teacher's batch.
+            hidden (`torch.Tensor` of shape `(B_t * L_t, H_t)`): its last hidden states.
+            count (`int`): how many positions the student's batch has.
+        """
         stretches = None
         if self._options.alm_weight and self._options.kd_ratio:
-            stretches = _stretches(found, pieces, hidden, inputs["input_ids"].numel(), self._options.alm_weight)
-        bins = self._on(device)
+            stretches = stretches_of(found, pieces, hidden, count, self._options.alm_weight)
+        if self._bins.student.device != hidden.device:
+            self._bins = self._bins.to(hidden.device)
+        bins = self._bins
         by_rank = self._options.vocabulary_alignment == "uld"
         return Pooled(
             hidden.index_select(0, pieces.teacher),
@@ -169,10 +196,53 @@ class OtherTokenizerTeacher(LiveTeacher):
         assert self.aligner.sides is not None
         return Translation(*self.aligner.sides, longest)
 
-    def _on(self, device: torch.device) -> Bins:
-        if self._bins.student.device != device:
-            self._bins = self._bins.to(device)
-        return self._bins
+
+class OtherTokenizerTeacher(OtherTokenizer, LiveTeacher):
+    """
+    A model beside the student that has another tokenizer.
+
+    Args:
+        teacher (`str` or [`~transformers.PreTrainedModel`]):
+            Name or path of a causal language model, or the model itself if it knows where it was loaded from.
+        options (`KDConfig`):
+            Configuration of the run.
+
+    Raises:
+        `ValueError`: As [`LiveTeacher`] does, and if a tokenizer can't be loaded or understood, or the divergence
+            means nothing on two vocabularies.
+    """
+
+    metrics = METRICS
+    columns = [PROMPTS, TEACHER_QUESTION]
+    source = "a teacher with another tokenizer"
+
+    def __init__(self, teacher: str | PreTrainedModel, options: Any):
+        super().__init__(teacher, options)
+        self.check(options)
+        self._tokenizer, self.aligner = load_tokenizer(teacher, options), Aligner()
+
+    def check_tokenizer(
+        self, tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel, teacher: PreTrainedModel
+    ) -> None:
+        config = teacher.config.get_text_config()
+        longest = getattr(config, "max_position_embeddings", None)
+        self.meet(tokenizer, student, config.vocab_size, stops_of(teacher), longest)
+
+    def rows(self, inputs: Batch) -> Pooled:
+        found = self.found_in(inputs)
+        pieces = found.pieces(inputs["input_ids"].device)
+        return self.pooled(found, pieces, self._run(pieces.inputs).flatten(0, 1), inputs["input_ids"].numel())
+
+    def states(self, inputs: Batch, kept: torch.Tensor) -> torch.Tensor:
+        found = self.found_in(inputs)
+        device = inputs["input_ids"].device
+        return self._run(found.pieces(device).inputs).flatten(0, 1)[found.known().to(device)]
+
+
+def stops_of(model: PreTrainedModel) -> list[int]:
+    """The tokens that stop a model's completions, by its own configuration."""
+    stops = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return [] if stops is None else [stops] if isinstance(stops, int) else stops
 
 
 def load_tokenizer(teacher: str | PreTrainedModel, options: Any) -> PreTrainedTokenizerBase:
@@ -241,118 +311,7 @@ def _ask(row: dict[str, Any], student: Spelling, teacher: PreTrainedTokenizerBas
     return {TEACHER_QUESTION: Question(list(teacher_ids), start, skip, chat)._asdict()}
 
 
-class Aligner:
-    """Aligns rows, once both tokenizers are known. It goes to the processes that read the data, and holds no model."""
-
-    def __init__(self) -> None:
-        self.sides: tuple[Side, Side] | None = None
-        self.longest: int | None = None
-
-    def ready(self, student: Side, teacher: Side, longest: int | None) -> None:
-        self.sides, self.longest = (student, teacher), longest
-
-    def __call__(self, ids: list[int], question: Question) -> Alignment:
-        assert self.sides is not None
-        return align(ids, question, *self.sides, self.longest)
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """
-    What the teacher is given of a batch, and which of its positions belong to which of the student's.
-
-    Attributes:
-        inputs (`dict`): its own batch, of shape `(B_t, L_t)`, padded on the right.
-        student, teacher (`torch.Tensor` of shape `(M,)`): pairs of positions in both batches, flattened.
-        offsets (`list[tuple[int, int]]`): where each row begins in both.
-    """
-
-    inputs: Batch
-    student: torch.Tensor
-    teacher: torch.Tensor
-    offsets: list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """
-    The rows of a batch as the teacher reads them. No container, so that it is passed on as it is.
-
-    Attributes:
-        questions (`list[Question | None]`): what each asks; `None` for one that fills a batch up.
-        alignments (`list[Alignment]`): where both agree.
-        starts (`list[int]`): where each row begins in the student's flattened batch.
-    """
-
-    questions: list[Question | None]
-    alignments: list[Alignment]
-    starts: list[int]
-
-    def pieces(self, device: torch.device) -> Pieces:
-        """The teacher's batch. It has one row at least, so that every process runs the teacher."""
-        rows = [alignment.teacher_ids or [0] for alignment in self.alignments] or [[0]]
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-        offsets = [(start, i * width) for i, start in enumerate(self.starts)]
-        pairs = [
-            (of_student + i, of_teacher + k)
-            for (of_student, of_teacher), alignment in zip(offsets, self.alignments, strict=True)
-            for i, k in zip(alignment.student, alignment.teacher, strict=True)
-        ]
-        student, teacher = torch.tensor(pairs, dtype=torch.long, device=device).view(-1, 2).unbind(1)
-        return Pieces({"input_ids": ids, "attention_mask": mask}, student, teacher, offsets)
-
-
-def _stretches(found: Aligned, pieces: Pieces, hidden: torch.Tensor, count: int, weight: float) -> Stretches:
-    """What lies between aligned positions. A token is predicted at the position before it."""
-    number = torch.full((count,), -1, device=hidden.device)
-    places: list[int] = []
-    tokens: list[int] = []
-    numbers: list[int] = []
-    total = 0
-    for (of_student, of_teacher), alignment in zip(pieces.offsets, found.alignments, strict=True):
-        for (start, end), (first, last) in alignment.stretches:
-            number[of_student + start - 1 : of_student + end - 1] = total
-            places += range(of_teacher + first - 1, of_teacher + last - 1)
-            tokens += alignment.teacher_ids[first:last]
-            numbers += [total] * (last - first)
-            total += 1
-    own, ids, index = (torch.tensor(x, dtype=torch.long, device=hidden.device) for x in (places, tokens, numbers))
-    return Stretches(weight, number, hidden.index_select(0, own), ids, index, total)
-
-
-class AligningCollator:
-    """
-    What another collator makes of some rows, and the rows as the teacher reads them.
-
-    Args:
-        collator (`Callable`):
-            The other collator. It keeps the order of the rows, and pads on the right or not at all.
-        aligner ([`Aligner`]):
-            Aligns a row.
-    """
-
-    def __init__(self, collator: Collator, aligner: Aligner):
-        self.collator, self.aligner = collator, aligner
-
-    def __call__(self, examples: list[dict[str, Any]]) -> Batch:
-        batch = self.collator([{name: row[name] for name in row if name != TEACHER_QUESTION} for row in examples])
-        if not any(TEACHER_QUESTION in row for row in examples):
-            return batch
-        questions = [_question(row.get(TEACHER_QUESTION)) for row in examples]
-        rows, width = batch["input_ids"].shape
-        lengths = [len(row["input_ids"]) for row in examples]
-        padded = rows == len(examples)
-        starts = [i * width if padded else sum(lengths[:i]) for i in range(len(examples))]
-        nothing = Alignment([], [], [], [])
-        alignments = [
-            nothing if question is None else self.aligner(list(row["input_ids"]), question)
-            for row, question in zip(examples, questions, strict=True)
-        ]
-        batch[TEACHER_QUESTION] = Aligned(questions, alignments, starts)
-        return batch
-
-
-def _question(value: Any) -> Question | None:
-    return Question(**value) if isinstance(value, dict) else value
+def _read(row: dict[str, Any], aligner: Aligner) -> dict[str, list[int]]:
+    """What the teacher reads of a row."""
+    reading = aligner.read(list(row["input_ids"]), Question(**row[TEACHER_QUESTION]))
+    return {TEACHER_TOKENS: reading.ids, TEACHER_OFFSETS: reading.offsets}
