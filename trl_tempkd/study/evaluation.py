@@ -311,7 +311,8 @@ def evaluate_model(
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     with_text = [i for i, row in enumerate(rows) if row["completion"] is not None]
     if with_text and "compared" not in results:
-        texts = tokenize([{**rows[i], "prompt": rows[i]["prompt"] or ""} for i in with_text], tokenizer)
+        whole = tokenize([{**rows[i], "prompt": rows[i]["prompt"] or ""} for i in with_text], tokenizer)
+        texts = whole
         if limit:  # cut as the prompts are, at the start
             texts = [{name: column[-limit:] for name, column in text.items()} for text in texts]
         scores, by_row = _compare(model, teacher or model, texts, batch_size, progress)
@@ -321,6 +322,13 @@ def evaluate_model(
             for i, total, tokens in zip(with_text, by_row[name], by_row["tokens"], strict=True):
                 column[i] = total if name == "tokens" else total / tokens if tokens else None
         results["compared"] = {"scores": {name: scores[name] for name in names}, "items": items}
+        sizes = [rows[i]["bytes"] for i in with_text]
+        kept = [_targets(text) == _targets(uncut) for text, uncut in zip(texts, whole, strict=True)]
+        if (found := bits_per_byte(by_row["ce"], sizes, kept)) is not None:
+            results["compared"]["scores"]["bits_per_byte"], own = found
+            items["bits_per_byte"] = [None] * len(rows)
+            for i, value in zip(with_text, own, strict=True):
+                items["bits_per_byte"][i] = value
         save(results)
     runs = results.setdefault("runs", [])
     wanted: list[int | None] = [*seeds, *([None] if greedy else [])] if rows[0]["prompt"] is not None else []
@@ -346,6 +354,34 @@ def evaluate_model(
         results["means"] = _over_seeds(runs)
         save(results)
     return results
+
+
+def _targets(text: dict[str, list[int]]) -> int:
+    """How many tokens of a row are predicted, of those with a label."""
+    return sum(label != -100 for label in text["labels"][1:])
+
+
+def bits_per_byte(
+    ce: Sequence[float], sizes: Sequence[int], whole: Sequence[bool]
+) -> tuple[float, list[float | None]] | None:
+    """
+    What a byte of the completions costs, their end included: comparable whatever tokens a model has.
+
+    Args:
+        ce (`Sequence[float]`): of each completion the sum of its tokens' cross-entropies, in nats.
+        sizes (`Sequence[int]`): how many bytes each has.
+        whole (`Sequence[bool]`): whether nothing of it was cut off, without which a completion has no such value.
+
+    Returns:
+        `tuple`: All bits over all bytes, and the same of each completion. `None` if there is none.
+    """
+    known = [i for i, size in enumerate(sizes) if size and whole[i]]
+    if not known:
+        return None
+    own: list[float | None] = [None] * len(ce)
+    for i in known:
+        own[i] = ce[i] / math.log(2) / sizes[i]
+    return math.fsum(ce[i] for i in known) / math.log(2) / sum(sizes[i] for i in known), own
 
 
 def prompt_tokens(
