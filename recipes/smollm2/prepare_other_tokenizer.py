@@ -10,8 +10,8 @@ python recipes/smollm2/prepare_other_tokenizer.py INSTRUCTIONS.jsonl FOLDER
 ```
 
 INSTRUCTIONS.jsonl has `instruction`, `input` and `output` (as rasbt/LLMs-from-scratch's instruction data). FOLDER gets
-`rows`, with the splits `train` and `test`; and at the second call `data`, with `train`, `written` (answers of the
-teacher to prompts of `train`, as many rows as there are) and `test`. No question is in two splits.
+`rows`, with the splits `train` and `test`; and at the second call `data`, with `written`, the answers that the teacher
+has ended itself; `train`, the references to the same questions; and `test`, other questions with references.
 """
 
 import json
@@ -50,7 +50,9 @@ if __name__ == "__main__":
     if not written.is_file():
         splits.save_to_disk(folder / "rows")
         raise SystemExit(f"Saved {folder / 'rows'}: {len(splits['train'])} rows of train, {HELD_OUT} of test.")
-    columns = list(splits["train"].column_names)
-    splits["written"] = Dataset.from_list([{name: row[name] for name in columns} for row in read(written)])
+    answered = read(written)
+    splits["train"] = splits["train"].select([row["row"] for row in answered])
+    splits["written"] = Dataset.from_list([{name: row[name] for name in ("prompt", "completion")} for row in answered])
     splits.save_to_disk(folder / "data")
-    print(f"Saved {folder / 'data'}: {', '.join(f'{len(rows)} rows of {name}' for name, rows in splits.items())}.")
+    counts = ", ".join(f"{len(rows)} rows of {name}" for name, rows in splits.items())
+    print(f"Saved {folder / 'data'}: {counts}.")

@@ -172,9 +172,13 @@ class AskedTeacher(Teacher):
         inputs[REQUESTS] = self._asked(inputs)
 
     def _asked(self, batch: Batch) -> "_Requests":
-        texts = [(place, tokens) for place, tokens in documents(batch) if len(tokens) > 1]
+        texts = [(place, tokens) for place, tokens in self._texts(batch) if len(tokens) > 1]
         early = self._early
         return _Requests([(place, early.pop(tuple(each), []) or self._question(each)) for place, each in texts])
+
+    def _texts(self, batch: Batch) -> Iterator[tuple[tuple[int, int], list[int]]]:
+        """The texts that are asked about, each with the row and position where it begins."""
+        return documents(batch)
 
     def _taken(self, inputs: Batch) -> list[tuple[slice, list[Any]]]:
         """

@@ -11,10 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import UsageError
 from ..heads import Head
-from ..losses import Pooled
 from ..losses.pooled import METRICS
 from ..row_formats import TEACHER_QUESTION
-from .aligned import Aligner, AligningCollator
+from .aligned import Aligner, AligningCollator, Pieces
 from .base import Batch, Collator
 from .cached import POSITIONS, REPAIR, TOKENIZER, CachedCollator, CachedTeacher
 from .manifest import AGAIN, compare, whole_hashes_of
@@ -68,13 +67,11 @@ class OtherCachedTeacher(OtherTokenizer, CachedTeacher):
     def collate(self, collator: Collator) -> CachedCollator:
         return OtherCachedCollator(AligningCollator(collator, self.aligner), self.manifest, str(self.folder))
 
-    def rows(self, inputs: Batch) -> Pooled:
-        found = self.found_in(inputs)
+    def own_states(self, inputs: Batch, pieces: Pieces) -> torch.Tensor:
         stored, positions = inputs.pop(self.layout.column), inputs.pop(POSITIONS)
-        pieces = found.pieces(inputs["input_ids"].device)
         hidden = self.layout.decode(stored, positions, pieces.inputs["input_ids"].numel())
         assert isinstance(hidden, torch.Tensor)
-        return self.pooled(found, pieces, hidden, inputs["input_ids"].numel())
+        return hidden
 
 
 class OtherCachedCollator(CachedCollator):

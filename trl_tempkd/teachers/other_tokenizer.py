@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """A teacher with another tokenizer: it reads the same text in its own tokens."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -167,20 +168,18 @@ class OtherTokenizer(Teacher):
             )
         return found
 
-    def pooled(self, found: Aligned, pieces: Pieces, hidden: torch.Tensor, count: int) -> Pooled:
-        """
-        What the loss takes.
+    @abstractmethod
+    def own_states(self, inputs: Batch, pieces: Pieces) -> torch.Tensor:
+        """The last hidden states of its own batch, `(B_t * L_t, H_t)`, with 0 where they aren't known or of no use."""
 
-        Args:
-            found ([`Aligned`]), pieces ([`Pieces`]): the teacher's batch.
-            hidden (`torch.Tensor` of shape `(B_t * L_t, H_t)`): its last hidden states.
-            count (`int`): how many positions the student's batch has.
-        """
-        stretches = None
+    def rows(self, inputs: Batch) -> Pooled:
+        found, device, count = self.found_in(inputs), inputs["input_ids"].device, inputs["input_ids"].numel()
+        pieces = found.pieces(device)
+        hidden, stretches = self.own_states(inputs, pieces), None
         if self._options.alm_weight and self._options.kd_ratio:
             stretches = stretches_of(found, pieces, hidden, count, self._options.alm_weight)
-        if self._bins.student.device != hidden.device:
-            self._bins = self._bins.to(hidden.device)
+        if self._bins.student.device != device:
+            self._bins = self._bins.to(device)
         bins = self._bins
         by_rank = self._options.vocabulary_alignment == "uld"
         return Pooled(
@@ -191,6 +190,10 @@ class OtherTokenizer(Teacher):
             bins.in_both,
             stretches,
         )
+
+    def states(self, inputs: Batch, kept: torch.Tensor) -> torch.Tensor:
+        found, device = self.found_in(inputs), inputs["input_ids"].device
+        return self.own_states(inputs, found.pieces(device))[found.known().to(device)]
 
     def translation(self, longest: int | None) -> Translation:
         assert self.aligner.sides is not None
@@ -228,15 +231,8 @@ class OtherTokenizerTeacher(OtherTokenizer, LiveTeacher):
         longest = getattr(config, "max_position_embeddings", None)
         self.meet(tokenizer, student, config.vocab_size, stops_of(teacher), longest)
 
-    def rows(self, inputs: Batch) -> Pooled:
-        found = self.found_in(inputs)
-        pieces = found.pieces(inputs["input_ids"].device)
-        return self.pooled(found, pieces, self._run(pieces.inputs).flatten(0, 1), inputs["input_ids"].numel())
-
-    def states(self, inputs: Batch, kept: torch.Tensor) -> torch.Tensor:
-        found = self.found_in(inputs)
-        device = inputs["input_ids"].device
-        return self._run(found.pieces(device).inputs).flatten(0, 1)[found.known().to(device)]
+    def own_states(self, inputs: Batch, pieces: Pieces) -> torch.Tensor:
+        return self._run(pieces.inputs).flatten(0, 1)
 
 
 def stops_of(model: PreTrainedModel) -> list[int]:

@@ -35,12 +35,6 @@ class VocabularyOptions(OptionGroup):
             must(self, "alm_weight", not self.alm_weight, "0 without `vocabulary_alignment`, which it is a part of")
             return
         said = f"`vocabulary_alignment` is {alignment!r}, and"
-        if self.teacher_server_url is not None:
-            raise UsageError(
-                f"{said} `teacher_server_url` is set, which has the student's tokens alone: the teacher must run "
-                "beside the student (`teacher_model_name_or_path`). Leave `teacher_server_url` unset, or "
-                "`vocabulary_alignment`."
-            )
         if self.packing:
             raise UsageError(
                 f"{said} `packing` True lays the texts of rows together, which the teacher must read one by one. Set "
