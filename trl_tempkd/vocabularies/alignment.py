@@ -118,12 +118,13 @@ def read(ids: list[int], question: Question, student: Side, teacher: Side, longe
     The completion of a row in the teacher's tokens, behind its own prompt. Arguments as of [`align`].
 
     The student's completion ends for this purpose with its first token that stands for no text, be it its end or an
-    unknown one, and with the first byte that isn't UTF-8: what comes after it the teacher can't read, and a completion
-    that is cut in the middle of a character has such a byte at its end.
+    unknown one, with the first byte that isn't UTF-8, and with the first that the teacher's tokenizer changes: what
+    comes after it the teacher can't read, and a completion that is cut in the middle of a character has such a byte at
+    its end.
     """
     start, skip = _beginning(ids, question, student)
     glue = teacher.frame.glue if question.chat else ""
-    answer = teacher.spelling.encode(glue + readable(student.spelling.known(ids[start:])[skip:])) or []
+    answer = teacher.spelling.encode_beginning(glue + readable(student.spelling.known(ids[start:])[skip:]))
     asked, offsets = question.teacher_ids, [n - len(glue.encode()) for n in boundaries(teacher.spelling, answer)]
     if asked:
         offsets = [*[-1] * (len(asked) - 1), *offsets]
