@@ -300,7 +300,7 @@ def make_pair(tmp_path, make_model, make_config):
 
     from trl_tempkd import TemperatureKDTrainer
 
-    def make(student=None, teacher=None, dataset=TEXT, eval_dataset=None, padding=3, **fields):
+    def make(student=None, teacher=None, dataset=TEXT, eval_dataset=None, padding=3, formatting_func=None, **fields):
         student, teacher = student or byte_level(), teacher or metaspace(seed=1)
         folders = save_pair_of_two(tmp_path / "pair", make_model, student, teacher, padding)
         fields = {
@@ -313,7 +313,11 @@ def make_pair(tmp_path, make_model, make_config):
         if torch.get_default_dtype() == torch.float64:
             fields["model_init_kwargs"] = {"dtype": torch.float64}
         return TemperatureKDTrainer(
-            folders[0], args=make_config(**fields), train_dataset=dataset, eval_dataset=eval_dataset
+            folders[0],
+            args=make_config(**fields),
+            train_dataset=dataset,
+            eval_dataset=eval_dataset,
+            formatting_func=formatting_func,
         )
 
     return make

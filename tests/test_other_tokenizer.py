@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SENTENCES
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vocabulary_pairs import CHATS, ROWS, TAGS, TEXT, byte_level, metaspace, unigram, with_chat, word_piece
+from vocabulary_pairs import CHAT, CHATS, ROWS, TAGS, TEXT, byte_level, metaspace, unigram, with_chat, word_piece
 
 from trl_tempkd import DIVERGENCES, KDConfig, TemperatureKDTrainer
 from trl_tempkd.errors import UsageError
@@ -17,6 +17,10 @@ from trl_tempkd.row_formats import TEACHER_QUESTION
 from trl_tempkd.teachers.other_tokenizer import check_stream
 from trl_tempkd.vocabularies.alignment import readable
 from trl_tempkd.vocabularies.bins import make_bins
+
+
+# With what TRL finds the assistant's words by
+GENERATION = CHAT.replace(" {{ m['content'] }}<eos>", "{% generation %} {{ m['content'] }}<eos>{% endgeneration %}")
 
 
 def plain_loss(trainer, rows, tau_s, tau_t, divergence, kd_ratio, alignment):
@@ -268,11 +272,42 @@ def test_what_it_can_not_do_is_refused(make_pair, case):
         make_pair(**fields)
 
 
-@pytest.mark.parametrize("fields", [{}, {"lmbda": 1.0}], ids=str)
-def test_a_prompt_of_the_teachers_own_is_refused(make_pair, fields):
+@pytest.mark.parametrize("rows", ["text", "chats", "messages"])
+@pytest.mark.parametrize("lmbda", [0.0, 1.0])
+def test_the_teacher_may_have_a_prompt_of_its_own(make_pair, rows, lmbda):
+    """It reads that in its own tokens, before the same completion; a row without one has the student's."""
+    its = with_chat(metaspace(seed=1), TAGS)
+    own = ["so the cat", None, "a dog that", None]
+    if rows == "text":
+        data = TEXT.add_column("teacher_prompt", own)
+    else:
+        asked = [None if text is None else [{"role": "user", "content": text}] for text in own]
+        data = [{**row, "teacher_prompt": text} for row, text in zip(CHATS, asked, strict=True)]
+        if rows == "messages":
+            data = [
+                {"messages": [*r["prompt"], *r["completion"]], "teacher_prompt": r["teacher_prompt"]} for r in data
+            ]
+        data = datasets.Dataset.from_list(data)
+    fields = {"lmbda": lmbda, "max_new_tokens": 6, "assistant_only_loss": rows == "messages"}
+    student = with_chat(byte_level(), GENERATION)
+    trainer = make_pair(student=student, teacher=its, dataset=data, max_steps=2, **fields)
+    for row, text, given in zip(trainer.train_dataset, own, ROWS, strict=True):
+        read = its.decode(row[TEACHER_QUESTION]["teacher_ids"]).strip()
+        asked = text or given["prompt"]
+        assert read == (asked if rows == "text" else f"<user>{asked}<assistant>")
+        assert "prompt_of_the_teacher" not in row and "teacher_contexts" not in row
+    trainer.train()
+    assert trainer.state.log_history[0]["aligned_share"] > 0
+
+
+def test_a_prompt_of_the_teachers_own_is_of_the_kind_of_the_other(make_pair):
     rows = datasets.Dataset.from_list([{"prompt": "the cat", "completion": " sat", "teacher_prompt": "so the cat"}])
-    with pytest.raises(UsageError, match="train data set have a `teacher_prompt`, and `vocabulary_alignment` is 'b"):
-        make_pair(dataset=rows, **fields)
+    with pytest.raises(UsageError, match="`formatting_func` makes one text of a row"):
+        text = {"formatting_func": lambda row: row["prompt"] + row["completion"], "completion_only_loss": False}
+        make_pair(dataset=rows, **text)
+    mixed = CHATS.add_column("teacher_prompt", ["so the cat"] * len(CHATS))
+    with pytest.raises(UsageError, match="`teacher_prompt` of text, and a prompt of turns"):
+        make_pair(student=with_chat(byte_level()), teacher=with_chat(metaspace(seed=1)), dataset=mixed)
 
 
 def test_rows_that_are_tokens_are_refused(make_pair):

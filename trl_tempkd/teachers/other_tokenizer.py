@@ -18,7 +18,7 @@ from ..compat import get_config_model_id
 from ..errors import UsageError
 from ..losses import Pooled
 from ..losses.pooled import METRICS, OF_ALIGNED, ON_POOLED, check_pooled
-from ..row_formats import CONTEXTS, PROMPTS, TEACHER_OFFSETS, TEACHER_PROMPT, TEACHER_QUESTION, TEACHER_TOKENS
+from ..row_formats import PROMPTS, TEACHER_OFFSETS, TEACHER_PROMPT, TEACHER_QUESTION, TEACHER_TOKENS
 from ..vocabularies.alignment import Question, Side
 from ..vocabularies.answers import AnswerFrame
 from ..vocabularies.bins import describe, make_bins
@@ -30,6 +30,8 @@ from .live import LiveTeacher
 
 
 logger = get_logger(__name__)
+
+_OWN_PROMPT = "prompt_of_the_teacher"  # what `TEACHER_PROMPT` is called while rows are prepared
 
 
 class OtherTokenizer(Teacher):
@@ -71,12 +73,6 @@ class OtherTokenizer(Teacher):
 
     def _prepared(self, prepare: Any, dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any) -> Any:
         columns = dataset.column_names or list(next(iter(dataset), {}))
-        if {TEACHER_PROMPT, CONTEXTS} & {*columns}:
-            raise UsageError(
-                f"Rows of the {args[-1]} data set have a `{TEACHER_PROMPT}`, and `vocabulary_alignment` is "
-                f"{self._options.vocabulary_alignment!r}: a teacher with another tokenizer reads the student's prompt "
-                "alone, in its own tokens. Leave the column out, or use a teacher with the student's tokenizer."
-            )
         if TEACHER_QUESTION in columns:
             return prepare(dataset, processing_class, *args)
         if "input_ids" in columns:
@@ -85,6 +81,14 @@ class OtherTokenizer(Teacher):
                 "their text. Give rows of `prompt` and `completion`, `messages` or `text`."
             )
         check_stream(dataset, args[0], PartialState().num_processes)
+        own = TEACHER_PROMPT in columns
+        if own and args[-2] is not None:
+            raise UsageError(
+                f"The {args[-1]} data have a `{TEACHER_PROMPT}`, and the teacher reads it in the place of the prompt, "
+                "but `formatting_func` makes one text of a row. Give rows `prompt` and `completion`."
+            )
+        if own:  # under another name, since the preparation would read it in the student's tokens
+            dataset = dataset.rename_column(TEACHER_PROMPT, _OWN_PROMPT)
         prepared = prepare(dataset, processing_class, *args)
         how = {
             "student": self._spelling(processing_class, "student"),
@@ -95,6 +99,8 @@ class OtherTokenizer(Teacher):
         if isinstance(prepared, Dataset):
             desc = f"Tokenizing the prompts of the {args[-1]} dataset for the teacher"
             options = {"num_proc": args[0].dataset_num_proc, "desc": desc}
+        if own:
+            options["remove_columns"] = [_OWN_PROMPT]
         assert isinstance(prepared, Dataset | IterableDataset)
         state = PartialState()
         with state.main_process_first(), state.local_main_process_first():  # who writes the cache for the others
@@ -290,15 +296,23 @@ def _ask(row: dict[str, Any], student: Spelling, teacher: PreTrainedTokenizerBas
     """The question of a row in the teacher's tokens, and where in the student's row the completion begins."""
     asked = {} if is_text else row
     chat = isinstance(asked.get("prompt") or asked.get("messages"), list)
+    read = asked
+    if (own := row.get(_OWN_PROMPT)) is not None:
+        if isinstance(own, list) != chat:
+            raise UsageError(
+                f"A row has a `{TEACHER_PROMPT}` of {'text' if chat else 'turns'}, and a prompt of "
+                f"{'turns' if chat else 'text'}: {own!r}. Give both as turns, or both as text."
+            )
+        read = {**asked, "prompt": own}
     if chat and not teacher.chat_template:
         raise UsageError(
             "The rows are conversations, and the teacher's tokenizer has no chat template. Use `prompt` and "
             "`completion` as plain text, or a teacher that has one."
         )
     try:
-        teacher_ids = prompt_of(asked, teacher) or text_prompt("", teacher)
+        teacher_ids = prompt_of(read, teacher) or text_prompt("", teacher)
     except TemplateError as error:
-        raise UsageError(f"The teacher's chat template can't write a row: {error}. Its prompt: {asked}") from error
+        raise UsageError(f"The teacher's chat template can't write a row: {error}. Its prompt: {read}") from error
     prompt, ids = prompt_of(asked, student.tokenizer), row["input_ids"]
     start = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
     # Tokens may have merged across the end of the prompt: the first bytes of the completion are the prompt's last
