@@ -306,7 +306,7 @@ def test_a_prompt_of_the_teachers_own_is_of_the_kind_of_the_other(make_pair):
         text = {"formatting_func": lambda row: row["prompt"] + row["completion"], "completion_only_loss": False}
         make_pair(dataset=rows, **text)
     mixed = CHATS.add_column("teacher_prompt", ["so the cat"] * len(CHATS))
-    with pytest.raises(UsageError, match="`teacher_prompt` of text, and a prompt of turns"):
+    with pytest.raises(UsageError, match="has text in `teacher_prompt` and a conversation for the student"):
         make_pair(student=with_chat(byte_level()), teacher=with_chat(metaspace(seed=1)), dataset=mixed)
 
 

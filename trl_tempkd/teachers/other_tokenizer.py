@@ -296,14 +296,8 @@ def _ask(row: dict[str, Any], student: Spelling, teacher: PreTrainedTokenizerBas
     """The question of a row in the teacher's tokens, and where in the student's row the completion begins."""
     asked = {} if is_text else row
     chat = isinstance(asked.get("prompt") or asked.get("messages"), list)
-    read = asked
-    if (own := row.get(_OWN_PROMPT)) is not None:
-        if isinstance(own, list) != chat:
-            raise UsageError(
-                f"A row has a `{TEACHER_PROMPT}` of {'text' if chat else 'turns'}, and a prompt of "
-                f"{'turns' if chat else 'text'}: {own!r}. Give both as turns, or both as text."
-            )
-        read = {**asked, "prompt": own}
+    own = row.get(_OWN_PROMPT)
+    read = asked if own is None else {**asked, "prompt": own}
     if chat and not teacher.chat_template:
         raise UsageError(
             "The rows are conversations, and the teacher's tokenizer has no chat template. Use `prompt` and "
