@@ -14,7 +14,6 @@ from trl_tempkd import DIVERGENCES, KDConfig, TemperatureKDTrainer
 from trl_tempkd.errors import UsageError
 from trl_tempkd.losses import Pooled
 from trl_tempkd.row_formats import TEACHER_QUESTION
-from trl_tempkd.teachers.other_tokenizer import check_stream
 from trl_tempkd.vocabularies.alignment import readable
 from trl_tempkd.vocabularies.bins import make_bins
 
@@ -351,15 +350,6 @@ def test_a_prompt_that_merges_into_its_completion(make_pair):
             assert ours.spelling.known(ids[: i + 1]) == read.removeprefix(b" ")  # its own, before every text
     trainer.train()
     assert 0 < trainer.state.log_history[0]["aligned_share"] < 1
-
-
-def test_a_stream_that_one_process_reads_for_all_is_refused(make_config):
-    stream, args = TEXT.to_iterable_dataset(), make_config(vocabulary_alignment="bytes")
-    check_stream(stream, args, 1)
-    check_stream(TEXT, args, 2)
-    with pytest.raises(UsageError, match="`accelerator_config`"):
-        check_stream(stream, args, 2)
-    check_stream(stream, make_config(accelerator_config={"dispatch_batches": False}), 2)
 
 
 def test_a_stream(make_pair):

@@ -80,7 +80,6 @@ class OtherTokenizer(Teacher):
                 f"Rows of the {args[-1]} data set are tokens already, and a teacher with another tokenizer must read "
                 "their text. Give rows of `prompt` and `completion`, `messages` or `text`."
             )
-        check_stream(dataset, args[0], PartialState().num_processes)
         own = TEACHER_PROMPT in columns
         if own and args[-2] is not None:
             raise UsageError(
@@ -268,28 +267,6 @@ def load_tokenizer(teacher: str | PreTrainedModel, options: Any) -> PreTrainedTo
         f"of {name or type(teacher).__name__!r} can't be loaded: {problem}. Give the teacher by the name or folder "
         "that has its tokenizer."
     )
-
-
-def check_stream(dataset: Any, options: Any, processes: int) -> None:
-    """
-    Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Data.
-        options (`KDConfig`):
-            Configuration of the run.
-        processes (`int`):
-            How many there are.
-
-    Raises:
-        `ValueError`: If one process would read the batches of all, which Accelerate cuts as tensors.
-    """
-    dispatch = getattr(options.accelerator_config, "dispatch_batches", None)
-    if isinstance(dataset, IterableDataset) and processes > 1 and dispatch is not False:
-        raise UsageError(
-            f"`vocabulary_alignment` is {options.vocabulary_alignment!r}, and the data a stream that one of "
-            f"{processes} processes reads for all (`accelerator_config.dispatch_batches`), which can't pass on what "
-            'the teacher is asked. Set `accelerator_config` to {"dispatch_batches": false}, or load the data whole.'
-        )
 
 
 def _ask(row: dict[str, Any], student: Spelling, teacher: PreTrainedTokenizerBase, is_text: bool) -> dict[str, Any]:
