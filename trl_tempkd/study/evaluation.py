@@ -19,6 +19,7 @@ from ..losses.fused import CHUNK_ELEMENTS
 from ..prompts import tokenize
 from ..rollouts.sampling import as_in_use, by_length, complete, longest_prompt, stop_tokens
 from ..temperature import log_probability
+from .bits_per_byte import bits_per_byte
 from .metrics import distinct_n, rouge_l, self_bleu
 
 
@@ -322,13 +323,12 @@ def evaluate_model(
             for i, total, tokens in zip(with_text, by_row[name], by_row["tokens"], strict=True):
                 column[i] = total if name == "tokens" else total / tokens if tokens else None
         results["compared"] = {"scores": {name: scores[name] for name in names}, "items": items}
-        sizes = [rows[i]["bytes"] for i in with_text]
-        kept = [_targets(text) == _targets(uncut) for text, uncut in zip(texts, whole, strict=True)]
-        if (found := bits_per_byte(by_row["ce"], sizes, kept)) is not None:
+        targets = [sum(label != -100 for label in text["labels"][1:]) for text in whole]
+        kept = [count == tokens for count, tokens in zip(targets, by_row["tokens"], strict=True)]
+        if (found := bits_per_byte(by_row["ce"], [rows[i]["bytes"] for i in with_text], kept)) is not None:
             results["compared"]["scores"]["bits_per_byte"], own = found
-            items["bits_per_byte"] = [None] * len(rows)
-            for i, value in zip(with_text, own, strict=True):
-                items["bits_per_byte"][i] = value
+            values = dict(zip(with_text, own, strict=True))
+            items["bits_per_byte"] = [values.get(i) for i in range(len(rows))]
         save(results)
     runs = results.setdefault("runs", [])
     wanted: list[int | None] = [*seeds, *([None] if greedy else [])] if rows[0]["prompt"] is not None else []
@@ -354,34 +354,6 @@ def evaluate_model(
         results["means"] = _over_seeds(runs)
         save(results)
     return results
-
-
-def _targets(text: dict[str, list[int]]) -> int:
-    """How many tokens of a row are predicted, of those with a label."""
-    return sum(label != -100 for label in text["labels"][1:])
-
-
-def bits_per_byte(
-    ce: Sequence[float], sizes: Sequence[int], whole: Sequence[bool]
-) -> tuple[float, list[float | None]] | None:
-    """
-    What a byte of the completions costs, their end included: comparable whatever tokens a model has.
-
-    Args:
-        ce (`Sequence[float]`): of each completion the sum of its tokens' cross-entropies, in nats.
-        sizes (`Sequence[int]`): how many bytes each has.
-        whole (`Sequence[bool]`): whether nothing of it was cut off, without which a completion has no such value.
-
-    Returns:
-        `tuple`: All bits over all bytes, and the same of each completion. `None` if there is none.
-    """
-    known = [i for i, size in enumerate(sizes) if size and whole[i]]
-    if not known:
-        return None
-    own: list[float | None] = [None] * len(ce)
-    for i in known:
-        own[i] = ce[i] / math.log(2) / sizes[i]
-    return math.fsum(ce[i] for i in known) / math.log(2) / sum(sizes[i] for i in known), own
 
 
 def prompt_tokens(
