@@ -31,6 +31,7 @@ ROWS = {
     "trl-lib/Capybara": "chat_dataset",
     "HuggingFaceTB/smol-smoltalk": "chat_dataset",
     "outputs/data/dolly": "prompt_dataset",
+    "outputs/other-tokenizer/data": "chat_dataset",
     "outputs/smollm2-study/data": "chat_dataset",
     "outputs/tiny-hints": "hinted_dataset",
     "outputs/tiny-teachers": "routed_dataset",
@@ -111,7 +112,7 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
     else:
         student, teacher = save_pair(tmp_path, make_model, tokenizer, ARCHITECTURES[recipe.parent.name])
     rows = request.getfixturevalue(ROWS[read(recipe)["dataset_name"]])
-    DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "data")
+    DatasetDict(train=rows, test=rows, written=rows).save_to_disk(tmp_path / "data")
     output = tmp_path / "output"
     overrides = {
         "model_name_or_path": student,
