@@ -43,16 +43,20 @@ def read(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[2])
-    splits = prepare(read(Path(sys.argv[1])))
+def main(instructions: Path, folder: Path) -> None:
+    splits = prepare(read(instructions))
     written = folder / "written" / "train.jsonl"
     if not written.is_file():
         splits.save_to_disk(folder / "rows")
-        raise SystemExit(f"Saved {folder / 'rows'}: {len(splits['train'])} rows of train, {HELD_OUT} of test.")
+        print(f"Saved {folder / 'rows'}: {len(splits['train'])} rows of train, {HELD_OUT} of test.")
+        return
     answered = read(written)
     splits["train"] = splits["train"].select([row["row"] for row in answered])
     splits["written"] = Dataset.from_list([{name: row[name] for name in ("prompt", "completion")} for row in answered])
     splits.save_to_disk(folder / "data")
     counts = ", ".join(f"{len(rows)} rows of {name}" for name, rows in splits.items())
     print(f"Saved {folder / 'data'}: {counts}.")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
