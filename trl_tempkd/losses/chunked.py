@@ -193,7 +193,6 @@ def chunked_kd_loss(
                 chunk_size,
                 compile,
             )
-            measured = likelihoods.measured
             own = kd_ratio * likelihoods.ce_weight
             ce_weight = own if ce_weight is None else ce_weight + own
         elif labels is not None and not metrics and kd_ratio == 1 and ce_weight is None:
