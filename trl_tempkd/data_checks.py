@@ -21,7 +21,7 @@ from .compat import get_config_model_id, get_training_chat_template, has_generat
 from .counted_tokens import UnwritableError, counted_tokens, described, has_target
 from .errors import UsageError, UsageTypeError
 from .rollouts.options import RolloutOptions
-from .row_formats import PROMPTS, Expected, Row, is_chat, problem_of
+from .row_formats import PROMPTS, ROUTE, TEACHER, TEACHER_PROMPT, Expected, Row, is_chat, problem_of
 
 
 logger = get_logger(__name__)
@@ -55,6 +55,7 @@ def check_datasets(
     tokenizer = None
     for name, dataset in named.items():
         rows = first_rows(dataset, name)
+        _check_skipped(args, rows[0], name)
         if formatting_func is not None or _is_prepared_elsewhere(args, dataset, rows[0]):
             continue
         check_rows(rows, name, args, processing_class)
@@ -68,6 +69,19 @@ def check_datasets(
         )  # else the prompt suffices, which stays whole
         if with_template is not None and args.max_length is not None and answered and not packing:
             _check_lengths(dataset, name, with_template, args)
+
+
+def _check_skipped(args: Any, row: Row, name: str) -> None:
+    """Stop at columns that only the preparation reads, where there is none."""
+    if not (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        return
+    unread = [TEACHER_PROMPT] + ([TEACHER, ROUTE] if args.teachers is not None else [])
+    for column in unread:
+        if column in row:
+            raise UsageError(
+                f"`dataset_kwargs` has `skip_prepare_dataset`, and {name} a column `{column}`, which nothing but the "
+                "preparation reads. Leave `skip_prepare_dataset` out, or the column."
+            )
 
 
 def first_rows(dataset: Any, name: str) -> list[Row]:

@@ -59,15 +59,23 @@ def _train(
     callbacks: "Sequence[TrainerCallback]",
     prepare: "Callable[[TemperatureKDTrainer], None] | None",
 ) -> None:
-    from .checkpoints import checkpoints_in
+    from .checkpoints import find_checkpoint
+    from .console import ending, header, is_quiet, is_verbose, set_progress, set_verbosity
     from .data import data_faults
 
+    set_verbosity()
+    named = names_of(script_args, training_args, model_args, dataset_args)
     trainer = make_trainer(script_args, training_args, model_args, dataset_args, callbacks)
     if prepare is not None:
         prepare(trainer)
-    say = trainer.accelerator.print
+    set_progress(trainer)
+    say = (lambda _: None) if is_quiet() else trainer.accelerator.print
+    say(header(trainer, named))
     resume, output_dir = str(training_args.resume_from_checkpoint), Path(str(training_args.output_dir))
-    if resume.lower() in ("auto", "true") and not checkpoints_in(output_dir):
+    checkpoint, _ = find_checkpoint(resume, str(output_dir))
+    if checkpoint is not None:
+        say(f"Going on from {checkpoint}.")
+    elif resume.lower() in ("auto", "true"):
         say(f"No checkpoint in {output_dir} yet: starting from the beginning.")
 
     with data_faults(script_args, dataset_args):  # of a stream they show here
@@ -75,23 +83,43 @@ def _train(
     if trainer.trained_steps == 0:
         say(f"The checkpoint is at step {trainer.state.global_step}, the last one: nothing is left to train.")
     if trainer.trained_steps or not (output_dir / "train_results.json").exists():  # those of the training itself
-        trainer.log_metrics("train", result.metrics)
+        if is_verbose():
+            trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     trainer.save_state()
 
     trainer.save_model(training_args.output_dir)
-    say(f"Model saved to {training_args.output_dir}.")
-
+    metrics = None
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
+        if is_verbose():
+            trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    say(ending(trainer, named, metrics))
 
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
         say(f"Model pushed to the Hub as {trainer.hub_model_id}.")
 
     trainer.end()  # finishes the trackers and destroys the process group
+
+
+def names_of(
+    script_args: "ScriptArguments",
+    training_args: "KDConfig",
+    model_args: "ModelConfig",
+    dataset_args: "DatasetMixtureConfig",
+) -> dict[str, str | None]:
+    """How the user calls student, teacher and data, before the names are resolved."""
+    mixed = ", ".join(str(part.path) for part in dataset_args.datasets)
+    teacher = training_args.teacher_model_name_or_path
+    if training_args.teachers is not None:
+        teacher = None
+    return {
+        "student": model_args.model_name_or_path,
+        "teacher": teacher,
+        "data": mixed or script_args.dataset_name,
+    }
 
 
 def make_trainer(
@@ -105,8 +133,9 @@ def make_trainer(
     from trl import get_peft_config, get_quantization_config
 
     from .data import data_faults
-    from .models import check_model, resolve_model
+    from .models import check_model
     from .teachers import STUDENTS
+    from .teachers.several_options import TeacherSpec, is_live
     from .trainer import TemperatureKDTrainer
 
     # What can be wrong with the names is found before any weights are loaded.
@@ -116,8 +145,8 @@ def make_trainer(
     check_model(student, model_args.model_revision, trust, "model_name_or_path")
     sources = (training_args.teacher_cache, training_args.teacher_server_url, training_args.teachers)
     for entry in training_args.teachers or []:
-        entry["model"] = resolve_model(entry["model"], "teachers")
-        check_model(entry["model"], entry.get("revision"), trust, "teachers")
+        if is_live(TeacherSpec(**entry)):
+            check_model(entry["model"], entry.get("revision"), trust, "teachers")
     if sources == (None, None, None) and teacher not in STUDENTS:
         check_model(str(teacher), training_args.teacher_model_revision, trust, "teacher_model_name_or_path")
 
@@ -178,6 +207,7 @@ def check(
     from .models import resolve_model
     from .paths import check_path, check_writable
 
+    check_given(script_args, training_args, model_args, dataset_args)
     check_data(script_args, dataset_args)
     student = resolve_model(model_args.model_name_or_path, "model_name_or_path")
     teacher = None
@@ -186,16 +216,52 @@ def check(
     if training_args.teacher_server_url is not None:
         teacher = training_args.teacher_model_name_or_path  # its name on the server
     elif training_args.teachers is not None:
-        pass
+        training_args.teachers = [_resolved(entry) for entry in training_args.teachers]
     elif training_args.teacher_cache is None or training_args.teacher_model_name_or_path:
         teacher = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
     checkpoint, _ = find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
     if checkpoint is not None:  # the options; teacher, data and the rest are compared once they are loaded
         compare(Path(checkpoint), {"target": options_of(training_args)}, training_args.resume_with_changes)
-    check_adapter(model_args, teacher)
+    for each in [teacher, *(entry.get("model") for entry in training_args.teachers or [])]:
+        check_adapter(model_args, each)
     check_installed(training_args)
     check_writable(str(training_args.output_dir), "--output_dir")
     return student, teacher
+
+
+def check_given(
+    script_args: "ScriptArguments",
+    training_args: "KDConfig",
+    model_args: "ModelConfig",
+    dataset_args: "DatasetMixtureConfig",
+) -> None:
+    """Say at once all that is missing, where more than one thing is. Arguments as in [`train`]."""
+    sources = ("teacher_model_name_or_path", "teacher_cache", "teacher_server_url", "teachers")
+    given = {
+        "a student (--model_name_or_path)": model_args.model_name_or_path,
+        f"a teacher (--{' or --'.join(sources[:-1])})": any(getattr(training_args, name) for name in sources),
+        "data (--dataset_name)": script_args.dataset_name or dataset_args.datasets,
+    }
+    missing = [name for name, value in given.items() if not value]
+    if len(missing) > 1:
+        raise UsageError(
+            f"There is no {', no '.join(name.removeprefix('a ') for name in missing)}. A recipe that has all of them: "
+            "--config recipes/tiny/distill.yaml"
+        )
+
+
+def _resolved(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of `teachers`, its model as `from_pretrained` takes it. Stops at a path with nothing there."""
+    from .models import resolve_model
+    from .paths import check_path
+    from .teachers.several_options import OF_THE_STUDENT, TeacherSpec
+
+    spec = TeacherSpec(**entry)
+    if spec.cache is not None:
+        check_path(spec.cache, f"teacher cache (`teachers`, {spec.name})")
+    if spec.model is None or spec.model in OF_THE_STUDENT or spec.server_url is not None:
+        return entry
+    return {**entry, "model": resolve_model(spec.model, f"teachers, {spec.name}")}
 
 
 def check_adapter(model_args: "ModelConfig", teacher: str | None) -> None:
@@ -212,4 +278,6 @@ def check_adapter(model_args: "ModelConfig", teacher: str | None) -> None:
     if not model_args.use_peft and quantize:
         raise UsageError(f"--{quantize} freezes the student's weights: it needs --use_peft")
     if quantize and not utils.is_bitsandbytes_available():
-        raise UsageError(f"--{quantize} needs bitsandbytes: pip install 'trl-tempkd[quantization]'")
+        raise UsageError(
+            f"--{quantize} needs bitsandbytes: pip install '.[quantization]' where you installed trl_tempkd from"
+        )

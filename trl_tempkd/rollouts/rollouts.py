@@ -166,6 +166,12 @@ class Rollouts:
     def _rng(self, *of: int) -> random.Random:
         return random.Random(" ".join(map(str, (self.args.seed, *of))))
 
+    def keeps(self, first: int, later: int) -> bool:
+        """Whether the data set's completions stay in a step, so many after the `first`, if that is known before."""
+        if self.args.lmbda_schedule != "constant" or self.args.seq_kd:
+            return False
+        return self._rng(first + later).random() >= self.share  # as `_source` draws
+
     def _source(self, step: int, progress: float) -> str:
         rng = self._rng(step)
         of_student, of_replay = rng.random(), rng.random()

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """A teacher that has run before: what it said comes with the rows of the data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +21,7 @@ from ..heads import Head, NoHead
 from ..losses import Truncated
 from ..row_formats import CONTEXTS, TEACHER_PROMPT
 from .base import Batch, Collator, Teacher
-from .columns import CHECKSUM, TOKENS, is_sound, key_of, rows_of
+from .columns import CHECKSUM, TOKENS, checksum, is_sound, key_of, predicting, rows_of, tokens_of
 from .layouts import MODES, layout_of
 from .manifest import Manifest, checksum_of
 
@@ -167,10 +167,21 @@ class CachedTeacher(Teacher):
                     f"`load_from_disk({str(self.folder)!r})[...].to_iterable_dataset()`."
                 )
             return dataset
+        rows, numbers = self._found(dataset, args[-1])
+        return rows.select(numbers)
+
+    def check_rows(self, dataset: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.manifest.check_tokenizer(tokenizer, self.folder)
+        if isinstance(dataset, Dataset):
+            self._found(dataset, name)
+
+    def _found(self, dataset: Dataset, name: str) -> tuple[Dataset, list[int]]:
+        """The split that has the rows of a prepared data set, and where in it they are."""
         keys = [key_of(tokens) for tokens in rows_of(dataset)]
         rows, index = max(self._splits, key=lambda split: sum(key in split[1] for key in keys))
         missing = [i for i, key in enumerate(keys) if key not in index]
         if missing:
+            differing = self.manifest.differing_preparation(self._options)
             own = CONTEXTS in dataset.column_names
             if own != self.manifest.own_prompts:
                 differing += (
@@ -178,14 +189,14 @@ class CachedTeacher(Teacher):
                     f"{'read none' if own else 'read one'} for the cache."
                 )
             raise UsageError(
-                f"{len(missing)} of {len(keys)} rows of the {args[-1]} data set, the first being row {missing[0]}, "
+                f"{len(missing)} of {len(keys)} rows of the {name} data set, the first being row {missing[0]}, "
                 f"aren't in the cache {self.folder}.{differing} Build the cache with the recipe and the data of the "
                 "run, and with `do_eval` for its evaluation."
             )
-        return rows.select([index[key] for key in keys])
+        return rows, [index[key] for key in keys]
 
     def collate(self, collator: Collator) -> "CachedCollator":
-        return CachedCollator(collator, self.manifest, str(self.folder))
+        return CachedCollator(collator, self.manifest, str(self.folder), () if self.alone else self._splits)
 
     def rows(self, inputs: Batch) -> torch.Tensor | Truncated:
         stored, positions = inputs.pop(self.layout.column), inputs.pop(POSITIONS)
@@ -210,16 +221,22 @@ class CachedCollator:
             Of the cache.
         folder (`str`):
             Of the cache, for messages.
+        splits (`Sequence[tuple[Dataset, dict[bytes, int]]]`, *optional*, defaults to `()`):
+            The rows of the cache, where those to be collated are looked for by their tokens. Without them they come
+            with what is stored.
     """
 
-    def __init__(self, collator: Collator, manifest: Manifest, folder: str):
+    def __init__(self, collator: Collator, manifest: Manifest, folder: str, splits: Sequence[Any] = ()):
         self.collator = collator
         self.folder = folder
+        self.splits = splits
         self.seed = manifest.seed
         self.layout = layout_of(manifest)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch, name, size = self.collator(examples), self.layout.column, self.layout.size
+        if self.splits:
+            examples = [self._looked_up(row) for row in examples]
         if name not in examples[0]:
             self._fail(f"a row has no `{name}`. With `skip_prepare_dataset`, train on the cache's own data set.")
         if not all(is_sound(row, self.layout, self.seed) for row in examples):
@@ -236,6 +253,16 @@ class CachedCollator:
         """Where in the flattened batch of the teacher something is stored."""
         targets = nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
         return (targets != -100).flatten().nonzero().squeeze(-1)
+
+    def _looked_up(self, row: dict[str, Any]) -> dict[str, Any]:
+        tokens = tokens_of(row)
+        key = key_of(tokens)
+        for rows, index in self.splits:
+            if key in index:
+                return rows[index[key]]
+        if predicting(tokens).any():
+            self._fail("a row isn't in it. Build the cache with the recipe and the data of the run.")
+        return {**row, self.layout.column: [b""] * len(tokens.input_ids), CHECKSUM: checksum(tokens, [], self.seed)}
 
     def _fail(self, problem: str) -> NoReturn:
         raise UsageError(f"`teacher_cache` {self.folder}: {problem}")

@@ -44,6 +44,9 @@ class OtherStatesTeacher(OtherTokenizer, StatesTeacher):
         self.meet(tokenizer, student, len(self._head.weight), stops, self.positions)
         return self._tokenizer
 
+    def check_rows(self, dataset: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        """The student's tokens say nothing of the length of its own rows, which are cut where its positions end."""
+
     def ask_early(self, texts: list[list[int]]) -> None:
         """They are the student's tokens. Its own are known once the texts are in a batch."""
 

@@ -237,7 +237,8 @@ class OtherTokenizerTeacher(OtherTokenizer, LiveTeacher):
         self.meet(tokenizer, student, config.vocab_size, stops_of(teacher), longest)
 
     def own_states(self, inputs: Batch, pieces: Pieces) -> torch.Tensor:
-        return self._run(pieces.inputs).flatten(0, 1)
+        with self.active():
+            return self._run(pieces.inputs).flatten(0, 1)
 
 
 def stops_of(model: PreTrainedModel) -> list[int]:
