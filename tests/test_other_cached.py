@@ -49,6 +49,33 @@ def both(tmp_path):
     return {}, {"teacher_cache": str(tmp_path / "cache")}
 
 
+def test_one_of_several_teachers_is_cached(float64, make_pair, tmp_path):
+    student, own = with_chat(byte_level()), with_chat(unigram(seed=1))
+    pair = {"student": student, "teacher": own}
+    trainer = make_pair(**pair, dataset=CHATS.select([0, 2, 3]), alm_weight=0.2)
+    builder_of(trainer, tmp_path / "cache").build()
+    folders = {name: str(tmp_path / "pair" / name) for name in ("student", "teacher")}
+    same = {"name": "same", "model": str(tmp_path / "same")}
+    shutil.copytree(folders["student"], same["model"])
+    rows = CHATS.add_column("teacher", ["other", "same", "other", "other"])
+    fields = {
+        **pair,
+        "dataset": rows,
+        "eval_dataset": rows,
+        "vocabulary_alignment": None,
+        "max_steps": 3,
+        "kd_ratio": 0.6,
+    }
+    histories = []
+    for source in ({"model": folders["teacher"]}, {"cache": str(tmp_path / "cache")}):
+        other = {"name": "other", "vocabulary_alignment": "shared", "alm_weight": 0.2, **source}
+        run = make_pair(**fields, teachers=[other, same], teacher_model_name_or_path=None)
+        histories.append(history(run))
+    live, offline = histories
+    assert len(live["loss"]) == 3
+    assert offline == {name: pytest.approx(column, rel=1e-9) for name, column in live.items()}
+
+
 def test_text_and_a_cut_row_are_cached_too(float64, make_pair, tmp_path):
     rows = [{"text": sentence + " 語🙂"} for sentence in SENTENCES]
     fields = {"dataset": datasets.Dataset.from_list(rows), "max_length": 14, "alm_weight": 0.3, "max_steps": 2}

@@ -258,7 +258,7 @@ REFUSED = {
     "student_ema": ({"teacher_model_name_or_path": "student_ema"}, "'student_ema' has the student's tokenizer"),
     "several": (
         {"teacher_model_name_or_path": None, "teachers": [{"name": "one", "model": "teacher"}]},
-        "`vocabulary_alignment` is 'bytes', and there are `teachers`",
+        "`vocabulary_alignment` is 'bytes', and there are `teachers`: leave it unset, and give it to the entry",
     ),
 }
 
@@ -380,3 +380,98 @@ def test_the_teachers_rows_are_of_its_own_type(make_pair):
     assert AutoModelForCausalLM.from_pretrained(trainer.args.teacher_model_name_or_path).config.vocab_size == len(
         rows.bins[1]
     )
+
+
+@pytest.fixture
+def save_teacher(tmp_path, make_model):
+    """`save_teacher(name, tokenizer)`: the folder of a teacher."""
+
+    def save(name, tokenizer, seed=2):
+        ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 256}
+        make_model("llama", seed=seed, **ids, **sizes).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    return save
+
+
+def entries_of(save_teacher):
+    """Three teachers, two of them with other tokenizers."""
+    kind = {"vocabulary_alignment": "bytes", "alm_weight": 0.4}
+    return [
+        {"name": "first", "model": save_teacher("first", with_chat(metaspace(seed=1))), **kind, "weight": 0.5},
+        {"name": "second", "model": save_teacher("second", with_chat(unigram(seed=1))), "vocabulary_alignment": "uld"},
+        {"name": "own", "model": save_teacher("own", with_chat(byte_level())), "kd_temperature": 1.5},
+    ]
+
+
+def routed_rows(rows):
+    return rows.add_column("teacher", ["first", "second", "own", "first"])
+
+
+def test_several_teachers_with_their_own_tokenizers(float64, make_pair, save_teacher):
+    """Each row's loss is that of a run with its teacher alone."""
+    entries, student = entries_of(save_teacher), with_chat(byte_level())
+    rows = routed_rows(CHATS)
+    fields = {"student": student, "divergence": "tvd", "kd_ratio": 0.7, "max_steps": 2, "learning_rate": 0.0}
+    fields["per_device_train_batch_size"] = 4
+    routed = make_pair(**fields, dataset=rows, eval_dataset=rows, teachers=entries, vocabulary_alignment=None,
+                       teacher_model_name_or_path=None)  # fmt: skip
+    assert [row[TEACHER_QUESTION] is None for row in routed.train_dataset] == [False, False, True, False]
+    routed.train()
+    log, total, count = routed.state.log_history[0], 0.0, 0
+    found = routed.evaluate()
+    for entry in entries:
+        own = {key: value for key, value in entry.items() if key not in ("name", "model", "weight")}
+        own = {"vocabulary_alignment": None, **own}
+        weight = entry.get("weight", 1.0)
+        mine = rows.filter(lambda row, name=entry["name"]: row["teacher"] == name).remove_columns("teacher")
+        for share in (fields["kd_ratio"], 0.0):  # the weight is on the divergence, and not on the cross-entropy
+            alone = make_pair(
+                **{**fields, "kd_ratio": share}, dataset=mine, eval_dataset=mine, **own,
+                teacher_model_name_or_path=entry["model"],
+            )  # fmt: skip
+            tokens = sum(label != -100 for row in alone.eval_dataset for label in row["labels"][1:])
+            loss = alone.evaluate()["eval_loss"] * tokens
+            if share:
+                whole = loss
+        # kd_ratio * KD + (1 - kd_ratio) * CE
+        ce = (1 - fields["kd_ratio"]) * loss
+        total += weight * (whole - ce) + ce
+        count += tokens
+    assert found["eval_loss"] == pytest.approx(total / count, rel=1e-9)
+    assert log["loss"] == pytest.approx(total / count, rel=1e-9)
+    assert 0 < found["eval_aligned_share/first"] < 1 and found["eval_kd_loss/own"] > 0
+
+
+@pytest.mark.parametrize("replay_size", [0, 4])
+def test_several_teachers_with_their_own_tokenizers_on_policy(make_pair, save_teacher, replay_size, tmp_path):
+    trainer = make_pair(
+        student=with_chat(byte_level()), dataset=routed_rows(CHATS), teachers=entries_of(save_teacher),
+        vocabulary_alignment=None, teacher_model_name_or_path=None, divergence="forward_kl", lmbda=1.0,
+        max_new_tokens=8, max_steps=4, replay_size=replay_size, replay_ratio=0.5 if replay_size else None,
+    )  # fmt: skip
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all(entry["on_policy_share"] + entry.get("replay_share", 0) == 1 for entry in logs)
+    assert any(entry.get("aligned_share/first", 0) > 0 for entry in logs)
+    if replay_size:  # with and without a question
+        kept = list(trainer.rollouts.replay)
+        trainer.rollouts.save(str(tmp_path))
+        trainer.rollouts.load(str(tmp_path))
+        assert list(trainer.rollouts.replay) == kept and len({row.question is None for row in kept}) == 2
+
+
+def test_a_mixture_of_tokenizers_is_refused(make_pair, save_teacher):
+    fields = {"vocabulary_alignment": None, "teacher_model_name_or_path": None, "student": with_chat(byte_level())}
+    with pytest.raises(UsageError, match="`teachers`, first: `vocabulary_alignment` is 'bytes', and without a"):
+        make_pair(**fields, dataset=CHATS, teachers=entries_of(save_teacher))
+    entries = entries_of(save_teacher)
+    for change, match in (
+        ({"alm_weight": -1.0}, "`teachers`, first: `alm_weight` must be 0 or more"),
+        ({"vocabulary_alignment": "byte"}, "`teachers`, first: `vocabulary_alignment` must be one of bytes"),
+        ({"vocabulary_alignment": None}, "`teachers`, first: `alm_weight` must be 0 without"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            make_pair(**fields, dataset=routed_rows(CHATS), teachers=[{**entries[0], **change}, *entries[1:]])

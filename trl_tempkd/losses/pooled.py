@@ -12,7 +12,7 @@ B bins, A tokens of the teacher in stretches.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -97,6 +97,17 @@ class Pooled:
     def tables(self) -> Tensors:
         """What a block needs of the vocabularies."""
         return (*self.bins, *(mask.float() for mask in self.in_both))
+
+    def select(self, rows: Tensor) -> "Pooled":
+        """At some of the student's positions, by their numbers, which become its positions."""
+        place = rows.new_full((int(torch.cat([rows, self.rows]).max()) + 1 if len(rows) else 1,), -1)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        at = place[self.rows.clamp(max=len(place) - 1)]
+        kept = (at >= 0) & (self.rows < len(place))
+        stretches = self.stretches
+        if stretches is not None:
+            stretches = replace(stretches, student=stretches.student.index_select(0, rows))
+        return replace(self, hidden=self.hidden[kept], rows=at[kept], stretches=stretches)
 
     def check(self, divergence: str, kwargs: dict[str, Any] | None) -> None:
         """As [`check_pooled`]."""

@@ -136,7 +136,7 @@ class AligningCollator:
         batch = self.collator([{name: row[name] for name in row if name not in _OWN} for row in examples])
         if not any(TEACHER_QUESTION in row for row in examples):
             return batch
-        questions = [_question(row.get(TEACHER_QUESTION)) for row in examples]
+        questions = [question_of(row.get(TEACHER_QUESTION)) for row in examples]
         rows, width = batch["input_ids"].shape
         lengths = [len(row["input_ids"]) for row in examples]
         padded = rows == len(examples)
@@ -152,5 +152,5 @@ class AligningCollator:
         return self.aligner(list(row["input_ids"]), question, reading)
 
 
-def _question(value: Any) -> Question | None:
+def question_of(value: Any) -> Question | None:
     return Question(**value) if isinstance(value, dict) else value

@@ -12,6 +12,7 @@ import xxhash
 from datasets import Dataset, Features, List, Value
 
 from ..row_formats import CONTEXTS, TEACHER_OFFSETS, TEACHER_QUESTION, TEACHER_TOKENS
+from ..vocabularies.alignment import Question
 from .layouts import Layout
 
 
@@ -60,10 +61,14 @@ def tokens_of(row: dict[str, Any]) -> Tokens:
     return Tokens(**{name: _numbers(row[name]) for name in TOKENS if name in row})
 
 
-def _numbers(value: Any) -> np.ndarray:
-    """A column of a row as numbers; of a question its start, skip, chat, and the tokens."""
+def _numbers(value: Any) -> Any:
+    """A column of a row as numbers; of a question its start, skip, chat, and the tokens. A row may have none."""
+    if value is None:
+        return None
     if isinstance(value, dict):
-        value = [value["start"], value["skip"], value["chat"], *value["teacher_ids"]]
+        value = Question(**value)
+    if isinstance(value, Question):
+        value = [value.start, value.skip, value.chat, *value.teacher_ids]
     return np.asarray(value, dtype=np.int64)
 
 

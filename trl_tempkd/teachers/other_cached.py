@@ -65,7 +65,8 @@ class OtherCachedTeacher(OtherTokenizer, CachedTeacher):
         self.meet(tokenizer, accelerator.unwrap_model(student()), len(self._head.weight), ends, None)
 
     def collate(self, collator: Collator) -> CachedCollator:
-        return OtherCachedCollator(AligningCollator(collator, self.aligner), self.manifest, str(self.folder))
+        splits = () if self.alone else self._splits
+        return OtherCachedCollator(AligningCollator(collator, self.aligner), self.manifest, str(self.folder), splits)
 
     def own_states(self, inputs: Batch, pieces: Pieces) -> torch.Tensor:
         stored, positions = inputs.pop(self.layout.column), inputs.pop(POSITIONS)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,7 +18,7 @@ from ..compat import get_config_model_id
 from ..errors import UsageError
 from ..losses import Pooled
 from ..losses.pooled import METRICS, OF_ALIGNED, ON_POOLED, check_pooled
-from ..row_formats import PROMPTS, TEACHER_OFFSETS, TEACHER_PROMPT, TEACHER_QUESTION, TEACHER_TOKENS
+from ..row_formats import PROMPTS, ROUTE, TEACHER_OFFSETS, TEACHER_PROMPT, TEACHER_QUESTION, TEACHER_TOKENS
 from ..vocabularies.alignment import Question, Side
 from ..vocabularies.answers import AnswerFrame
 from ..vocabularies.bins import describe, make_bins
@@ -31,7 +31,13 @@ from .live import LiveTeacher
 
 logger = get_logger(__name__)
 
-_OWN_PROMPT = "prompt_of_the_teacher"  # what `TEACHER_PROMPT` is called while rows are prepared
+OWN_PROMPT = "prompt_of_the_teacher"  # what `TEACHER_PROMPT` is called while rows are prepared
+_QUESTION = {
+    "teacher_ids": List(Value("int64")),
+    "start": Value("int64"),
+    "skip": Value("int64"),
+    "chat": Value("bool"),
+}
 
 
 class OtherTokenizer(Teacher):
@@ -75,31 +81,42 @@ class OtherTokenizer(Teacher):
         columns = dataset.column_names or list(next(iter(dataset), {}))
         if TEACHER_QUESTION in columns:
             return prepare(dataset, processing_class, *args)
-        if "input_ids" in columns:
-            raise UsageError(
-                f"Rows of the {args[-1]} data set are tokens already, and a teacher with another tokenizer must read "
-                "their text. Give rows of `prompt` and `completion`, `messages` or `text`."
-            )
+        check_text(columns, args)
         own = TEACHER_PROMPT in columns
-        if own and args[-2] is not None:
-            raise UsageError(
-                f"The {args[-1]} data have a `{TEACHER_PROMPT}`, and the teacher reads it in the place of the prompt, "
-                "but `formatting_func` makes one text of a row. Give rows `prompt` and `completion`."
-            )
         if own:  # under another name, since the preparation would read it in the student's tokens
-            dataset = dataset.rename_column(TEACHER_PROMPT, _OWN_PROMPT)
-        prepared = prepare(dataset, processing_class, *args)
+            dataset = dataset.rename_column(TEACHER_PROMPT, OWN_PROMPT)
+        prepared = self.asking(prepare(dataset, processing_class, *args), processing_class, *args)
+        return prepared.remove_columns(OWN_PROMPT) if own else prepared
+
+    def asking(
+        self,
+        prepared: Any,
+        processing_class: PreTrainedTokenizerBase,
+        *args: Any,
+        of: int | None = None,
+        own_prompt: bool = True,
+    ) -> Any:
+        """
+        Prepared rows with what each asks the teacher.
+
+        Args:
+            prepared, processing_class, args: as of `prepare`.
+            of (`int`, *optional*): its number, of several teachers. The rows of others stay as they are.
+            own_prompt (`bool`): whether it reads the `OWN_PROMPT` of rows.
+        """
         how = {
             "student": self._spelling(processing_class, "student"),
             "teacher": self._tokenizer,
             "is_text": args[-2] is not None,  # a formatting function has made one text of each row
+            "of": of,
+            "own_prompt": own_prompt,
         }
         options: dict[str, Any] = {}
         if isinstance(prepared, Dataset):
             desc = f"Tokenizing the prompts of the {args[-1]} dataset for the teacher"
             options = {"num_proc": args[0].dataset_num_proc, "desc": desc}
-        if own:
-            options["remove_columns"] = [_OWN_PROMPT]
+            if of is not None:  # the first rows may have none
+                options["features"] = Features({**prepared.features, TEACHER_QUESTION: _QUESTION})
         assert isinstance(prepared, Dataset | IterableDataset)
         state = PartialState()
         with state.main_process_first(), state.local_main_process_first():  # who writes the cache for the others
@@ -270,11 +287,40 @@ def load_tokenizer(teacher: str | PreTrainedModel, options: Any) -> PreTrainedTo
     )
 
 
-def _ask(row: dict[str, Any], student: Spelling, teacher: PreTrainedTokenizerBase, is_text: bool) -> dict[str, Any]:
+def check_text(columns: Any, args: Any) -> None:
+    """
+    Refuse rows that a teacher with another tokenizer can't read.
+
+    Args:
+        columns (`Iterable[str]`): of the rows.
+        args (`Sequence`): the arguments of their preparation.
+    """
+    if "input_ids" in columns:
+        raise UsageError(
+            f"Rows of the {args[-1]} data set are tokens already, and a teacher with another tokenizer must read "
+            "their text. Give rows of `prompt` and `completion`, `messages` or `text`."
+        )
+    if TEACHER_PROMPT in columns and args[-2] is not None:
+        raise UsageError(
+            f"The {args[-1]} data have a `{TEACHER_PROMPT}`, and the teacher reads it in the place of the prompt, "
+            "but `formatting_func` makes one text of a row. Give rows `prompt` and `completion`."
+        )
+
+
+def _ask(
+    row: dict[str, Any],
+    student: Spelling,
+    teacher: PreTrainedTokenizerBase,
+    is_text: bool,
+    of: int | None = None,
+    own_prompt: bool = True,
+) -> dict[str, Any]:
     """The question of a row in the teacher's tokens, and where in the student's row the completion begins."""
+    if of is not None and row[ROUTE] != of:
+        return {TEACHER_QUESTION: row.get(TEACHER_QUESTION)}
     asked = {} if is_text else row
     chat = isinstance(asked.get("prompt") or asked.get("messages"), list)
-    own = row.get(_OWN_PROMPT)
+    own = row.get(OWN_PROMPT) if own_prompt else None
     read = asked if own is None else {**asked, "prompt": own}
     if chat and not teacher.chat_template:
         raise UsageError(
