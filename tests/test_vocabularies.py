@@ -93,7 +93,7 @@ def test_a_tokenizer_that_changes_text_is_refused_by_name(name):
 @pytest.mark.parametrize("kind", ["byte-level", "unigram"])
 @pytest.mark.parametrize("form", ["NFC", "NFKC"])
 def test_text_is_compared_up_to_what_the_teacher_changes(form, kind):
-    """NFC, as Qwen's tokenizers have it, and NFKC, as T5's: both leave most text as it is."""
+    """NFC, as Qwen's tokenizers have it, and NFKC: both leave most text as it is."""
     tokenizer = {"byte-level": byte_level, "unigram": unigram}[kind](seed=1)
     tokenizer.backend_tokenizer.normalizer = getattr(normalizers, form)()
     student, teacher = side(byte_level()), side(tokenizer)

@@ -16,9 +16,9 @@ class VocabularyOptions(OptionGroup):
     vocabulary_alignment: str | None = option(
         None,
         "How a teacher with another tokenizer is compared, where both have a token boundary: `bytes` by the next "
-        "byte, which is exact as far as it goes; `shared` by the next token where both have it, and by its first byte "
-        "where not, which is finer and an approximation; `uld` by rank, whatever the tokens are. If not set, student "
-        "and teacher need the same tokenizer.",
+        "byte, which is exact as far as it goes, and did best where the three were compared; `shared` by the next "
+        "token where both have it, and by its first byte where not, which is finer and an approximation; `uld` by "
+        "rank, whatever the tokens are. If not set, student and teacher need the same tokenizer.",
         choices=list(ALIGNMENTS),
     )
     alm_weight: float = option(
