@@ -253,7 +253,6 @@ REFUSED = {
     "unknown": ({"vocabulary_alignment": "byte"}, "`vocabulary_alignment` must be one of bytes, shared, uld"),
     "alm": ({"alm_weight": -1.0}, "`alm_weight`"),
     "alm alone": ({"alm_weight": 1.0, "vocabulary_alignment": None}, "`alm_weight` must be 0 without"),
-    "server": ({"teacher_server_url": "http://localhost:1"}, "`teacher_server_url`"),
     "student_base": ({"teacher_model_name_or_path": "student_base"}, "'student_base'"),
     "student_ema": ({"teacher_model_name_or_path": "student_ema"}, "'student_ema' has the student's tokenizer"),
     "several": (
