@@ -26,7 +26,7 @@ FLOORS = [
     ["trainer"],
     ["argument_checks"],
     ["data_checks"],
-    ["counted_tokens"],
+    ["counted_tokens", "vision_data"],
     ["checkpoints", "accumulation"],
     ["config", "citation"],
     ["objectives"],
@@ -40,6 +40,7 @@ FLOORS = [
     ["divergences"],
     ["data", "models"],
     ["tiny"],
+    ["vision"],
     ["vocabularies"],
     ["job", "chat", "fingerprint", "option_checks", "option_groups", "parameters", "row_formats"],
     ["paths"],
@@ -196,11 +197,12 @@ def names_in(lines: list[str]) -> set[str]:
 
 
 def test_third_party_imports_are_declared():
-    """The core's among the dependencies, the study's in the extra `study` too."""
+    """The core's among the dependencies, the study's in the extra `study` too, and what images need in `vision`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     core = names_in(project["dependencies"])
     study = core | names_in(project["optional-dependencies"]["study"])
-    known_as = {"yaml": "pyyaml", "rouge_score": "rouge-score"}
+    vision = core | names_in(project["optional-dependencies"]["vision"])
+    known_as = {"yaml": "pyyaml", "rouge_score": "rouge-score", "PIL": "pillow"}
     # Trackers are imported where they are in use, and Ray, an extra, where it is asked for
     local = {"trl_tempkd", "wandb", "trackio", "ray"}
     import sys
@@ -216,7 +218,8 @@ def test_third_party_imports_are_declared():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module or ""]
             for name in {name.split(".")[0] for name in names} - local - brought - set(sys.stdlib_module_names):
-                assert known_as.get(name, name) in (study if in_study else core), (
+                declared = study if in_study else vision if module_of(path)[0] == "vision" else core
+                assert known_as.get(name, name) in declared, (
                     f"{path.name} imports {name}: declare it in pyproject.toml"
                 )
 

@@ -3,12 +3,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
+from .errors import UsageError, UsageImportError
 from .paths import check_model_name, check_path
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 
 def resolve_model(name: str | None, option: str) -> str:
@@ -83,3 +83,38 @@ def load_tokenizer(
         except (OSError, ValueError) as error:
             problem = error
     raise UsageError(f"cannot load a tokenizer for {name!r}: {str(problem).splitlines()[0]}") from problem
+
+
+def load_processor(
+    name: str, revision: str | None, trust_remote_code: bool, what: str
+) -> "ProcessorMixin | PreTrainedTokenizerBase":
+    """
+    The processor of a model that sees, or the tokenizer of one that doesn't.
+
+    Args:
+        name, revision (`str`, `str` or `None`):
+            Name or folder of the model, and its revision on the Hub.
+        trust_remote_code (`bool`):
+            Whether to run code that comes with it.
+        what (`str`):
+            What the model is, for the message.
+
+    Raises:
+        [`UsageImportError`]: If the processor needs torchvision, which isn't there.
+        [`UsageError`]: If there is none.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a torchvision of another build fails in the middle of its own import
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        if "torchvision" in said.lower():
+            raise UsageImportError(
+                f"The processor of the {what} {name!r} needs torchvision, which isn't installed, or not in the build "
+                f"of torch: `pip install 'trl-tempkd[vision]'`, and with torch for CPUs `pip install torchvision "
+                f"--index-url https://download.pytorch.org/whl/cpu`. It says: {said[:200]}"
+            ) from error
+        if isinstance(error, OSError | ValueError | ImportError | KeyError):
+            raise UsageError(f"cannot load the processor of the {what} {name!r}: {said[:200]}") from error
+        raise

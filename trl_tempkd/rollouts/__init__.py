@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UsageError
 from ..row_formats import PROMPTS, TEACHER_PROMPTS
 from ..teachers import Teacher
+from ..vision import Processing
 from .options import RolloutOptions
 from .preparation import CARRIED, TRAIN, check_answers, prepared
 from .rollouts import Collator, Rollouts
@@ -41,6 +42,7 @@ def make_rollouts(
     collator: Collator,
     args: RolloutOptions,
     dataset: Iterable[dict[str, Any]] | None = None,
+    processing: Processing | None = None,
 ) -> Rollouts:
     """
     What completes the batches of a run. Where nothing is to be generated, it leaves them as they are.
@@ -60,6 +62,8 @@ def make_rollouts(
             Options.
         dataset (`Iterable`, *optional*):
             Training data as the trainer has prepared it, to be checked.
+        processing ([`~trl_tempkd.vision.Processing`], *optional*):
+            The student's processor, if rows have images.
 
     Raises:
         `ValueError`: If the models have no room for `max_new_tokens`, the data no prompts, or the parallelism isn't
@@ -88,7 +92,10 @@ def make_rollouts(
         other = translation.teacher.spelling.tokenizer
         of_teacher = ModelSampler(teacher.wrapped, accelerator, other, args, len(other), teacher.active)
     elif args.seq_kd and teacher.can_generate:
-        of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active)
+        its_own = None if processing is None else teacher.processing(processing)
+        of_teacher = ModelSampler(
+            teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active, processing=its_own
+        )
     elif args.seq_kd:
         served = of_teacher = teacher.sampler(args, stops, vocabulary)
         positions.append(served.positions)
@@ -104,7 +111,9 @@ def make_rollouts(
             # A teacher with a prompt of its own reads other texts than those that the student has written
             others = dataset is not None and TEACHER_PROMPTS in next(iter(dataset), {})
             written = None if others else teacher.ask_early
-            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary, written=written)
+            of_student = ModelSampler(
+                student, accelerator, tokenizer, args, vocabulary, written=written, processing=processing
+            )
     limit = min((limit for limit in limits if limit is not None), default=None)
     return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit, translation)
 

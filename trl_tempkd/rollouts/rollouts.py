@@ -18,8 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UsageError
 from ..files import whole_file
 from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER_QUESTION
+from ..vision import PICTURED
 from ..vocabularies.translation import Translation
 from .options import RolloutOptions
 from .rows import IGNORED, Row, completed, join, rows_of, split, split_evenly
@@ -141,12 +143,14 @@ class Rollouts:
         rows = rows_of(batch)
         asked = [i for i, row in enumerate(rows) if row.prompt and not row.targets]
         self.on_policy = bool(asked) and self.samplers["student"] is not None
-        prompts = [self._shortened(rows[i].prompt) for i in asked]
+        prompts = [self._shortened(rows[i]) for i in asked]
         source = "student" if self.samplers["student"] else "teacher"
         seed = self._rng(*chain.from_iterable(prompts)).getrandbits(32)
         completions = self._sampled(source, [rows[i] for i in asked], prompts, seed)
         for i, prompt, completion in zip(asked, prompts, completions, strict=True):
             rows[i] = completed(prompt, completion, rows[i])
+        if not asked:
+            return {name: value for name, value in batch.items() if name != PROMPTS}
         return self._collated(rows)
 
     def _collated(self, rows: list[Row]) -> Batch:
@@ -154,6 +158,8 @@ class Rollouts:
         for row, example in zip(rows, examples, strict=True):
             if row.question is not None:
                 example[TEACHER_QUESTION] = row.question
+            if row.pictured is not None:
+                example[PICTURED] = row.pictured
         if any(row.context is not None for row in rows):
             for row, example in zip(rows, examples, strict=True):
                 example[CONTEXTS] = [len(row.context or []), *(row.context or [])]
@@ -161,6 +167,7 @@ class Rollouts:
             for row, example in zip(rows, examples, strict=True):
                 example[ROUTE] = row.route or 0
         batch = self.collator(examples)
+        batch.pop(PROMPTS, None)
         return send_to_device(batch, self.accelerator.device)
 
     def _rng(self, *of: int) -> random.Random:
@@ -181,7 +188,7 @@ class Rollouts:
         return most_over_ranks(missing, self.accelerator) == 0
 
     def _complete(self, rows: list[Row], source: str, seed: int) -> list[Row]:
-        prompts = [self._shortened(row.prompt) for row in rows]
+        prompts = [self._shortened(row) for row in rows]
         given = [i for i, prompt in enumerate(prompts) if prompt]
         if len(given) < len(rows):
             logger.warning_once(
@@ -204,13 +211,16 @@ class Rollouts:
     def _sampled(self, source: str, rows: list[Row], prompts: list[list[int]], seed: int) -> list[list[int]]:
         sampler, translation = self.samplers[source], self.translation
         assert sampler is not None
+        if any(row.pictured is not None for row in rows):
+            return sampler(prompts, seed, [row.pictured for row in rows])
         if source != "teacher" or translation is None:
             return sampler(prompts, seed)
         questions = [row.question for row in rows if row.question is not None]
         written = sampler([translation.prompt(question) for question in questions], seed)
         return [translation.completion(ids, question) for ids, question in zip(written, questions, strict=True)]
 
-    def _shortened(self, prompt: list[int]) -> list[int]:
+    def _shortened(self, row: Row) -> list[int]:
+        prompt = row.prompt
         if self.args.max_length is not None and len(prompt) > self.args.max_length:
             logger.warning_once(
                 f"Some prompts are longer than `max_length`, which is {self.args.max_length}. It cuts the rows of the "
@@ -218,6 +228,12 @@ class Rollouts:
             )
         if self.max_prompt is None or len(prompt) <= self.max_prompt:
             return prompt
+        if row.pictured is not None and row.pictured.images:
+            raise UsageError(
+                f"A prompt with images has {len(prompt)} tokens, and before `max_new_tokens` "
+                f"{self.args.max_new_tokens} the model has room for {self.max_prompt}. Such a prompt isn't cut: "
+                "make the images smaller (in the processor's settings), or leave the row out."
+            )
         logger.warning_once(
             f"Prompts are cut to their last {self.max_prompt} tokens, so that {self.args.max_new_tokens} new ones fit "
             "into the positions of the model."

@@ -24,12 +24,14 @@ from transformers import (
 
 from ..compat import DistributedBackend, ForwardRedirection, add_hooks, remove_hooks
 from ..errors import UsageError
-from ..heads import unwrap_adapter
+from ..heads import in_its_dtype, unwrap_adapter
 from ..option_groups import OptionGroup
+from ..vision import Pictured, Processing
 
 
-# Completes the prompts of this rank, none of them empty, with a seed: a completion holds the token that stopped it
-Sampler = Callable[[list[list[int]], int], list[list[int]]]
+# Completes the prompts of this rank, none of them empty, with a seed, and what each was made of if there are images: a
+# completion holds the token that stopped it
+Sampler = Callable[..., list[list[int]]]
 
 
 def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -73,6 +75,7 @@ def complete(
     device: torch.device,
     processors: LogitsProcessorList | None = None,
     in_step: bool = False,
+    pictures: tuple[Processing, list[Pictured]] | None = None,
 ) -> list[list[int]]:
     """
     Complete a batch of prompts.
@@ -90,17 +93,30 @@ def complete(
             Applied to the logits after those that the configuration asks for.
         in_step (`bool`, *optional*, defaults to `False`):
             Whether all ranks go on until the last one of them has finished.
+        pictures (`tuple[Processing, list[Pictured]]`, *optional*):
+            The model's processor, and what it makes the prompts of where they have images.
 
     Returns:
         `list[list[int]]`: The completion of each prompt, with the token that stopped it, if one did.
     """
-    width = max(map(len, prompts))
-    padding = [width - len(prompt) for prompt in prompts]
+    columns: list[dict[str, list[int]]] = [{"input_ids": prompt} for prompt in prompts]
+    pixels: dict[str, torch.Tensor] = {}
+    if pictures is not None:
+        columns, pixels = pictures[0].encode_prompts(pictures[1])
+    width = max(len(own["input_ids"]) for own in columns)
+    padding = [width - len(own["input_ids"]) for own in columns]
     # On the left, so that the completions begin at the same place
-    rows = [[config.pad_token_id] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]
+    inputs = {
+        name: [
+            [config.pad_token_id if name == "input_ids" else 0] * n + own[name]
+            for n, own in zip(padding, columns, strict=True)
+        ]
+        for name in columns[0]
+    }
+    inputs["attention_mask"] = [[0] * n + [1] * (width - n) for n in padding]
     output = model.generate(
-        input_ids=torch.tensor(rows, device=device),
-        attention_mask=torch.tensor([[0] * n + [1] * (width - n) for n in padding], device=device),
+        **{name: torch.tensor(rows, device=device) for name, rows in inputs.items()},
+        **in_its_dtype(model, {name: value.to(device) for name, value in pixels.items()}),
         generation_config=config,
         logits_processor=processors,
         synced_gpus=in_step,
@@ -168,6 +184,8 @@ class ModelSampler:
             Number of tokens to choose from, the first ones of the model's vocabulary.
         around (`Callable[[], AbstractContextManager]`, *optional*):
             Context to generate in.
+        processing ([`~trl_tempkd.vision.Processing`], *optional*):
+            The model's processor, for prompts with images.
         written (`Callable[[list[list[int]]], None]`, *optional*):
             Called with the texts of each `generation_batch_size`, prompt and completion, while the others are written.
     """
@@ -181,8 +199,9 @@ class ModelSampler:
         vocabulary: int,
         around: Callable[[], AbstractContextManager] = nullcontext,
         written: Callable[[list[list[int]]], None] | None = None,
+        processing: Processing | None = None,
     ):
-        self.written = written
+        self.written, self.processing = written, processing
         self.get_model = get_model
         self.accelerator = accelerator
         self.gather = args.ds3_gather_for_generation
@@ -194,13 +213,15 @@ class ModelSampler:
         by_inversion = args.temperature > 0 and accelerator.device.type == "cpu" and not args.generation_kwargs
         self.processors = processors_of(args) if by_inversion else LogitsProcessorList()
         do_sample = args.temperature > 0 and not by_inversion
+        markup = set() if processing is None else {i for i in processing.markup if i < vocabulary}
+        silent = [*sorted(markup), *range(vocabulary, model.config.get_text_config().vocab_size)]
         kwargs: dict[str, Any] = {
             "max_new_tokens": args.max_new_tokens,
             "do_sample": do_sample,
             "repetition_penalty": args.repetition_penalty,
             "eos_token_id": stop_tokens(model, tokenizer) or None,
             "pad_token_id": tokenizer.pad_token_id,
-            "suppress_tokens": [*range(vocabulary, model.config.get_text_config().vocab_size)] or None,
+            "suppress_tokens": silent or None,
             "use_cache": True,
             "cache_implementation": args.cache_implementation,
             "disable_compile": True,  # every batch has its own shape
@@ -209,7 +230,7 @@ class ModelSampler:
             kwargs |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k, "min_p": args.min_p}
         self.config = GenerationConfig(**{**kwargs, **(args.generation_kwargs or {})})
 
-    def __call__(self, prompts: list[list[int]], seed: int) -> list[list[int]]:
+    def __call__(self, prompts: list[list[int]], seed: int, pictured: list[Pictured] | None = None) -> list[list[int]]:
         batches = by_length([len(prompt) for prompt in prompts], self.batch_size or max(len(prompts), 1))
         # Where the layers are gathered for each forward, every rank must take part in as many
         batches += [[]] * (most_over_ranks(len(batches), self.accelerator) - len(batches))
@@ -220,7 +241,13 @@ class ModelSampler:
                 for batch in batches:
                     # A rank that has no more rows goes along with one that nobody reads
                     rows = [prompts[i] for i in batch] or [[self.config.pad_token_id]]
-                    new = complete(base, rows, self.config, self.accelerator.device, self.processors, in_step)
+                    pictures = None
+                    if pictured is not None and batch:
+                        assert self.processing is not None
+                        pictures = (self.processing, [pictured[i] for i in batch])
+                    new = complete(
+                        base, rows, self.config, self.accelerator.device, self.processors, in_step, pictures
+                    )
                     for i, completion in zip(batch, new, strict=False):
                         completions[i] = completion
                     if self.written is not None:

@@ -18,7 +18,9 @@ from ..heads import Head, NoHead
 from ..losses import METRICS, Logits, Pooled, Truncated
 from ..losses.truncated import ON_BINS, grid_index
 from ..row_formats import PROMPTS
+from ..vision import Processing, VisionCollator
 from ..vocabularies.translation import Translation
+from .own_pixels import OwnPixelsCollator
 from .own_prompt import OWN, OwnPromptCollator, check_positions, on_device
 
 
@@ -58,6 +60,8 @@ class Teacher(ABC):
             How many tokens a text may have, where no model says so.
         requests (`int`):
             How many texts it sees at a time, if it is asked about them before they are needed.
+        sees (`bool`):
+            Whether it reads rows with images.
         source (`str`):
             What messages call it.
         knows (`type`):
@@ -79,6 +83,7 @@ class Teacher(ABC):
     vocabulary: int | None = None
     positions: int | None = None
     requests: int = 0
+    sees: bool = False
     source: str = "the teacher"
     knows: type[Logits] | type[Truncated] = Logits
     taus: tuple[float, ...] | None = None
@@ -116,8 +121,19 @@ class Teacher(ABC):
 
     def collated(self, collator: Collator) -> Collator:
         """The same, and what the teacher reads where that is another prompt than the student's."""
+        if isinstance(collator, VisionCollator) and self.reads_tokens:
+            return OwnPixelsCollator(collator, self.processing(collator.processing))
         collate = self.collate(collator)
         return OwnPromptCollator(collate, collator) if self.reads_tokens else collate
+
+    def processing(self, student: Processing) -> Processing:
+        """
+        What makes tokens and pixels of rows with images for the teacher: `student`, if that makes the same.
+
+        Raises:
+            `ValueError`: If the teacher has a processor of its own that can't be loaded.
+        """
+        return student
 
     # An optimizer step
 

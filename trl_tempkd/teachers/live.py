@@ -28,7 +28,9 @@ from ..losses import Pooled
 from ..packing import PackingCheck
 from ..parameters import parameter_hash
 from ..paths import check_model_name
+from ..vision import Processing
 from .base import Batch, Teacher
+from .own_pixels import own_processing
 
 
 logger = get_logger(__name__)
@@ -54,6 +56,7 @@ class LiveTeacher(Teacher):
     """
 
     can_generate = True
+    sees = True
 
     def __init__(self, teacher: str | PreTrainedModel, options: Any):
         self._teacher, self._options = teacher, options
@@ -97,6 +100,11 @@ class LiveTeacher(Teacher):
         else:
             self.model = accelerator.prepare_model(model, evaluation_mode=True)
         self._packing.begin(model, self._run)
+
+    def processing(self, student: Processing) -> Processing:
+        options = self._options
+        origin = {"revision": options.teacher_model_revision, "trust_remote_code": options.trust_remote_code}
+        return own_processing(self._teacher, student, **origin)
 
     def wrapped(self) -> nn.Module:
         return self.model

@@ -45,6 +45,7 @@ class StudentBaseTeacher(Teacher):
     """
 
     can_generate = True
+    sees = True
 
     def __init__(self, teacher: str, options: Any):
         refuse_options(

@@ -1,0 +1,19 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""Rows with images: read in TRL's vision formats, and made tokens and pixels of by a model's processor."""
+
+from .collator import Given, Sequences, VisionCollator
+from .processing import Processing
+from .rows import PICTURED, Pictured, Read, is_pictured, read_row
+
+
+__all__ = [
+    "PICTURED",
+    "Given",
+    "Pictured",
+    "Processing",
+    "Read",
+    "Sequences",
+    "VisionCollator",
+    "is_pictured",
+    "read_row",
+]

@@ -1,0 +1,177 @@
+# Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
+"""Data with images: looked at before a model is loaded, and given to a trainer. They stay files until their batch."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from datasets import Dataset, Image, IterableDataset
+from transformers import ProcessorMixin
+
+from .errors import UsageError
+from .rollouts.options import RolloutOptions
+from .row_formats import Row
+from .teachers import Teacher
+from .vision import Processing, VisionCollator, is_pictured
+
+
+FIRST_ROWS = 4  # of which tokens and pixels are made before a model is loaded
+# Columns that the collator reads beside those of TRL
+COLUMNS = ("tools", "chat_template_kwargs", "teacher_prompt")
+
+
+def check_vision_options(name: str, args: RolloutOptions, formatting_func: Any = None, collator: Any = None) -> None:
+    """
+    Stop at options that rows with images don't go with.
+
+    Raises:
+        [`UsageError`]: Names the option and the way out.
+    """
+    for option in ("packing", "padding_free"):
+        if getattr(args, option):
+            raise UsageError(
+                f"`{option}` is True, and {name} has images: rows with images aren't laid together. Leave it out."
+            )
+    if args.max_length is not None and args.truncation_mode == "keep_end":
+        raise UsageError(
+            f"`truncation_mode` is 'keep_end', which would cut images off, and {name} has some. Use 'keep_start', or "
+            "set `max_length` to None."
+        )
+    if formatting_func is not None:
+        raise UsageError(
+            f"`formatting_func` makes text of a row, and {name} has images. Give rows `prompt` and `completion`."
+        )
+    if collator is not None:
+        raise UsageError(
+            f"`data_collator` is of the user's own, and {name} has images, which the student's and the teacher's "
+            "processors read. Leave it out, and make rows as you want them in the data."
+        )
+    if args.generates and args.use_vllm:
+        raise UsageError(
+            f"`use_vllm` is True, and {name} has images, which aren't sent to vLLM. Leave it unset: transformers "
+            "generates then."
+        )
+    if args.generates and not args.ds3_gather_for_generation:
+        raise UsageError(
+            f"`ds3_gather_for_generation` is False, and {name} has images, so that not every process would run the "
+            "same layers. Leave it True."
+        )
+
+
+def check_vision_rows(
+    rows: Iterable[Row], name: str, args: RolloutOptions, processor: Any, template: str | None = None
+) -> None:
+    """
+    Stop at rows with images that can't be trained on.
+
+    Args:
+        rows (`Iterable[Mapping]`):
+            The first rows of the data.
+        name (`str`):
+            Of the data.
+        args ([`RolloutOptions`]):
+            Options of the run.
+        processor ([`~transformers.ProcessorMixin`], *optional*):
+            The student's, if it is known.
+        template (`str`, *optional*):
+            Chat template that TRL trains with in place of the processor's.
+
+    Raises:
+        [`UsageError`]: Names the row, and what is wrong with it.
+    """
+    rows = list(rows)
+    if args.assistant_only_loss and "prompt" in rows[0]:
+        raise UsageError(
+            f"`assistant_only_loss` is about `messages`, and {name} has `prompt` and images: the completion alone is "
+            "trained on. Leave it at False."
+        )
+    if processor is not None and not isinstance(processor, ProcessorMixin):
+        raise UsageError(
+            f"{name} has images, and the student reads text alone: its processor is a {type(processor).__name__}. Use "
+            "a student that sees, pass its processor in the place of its tokenizer, or leave out the columns `images` "
+            "and `image`."
+        )
+    numbers = {id(row): number for number, row in enumerate(rows)}
+    collator = VisionCollator.of(
+        Processing(processor, template) if processor is not None else None,  # type: ignore[arg-type]
+        args,
+        lambda row: f"{name}, row {numbers[id(row)]}:",
+    )
+    given = collator.given(rows)  # type: ignore[arg-type]
+    if processor is None:
+        return
+    collator.check_texts(given)
+    made = collator.student(given[:FIRST_ROWS])
+    left = any(label != -100 for labels in made.labels for label in labels[1:])
+    if not left and len(rows) <= FIRST_ROWS and not args.generates:
+        raise UsageError(
+            f"{name} has nothing to train on: none of its {len(rows)} rows has a token that counts, once they are cut "
+            f"at `max_length` {args.max_length}. Give rows a `completion`, or raise `max_length`."
+        )
+
+
+def check_sees(teacher: Teacher, dataset: Any) -> None:
+    """Stop at a teacher that doesn't read images, where the data to train on have some."""
+    if not teacher.sees and has_images(undecoded(dataset)):
+        raise UsageError(
+            f"The data have images, and {teacher.source} doesn't read them. Use a teacher that runs beside the "
+            "student (`teacher_model_name_or_path`), or leave out the columns `images` and `image`."
+        )
+
+
+def undecoded(dataset: Any) -> Any:
+    """The same data whose images are given as their files, so that one that can't be opened is found in its row."""
+    if isinstance(dataset, Mapping):
+        return {name: undecoded(each) for name, each in dataset.items()}
+    if isinstance(dataset, IterableDataset):
+        return dataset if dataset.features is None else dataset.decode(False)
+    if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
+        return dataset
+    same = dataset.select(range(len(dataset)))
+    for feature in _images(same.info.features):
+        feature.decode = False
+    return same
+
+
+def _images(feature: Any) -> list[Image]:
+    if isinstance(feature, Image):
+        return [feature]
+    if isinstance(feature, Mapping):
+        return [found for each in feature.values() for found in _images(each)]
+    if isinstance(feature, list | tuple):
+        return [found for each in feature for found in _images(each)]
+    return _images(feature.feature) if hasattr(feature, "feature") else []
+
+
+def where(datasets: Mapping[str, Any], row: dict[str, Any]) -> str:
+    """Names a row of some data sets, which are looked through for it."""
+    for name, dataset in datasets.items():
+        if not isinstance(dataset, Dataset):
+            continue
+        columns = [column for column in row if column in dataset.column_names]
+        for number, other in enumerate(dataset.select_columns(columns)):
+            if all(other[column] == row[column] for column in columns):
+                return f"the {name} data, row {number}:"
+    return "a row of the data"
+
+
+def give_images(trainer: Any) -> Processing | None:
+    """
+    Give a trainer whose data have images the collator that reads them, unless it has one of the user's.
+
+    Returns:
+        [`Processing`] or `None`: The student's processor, if rows have images.
+    """
+    if not trainer._is_vision_dataset:
+        return None
+    processing = Processing(trainer.processing_class, trainer.chat_template)
+    trainer.train_dataset, trainer.eval_dataset = undecoded(trainer.train_dataset), undecoded(trainer.eval_dataset)
+    evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {"eval": trainer.eval_dataset}
+    named = {"train": trainer.train_dataset, **evals}
+    trainer.data_collator = VisionCollator.of(processing, trainer.args, partial(where, named))
+    return processing
+
+
+def has_images(dataset: Any) -> bool:
+    """Whether rows of a data set have a column of images."""
+    return is_pictured(next(iter(dataset), {}))
