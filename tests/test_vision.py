@@ -78,3 +78,91 @@ def test_the_loss_of_a_batch_is_that_of_the_models_own_logits(float64, train, fa
         mine, theirs, divergence="jsd", student_temperature=2.0, teacher_temperature=2.0, labels=labels, **MEAN
     )
     torch.testing.assert_close(loss, expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [("gemma3", "qwen3_vl"), ("qwen2_5_vl", "qwen3_vl"), ("internvl", "idefics3"), ("idefics3", "llava_next")],
+)
+def test_a_teacher_of_another_family_sees_by_its_own_processor(float64, train, saved, monkeypatch, student, teacher):
+    """Other pixels, other tokens for images, another template: the labelled tokens are where the two meet."""
+    processor = processor_of(teacher, patch=8) if teacher == "qwen3_vl" else processor_of(teacher)
+    monkeypatch.setattr("trl_tempkd.teachers.own_pixels.load_processor", lambda *args: processor)
+    reads = vision_model(teacher, 1, torch.float64, patch=8 if teacher == "qwen3_vl" else 4)
+    reads.config._name_or_path = "teacher"
+    sees = vision_model(student, 0, torch.float64)
+    trainer = train(sees, reads, processor=processor_of(student), divergence="forward_kl", kd_temperature=1.0)
+    batch = trainer.data_collator(rows())
+    assert batch["teacher_batch"].inputs["input_ids"].shape != batch["input_ids"].shape
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    theirs = VisionCollator(Processing(processor))(rows())
+    mine = {name: value for name, value in batch.items() if name != "teacher_batch"}
+    kept = [each["labels"][:, 1:].flatten() != -100 for each in (mine, theirs)]
+    assert mine["labels"][:, 1:].flatten()[kept[0]].tolist() == theirs["labels"][:, 1:].flatten()[kept[1]].tolist()
+    a, b = (
+        logits_of(model, each)[:, :-1].flatten(0, 1)[own]
+        for model, each, own in zip((sees, reads), (mine, theirs), kept, strict=True)
+    )
+    torch.testing.assert_close(loss, kd_loss(a, b, reduction="mean"), atol=1e-9, rtol=0)
+
+
+def test_a_teacher_of_the_same_family_with_other_settings_has_pixels_of_its_own(train, saved):
+    settings = {"settings": {"do_rescale": False}}
+    student, same = vision_model("gemma3"), saved("gemma3", 1)
+    other = saved("gemma3", 2, **settings)
+    processor = processor_of("gemma3")
+    assert "teacher_batch" not in train(student, same, processor=processor).data_collator(rows())
+    batch = train(student, other, processor=processor).data_collator(rows())
+    assert batch["teacher_batch"].inputs["pixel_values"].abs().max() > 10 * batch["pixel_values"].abs().max()
+
+
+def test_no_token_of_an_image_is_trained_on(train):
+    """Of conversations all of which is trained on, the places of images aren't, nor what stands around them."""
+    data = Dataset.from_list(
+        [{"images": row["images"], "messages": row["prompt"] + row["completion"]} for row in rows()]
+    )
+    for family in FAMILIES:
+        trainer = train(vision_model(family), vision_model(family, 1), data, processor_of(family))
+        batch = trainer.data_collator(list(data))
+        tokenizer = trainer.processing_class.tokenizer
+        left = [
+            tokenizer.decode(ids[labels != -100])
+            for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)
+        ]
+        assert "what Ġthe" not in left[0] and "Ġmoon" in left[0] and "Ġmat" in left[0] and "<|user|>" in left[0]
+        assert not any(word in text for text in left for word in ("image", "img", "IMG", "vision", "row_"))
+        only = train(
+            vision_model(family), vision_model(family, 1), data, processor_of(family), assistant_only_loss=True
+        )
+        batch = only.data_collator(list(data))
+        left = [tokenizer.decode(ids[ids != -100]).split() for ids in batch["labels"]]
+        assert left[1] == ["Ġafter", "Ġthe", "Ġcat", "<eos>"]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_positions_are_those_of_each_row_alone(float64, family):
+    """The three axes of Qwen's positions follow the images of a row, whatever batch it is in."""
+    model, collate = vision_model(family, dtype=torch.float64), VisionCollator(Processing(processor_of(family)))
+    batch = collate(rows())
+    together = logits_of(model, batch)
+    for i, row in enumerate(rows()):
+        alone = logits_of(model, collate([row]))[0]
+        torch.testing.assert_close(together[i, : len(alone)], alone, atol=1e-9, rtol=0)
+    ids = batch["mm_token_type_ids"], batch["image_grid_thw"]
+    positions, _ = model.model.get_rope_index(batch["input_ids"], *ids, attention_mask=batch["attention_mask"])
+    first = positions[:, 0]
+    assert not torch.equal(first[0], first[1]) and torch.equal(positions[0, 2], positions[1, 2])  # the one without
+
+
+def test_a_batch_without_images_and_one_with_some_train_together(train):
+    data = Dataset.from_list([rows()[i] for i in (2, 2, 0, 1)])
+    trainer = train(
+        vision_model("gemma3"),
+        vision_model("gemma3", 1),
+        data,
+        processor_of("gemma3"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+    )
+    trainer.train()
+    assert all(entry["kl_tau1"] > 0 for entry in trainer.state.log_history if "loss" in entry)

@@ -20,6 +20,7 @@ from .errors import UsageError, UsageImportError, UsageTypeError
 from .names import did_you_mean
 from .paths import check_model_name, check_writable
 from .rollouts.vllm import require_vllm
+from .vision_data import text_arguments
 
 
 # Where what is given in the place of a model belongs
@@ -89,7 +90,8 @@ def _model(name: str, value: Any) -> Any:
 
 def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any]) -> None:
     """
-    Stop at what can't work, before a model is loaded. Arguments as of the trainer.
+    Stop at what can't work, before a model is loaded. Arguments as of the trainer. If the student has a processor
+    and the data are text, they get what it needs to read them.
 
     Raises:
         [`UsageError`]: If there is no model of a name, a package is missing, the `output_dir` can't be written, or the
@@ -106,7 +108,9 @@ def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any]) -> None:
     check_installed(args, vllm=isinstance(model, str))
     if args.should_save:
         check_writable(str(args.output_dir), "`output_dir`")
-    check_datasets(model, args, **kwargs)
+    found = check_datasets(model, args, **kwargs)
+    if isinstance(found, ProcessorMixin) and kwargs.get("data_collator") is None:
+        kwargs.update(text_arguments(found, kwargs, args))
 
 
 def _revision(init_kwargs: Any) -> str | None:

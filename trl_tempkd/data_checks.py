@@ -42,9 +42,12 @@ def check_datasets(
     formatting_func: Callable | None = None,
     data_collator: Any = None,
     **_: Any,
-) -> None:
+) -> Any:
     """
     Stop at data that can't be trained on. Arguments as of the trainer, before it loads anything.
+
+    Returns:
+        The processor or the tokenizer of the run, or `None` where it isn't known before the model.
 
     Raises:
         [`UsageError`]: Names the data set, the row, the problem, and the way out.
@@ -67,8 +70,8 @@ def check_datasets(
             )
         if pictured:
             check_vision_options(name, args, formatting_func, data_collator)
-            processor = load_processing_class(model, args, processing_class)
-            check_vision_rows(rows, name, args, processor, _template_of(args))
+            processing_class = load_processing_class(model, args, processing_class)
+            check_vision_rows(rows, name, args, processing_class, _template_of(args))
             continue
         if formatting_func is not None or _is_prepared_elsewhere(args, dataset, rows[0]):
             continue
@@ -83,6 +86,7 @@ def check_datasets(
         )  # else the prompt suffices, which stays whole
         if with_template is not None and args.max_length is not None and answered and not packing:
             _check_lengths(dataset, name, with_template, args)
+    return processing_class if tokenizer is None else tokenizer
 
 
 def first_rows(dataset: Any, name: str) -> list[Row]:

@@ -30,7 +30,7 @@ from .rollouts import CARRIED, CarryingCollator, check_answers, make_rollouts, p
 from .routers import leave_routers, run_backbone, warn_of_none
 from .teachers import make_teacher
 from .vision_data import COLUMNS as VISION_COLUMNS
-from .vision_data import check_sees, give_images
+from .vision_data import give_images
 
 
 # What some of the loss's per-token metrics are logged as
@@ -110,7 +110,6 @@ class TemperatureKDTrainer(ResumingTrainer):
         check_answers(args, {"train": kwargs.get("train_dataset"), "eval": kwargs.get("eval_dataset")})
         check_run(model, args, kwargs)
         self.teacher = make_teacher(teacher_model, args)
-        check_sees(self.teacher, kwargs.get("train_dataset"))
         super().__init__(model, args=args, **kwargs)
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs

@@ -11,12 +11,14 @@ from transformers import ProcessorMixin
 from .errors import UsageError
 from .rollouts.options import RolloutOptions
 from .row_formats import Row
-from .teachers import Teacher
 from .vision import Processing, VisionCollator, is_pictured
 
 
 FIRST_ROWS = 4  # of which tokens and pixels are made before a model is loaded
 # Columns that the collator reads beside those of TRL
+_TOGETHER = ("packing", "padding_free")  # options that lay rows together
+# Options that ask for teachers that are told of a row by its tokens alone
+_OTHER_TEACHERS = ("teacher_server_url", "teacher_cache", "teachers", "vocabulary_alignment")
 COLUMNS = ("tools", "chat_template_kwargs", "teacher_prompt")
 
 
@@ -27,10 +29,17 @@ def check_vision_options(name: str, args: RolloutOptions, formatting_func: Any =
     Raises:
         [`UsageError`]: Names the option and the way out.
     """
-    for option in ("packing", "padding_free"):
+    for option in _TOGETHER:
         if getattr(args, option):
             raise UsageError(
                 f"`{option}` is True, and {name} has images: rows with images aren't laid together. Leave it out."
+            )
+    for option in _OTHER_TEACHERS:
+        if getattr(args, option) is not None:
+            raise UsageError(
+                f"`{option}` is {getattr(args, option)!r}, and {name} has images, which such a teacher isn't shown. "
+                "Use one teacher with the student's tokenizer that runs beside it (`teacher_model_name_or_path`), or "
+                "leave out the columns `images` and `image`."
             )
     if args.max_length is not None and args.truncation_mode == "keep_end":
         raise UsageError(
@@ -110,13 +119,46 @@ def check_vision_rows(
         )
 
 
-def check_sees(teacher: Teacher, dataset: Any) -> None:
-    """Stop at a teacher that doesn't read images, where the data to train on have some."""
-    if not teacher.sees and has_images(undecoded(dataset)):
-        raise UsageError(
-            f"The data have images, and {teacher.source} doesn't read them. Use a teacher that runs beside the "
-            "student (`teacher_model_name_or_path`), or leave out the columns `images` and `image`."
-        )
+def text_arguments(processor: Any, kwargs: dict[str, Any], args: RolloutOptions) -> dict[str, Any]:
+    """
+    Text for a student that sees, as rows without an image: its processor writes messages in parts, which the chat
+    template of such a model may need. Where an option or a teacher needs tokens beforehand, its tokenizer makes them.
+
+    Args:
+        processor ([`~transformers.ProcessorMixin`]):
+            The student's processor.
+        kwargs (`dict`):
+            Arguments of the trainer.
+        args ([`RolloutOptions`]):
+            Options of the run.
+
+    Returns:
+        `dict`: The arguments that have changed.
+    """
+    dataset, evals = kwargs["train_dataset"], kwargs.get("eval_dataset")
+    first = next(iter(undecoded(dataset)))
+    if is_pictured(first):
+        return {}
+    made = "input_ids" in first or (args.dataset_kwargs or {}).get("skip_prepare_dataset")
+    if made or any(getattr(args, option) for option in (*_TOGETHER, *_OTHER_TEACHERS)):
+        tokenizer = processor.tokenizer
+        tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
+        return {"processing_class": tokenizer}
+    new = {"train_dataset": _with_column(dataset)}
+    if evals is not None:
+        several = isinstance(evals, Mapping)
+        new["eval_dataset"] = {k: _with_column(each) for k, each in evals.items()} if several else _with_column(evals)
+    return new
+
+
+def _with_column(dataset: Any) -> Any:
+    if isinstance(dataset, Dataset):
+        return dataset if "images" in dataset.column_names else dataset.add_column("images", [None] * len(dataset))
+    return dataset.map(_without_images)
+
+
+def _without_images(row: dict[str, Any]) -> dict[str, Any]:
+    return {"images": None, **row}
 
 
 def undecoded(dataset: Any) -> Any:

@@ -60,8 +60,6 @@ class Teacher(ABC):
             How many tokens a text may have, where no model says so.
         requests (`int`):
             How many texts it sees at a time, if it is asked about them before they are needed.
-        sees (`bool`):
-            Whether it reads rows with images.
         source (`str`):
             What messages call it.
         knows (`type`):
@@ -83,7 +81,6 @@ class Teacher(ABC):
     vocabulary: int | None = None
     positions: int | None = None
     requests: int = 0
-    sees: bool = False
     source: str = "the teacher"
     knows: type[Logits] | type[Truncated] = Logits
     taus: tuple[float, ...] | None = None

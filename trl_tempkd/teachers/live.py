@@ -56,7 +56,6 @@ class LiveTeacher(Teacher):
     """
 
     can_generate = True
-    sees = True
 
     def __init__(self, teacher: str | PreTrainedModel, options: Any):
         self._teacher, self._options = teacher, options

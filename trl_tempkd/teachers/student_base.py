@@ -45,7 +45,6 @@ class StudentBaseTeacher(Teacher):
     """
 
     can_generate = True
-    sees = True
 
     def __init__(self, teacher: str, options: Any):
         refuse_options(

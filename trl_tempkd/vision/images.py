@@ -3,6 +3,7 @@
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -39,14 +40,14 @@ def open_image(value: Any) -> Image:
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value.startswith(("http://", "https://")):
             raise UsageError(f"has the image {name}, and addresses aren't followed. Download it, and give its path.")
+        if isinstance(value, str):
+            value = Path(value).read_bytes()
         if isinstance(value, bytes | bytearray):
             value = io.BytesIO(value)
         if isinstance(value, PIL.Image.Image):
             image = value
-        elif hasattr(value, "__array__"):
-            image = PIL.Image.fromarray(value)
         else:
-            image = PIL.Image.open(value)
+            image = PIL.Image.fromarray(value) if hasattr(value, "__array__") else PIL.Image.open(value)
         image.load()
     except UsageError:
         raise
