@@ -178,6 +178,7 @@ def config_of(family: str, patch: int = 4, **text: Any) -> Any:
             boi_token_index=ids("<start_of_image>"),
             eoi_token_index=ids("<end_of_image>"),
             image_token_index=ids("<image>"),
+            tie_word_embeddings=False,
         )
     if family == "idefics3":
         return transformers.Idefics3Config(

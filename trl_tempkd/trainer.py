@@ -29,8 +29,7 @@ from .padding import aligned, right_padded
 from .rollouts import CARRIED, CarryingCollator, check_answers, make_rollouts, prepared
 from .routers import leave_routers, run_backbone, warn_of_none
 from .teachers import make_teacher
-from .vision_data import COLUMNS as VISION_COLUMNS
-from .vision_data import give_images
+from .vision_data import columns_of, give_images
 
 
 # What some of the loss's per-token metrics are logged as
@@ -162,7 +161,7 @@ class TemperatureKDTrainer(ResumingTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*{*self._signature_columns, *self.teacher.columns, *CARRIED, *VISION_COLUMNS}]
+        self._signature_columns = [*{*self._signature_columns, *self.teacher.columns, *CARRIED, *columns_of(self)}]
 
     def _is_logged(self) -> bool:
         # The metrics cost a second pair of softmaxes, so they are computed only where they are shown

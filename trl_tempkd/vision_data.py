@@ -10,16 +10,16 @@ from transformers import ProcessorMixin
 
 from .errors import UsageError
 from .rollouts.options import RolloutOptions
-from .row_formats import Row
+from .row_formats import TEACHER_PROMPT, Row
 from .vision import Processing, VisionCollator, is_pictured
 
 
 FIRST_ROWS = 4  # of which tokens and pixels are made before a model is loaded
-# Columns that the collator reads beside those of TRL
 _TOGETHER = ("packing", "padding_free")  # options that lay rows together
 # Options that ask for teachers that are told of a row by its tokens alone
 _OTHER_TEACHERS = ("teacher_server_url", "teacher_cache", "teachers", "vocabulary_alignment")
-COLUMNS = ("tools", "chat_template_kwargs", "teacher_prompt")
+# What the collator reads of rows beside the columns of TRL, and of those that are made in training
+_COLUMNS = ("tools", "chat_template_kwargs", TEACHER_PROMPT, "input_ids", "labels")
 
 
 def check_vision_options(name: str, args: RolloutOptions, formatting_func: Any = None, collator: Any = None) -> None:
@@ -212,6 +212,11 @@ def give_images(trainer: Any) -> Processing | None:
     named = {"train": trainer.train_dataset, **evals}
     trainer.data_collator = VisionCollator.of(processing, trainer.args, partial(where, named))
     return processing
+
+
+def columns_of(trainer: Any) -> list[str]:
+    """What the collator of a trainer reads of rows with images, beyond what TRL's does."""
+    return [*_COLUMNS, trainer.args.dataset_text_field] if trainer._is_vision_dataset else []
 
 
 def has_images(dataset: Any) -> bool:

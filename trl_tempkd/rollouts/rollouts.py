@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UsageError
 from ..files import whole_file
 from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER_QUESTION
-from ..vision import PICTURED
+from ..vision import PICTURED, Pictured
 from ..vocabularies.translation import Translation
 from .options import RolloutOptions
 from .rows import IGNORED, Row, completed, join, rows_of, split, split_evenly
@@ -97,6 +97,7 @@ class Rollouts:
         self.replay: deque[Row] = deque(maxlen=self.replay_size)
         self._before: tuple[int, list[Row]] = (-1, [])  # what was kept for replay at the start of a step
         self.latest: list[tuple[list[int], list[int]]] = []  # prompts and completions that were generated last
+        self.pictures: list[Pictured | None] = []  # what these prompts were made of, where they have images
         self.counts: Counter[str] = Counter()
         self.on_policy = False  # whether the student has written the completions of the present batches
 
@@ -197,6 +198,7 @@ class Rollouts:
             )
         completions = self._sampled(source, [rows[i] for i in given], [prompts[i] for i in given], seed)
         self.latest = [(prompts[i], completion) for i, completion in zip(given, completions, strict=True)]
+        self.pictures = [rows[i].pictured for i in given]
         new = [completed(*pair, rows[i]) for i, pair in zip(given, self.latest, strict=True)]
         stay = [row for row, prompt in zip(rows, prompts, strict=True) if not prompt]
         if source == "student":
@@ -287,8 +289,9 @@ class Rollouts:
 
     def log_completions(self, step: int) -> None:
         """Show and store what was generated last. Every rank must call."""
-        log_samples(self.latest, self.tokenizer, self.accelerator, self.args, step)
-        self.latest = []
+        images = [() if pictured is None else pictured.images for pictured in self.pictures]
+        log_samples(self.latest, self.tokenizer, self.accelerator, self.args, step, images)
+        self.latest, self.pictures = [], []
 
     def _file(self, folder: str) -> Path:
         return Path(folder) / f"rollouts_{self.accelerator.process_index}.safetensors"

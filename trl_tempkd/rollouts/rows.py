@@ -10,7 +10,7 @@ import torch
 
 from ..errors import UsageError
 from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER_PROMPTS, TEACHER_QUESTION, contexts_of
-from ..vision import PICTURED, Pictured
+from ..vision import PICTURED, Pictured, packed, unpacked
 from ..vocabularies.alignment import Question
 
 
@@ -229,6 +229,8 @@ def join(rows: list[Row]) -> dict[str, torch.Tensor]:
         numbers = [[len(q.teacher_ids), q.start, q.skip, int(q.chat)] for q in questions]
         tensors["asked_ids"] = torch.tensor(asked, dtype=torch.int32)
         tensors["asked"] = torch.tensor(numbers, dtype=torch.int32)
+    if any(row.pictured is not None for row in rows):
+        tensors |= packed([row.pictured for row in rows])
     return tensors
 
 
@@ -240,6 +242,9 @@ def split(tensors: dict[str, torch.Tensor]) -> list[Row]:
     rows = [Row(ids.tolist(), row_labels.tolist()) for ids, row_labels in pairs]
     if "contexts" in tensors:  # an earlier version has none
         rows = _with_contexts(rows, tensors)
+    pictures = unpacked(tensors)
+    if pictures is not None:
+        rows = [row._replace(pictured=pictured) for row, pictured in zip(rows, pictures, strict=True)]
     if "asked" not in tensors:
         return rows
     parts = tensors["asked_ids"].split(tensors["asked"][:, 0].tolist())

@@ -2,8 +2,10 @@
 """Rows with images: read in TRL's vision formats, and made tokens and pixels of by a model's processor."""
 
 from .collator import Given, Sequences, VisionCollator
+from .images import open_image, thumbnail, to_png
 from .processing import Processing
 from .rows import PICTURED, Pictured, Read, is_pictured, read_row
+from .storage import packed, unpacked
 
 
 __all__ = [
@@ -15,5 +17,10 @@ __all__ = [
     "Sequences",
     "VisionCollator",
     "is_pictured",
+    "open_image",
+    "packed",
     "read_row",
+    "thumbnail",
+    "to_png",
+    "unpacked",
 ]
