@@ -21,7 +21,7 @@ FLOORS = [
     ["study"],
     ["caching", "generating"],
     ["training"],
-    ["launch", "recipes"],
+    ["launch", "recipes", "generated_rows"],
     ["prompts"],
     ["trainer"],
     ["argument_checks"],
@@ -62,7 +62,7 @@ STUDY_FLOORS = [
     ["scores", "statistics"],
     ["diagnostics"],
     ["evaluation"],
-    ["metrics"],
+    ["metrics", "to_teacher"],
 ]
 STUDY_HEIGHT = {name: -floor for floor, names in enumerate(STUDY_FLOORS) for name in names}
 # Whoever makes or shows the built-in models stands at the top; loading them is at the bottom.

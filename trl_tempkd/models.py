@@ -54,18 +54,38 @@ def load_model(name: str, revision: str | None, option: str, **kwargs: Any) -> "
         kwargs:
             Of `from_pretrained`, such as `dtype` and `trust_remote_code`.
     """
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoModelForCausalLM
+    from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 
     from .compat import find_adapter_config_file
 
     kwargs = {**kwargs, **({} if revision is None else {"revision": revision})}
+    trust = bool(kwargs.get("trust_remote_code"))
     try:
-        adapter = find_adapter_config_file(name, revision=revision)
-        loader = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
-        return loader.from_pretrained(name, **kwargs).eval()
+        if not find_adapter_config_file(name, revision=revision):
+            return auto_class(name, revision, trust).from_pretrained(name, **kwargs).eval()
+        base = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
+        if not sees(str(base), None, trust):
+            return AutoPeftModelForCausalLM.from_pretrained(name, **kwargs).eval()
+        own = {key: value for key, value in kwargs.items() if key != "revision"}
+        model = auto_class(str(base), None, trust).from_pretrained(base, **own)
+        return PeftModel.from_pretrained(model, name, revision=revision).eval()
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot load the model {name!r} (--{option}): {str(error).splitlines()[0]}") from error
+
+
+def sees(name: str, revision: str | None, trust_remote_code: bool) -> bool:
+    """Whether a model reads images, by its configuration."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def auto_class(name: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """The class of transformers that loads a model, with its tower if it sees."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if sees(name, revision, trust_remote_code) else AutoModelForCausalLM
 
 
 def load_tokenizer(

@@ -214,5 +214,10 @@ class Processing:
         return json.loads(json.dumps(own, default=str, sort_keys=True))
 
     @property
+    def pad(self) -> int:
+        """What rows are padded with."""
+        return self.tokenizer.pad_token_id or 0
+
+    @property
     def chat_template(self) -> str | None:
         return self.template or self.processor.chat_template or self.tokenizer.chat_template
