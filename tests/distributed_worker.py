@@ -16,7 +16,7 @@ from datasets import load_from_disk
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoProcessor, TrainerCallback
 
 import trl_tempkd.objectives.several as several_module
 import trl_tempkd.objectives.step_loss as step_loss_module
@@ -116,7 +116,7 @@ def make_trainer(backend: str, scenario: dict[str, Any], watch: Watch) -> Temper
         # The student, by its name, or several
         teacher_model=None if "teachers" in fields else scenario.get("itself") or load(scenario["teacher"]),
         args=args,
-        processing_class=AutoTokenizer.from_pretrained(scenario["student"]),
+        processing_class=AutoProcessor.from_pretrained(scenario["student"]),
         train_dataset=train_dataset.to_iterable_dataset() if scenario.get("streamed") else train_dataset,
         eval_dataset=load_from_disk(scenario["eval_dataset"]),
         compute_metrics=(lambda output: {"rows": len(output.predictions)})

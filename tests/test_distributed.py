@@ -15,6 +15,8 @@ from conftest import SENTENCES, build_model, build_tokenizer
 from peft import PeftModel
 from teacher_server import TeacherServer
 from transformers import AutoModelForCausalLM
+from vision_models import processor_of, vision_model
+from vision_models import rows as pictured_rows
 from vocabulary_pairs import metaspace
 
 
@@ -70,6 +72,13 @@ SEVERAL = [
 ]
 AVERAGED = {"train_dataset": "hinted", "eval_dataset": "hinted", "itself": "student_ema"}
 GREEDY = {"lmbda": 1.0, "max_new_tokens": 8, "temperature": 0.0}
+SEEING = {
+    "student": "sees",
+    "teacher": "sees_teacher",
+    "train_dataset": "pictures",
+    "eval_dataset": "pictures_seven",
+    "fields": {"train_sampling_strategy": "sequential"},
+}
 SCENARIOS = {
     "untied": {"fields": {"eval_strategy": "steps", "eval_steps": 2}, "compute_metrics": True},
     "tied": {"student": "tied", "teacher": "tied_teacher", "loaded": True},  # as models, not as names
@@ -129,6 +138,9 @@ SCENARIOS = {
         "fields": {**GREEDY, **ACCUMULATED, "lmbda": 0.5, "vocabulary_alignment": "shared", "alm_weight": 0.5},
     },
     "of_teacher": {"fields": {**GREEDY, **ACCUMULATED, "lmbda": 0.0, "seq_kd": True}},
+    # Of some batches a rank has no image
+    "seeing": {**SEEING, "fields": {**SEEING["fields"], "eval_strategy": "steps", "eval_steps": 2}},
+    "seeing_on_policy": {**SEEING, "fields": {**SEEING["fields"], **GREEDY}},
     # Each rank asks the server about its own rows, and has the teacher's head whole
     "served": {"served": True, "fields": {"eval_strategy": "steps", "eval_steps": 2}},
     "served_on_policy": {"served": True, "fields": {**GREEDY, **ACCUMULATED}},
@@ -177,6 +189,12 @@ class Launcher:
                     model.lm_head.bias.data[tokenizer.eos_token_id] += 1  # about every sixth token ends the text
                 model.save_pretrained(folder / (name + side))
                 tokenizer.save_pretrained(folder / (name + side))
+        for seed, name in enumerate(("sees", "sees_teacher")):
+            vision_model("gemma3", seed).save_pretrained(folder / name)
+            processor_of("gemma3").save_pretrained(folder / name)
+        one, two, none, last = pictured_rows()
+        self.save("pictures", [one, two, none, none, none, none, last, one, none, one, last, two] * 2)
+        self.save("pictures_seven", [one, none, none, two, last, none, one])
         self.server = TeacherServer(build_model("llama", 1), tokenizer, pooling=True).start()
 
         other = metaspace(seed=1)

@@ -1,11 +1,13 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Students and teachers that see: images travel with rows, and each model's processor makes its own pixels."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from vision_models import processor_of, rows, vision_model
 
 from trl_tempkd import TemperatureKDTrainer, kd_loss
@@ -166,3 +168,33 @@ def test_a_batch_without_images_and_one_with_some_train_together(train):
     )
     trainer.train()
     assert all(entry["kl_tau1"] > 0 for entry in trainer.state.log_history if "loss" in entry)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_an_adapter_leaves_the_tower_alone_unless_it_is_asked_for(train, family):
+    """Also where the tower's layers have the names that are meant for the language model's."""
+    student, teacher, processor = vision_model(family), vision_model(family, 1), processor_of(family)
+
+    def trained(**fields):
+        config = LoraConfig(r=2, **fields)
+        trainer = train(copy.deepcopy(student), teacher, processor=processor, kwargs={"peft_config": config})
+        return trainer, [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+
+    decoder = next(name for name, module in student.named_modules() if module is student.get_decoder())
+    for targets in (["q_proj", "v_proj"], "all-linear"):
+        trainer, names = trained(target_modules=targets)
+        assert names and all(decoder in name for name in names)
+    _, everywhere = trained(target_modules=r".*(proj|qkv|fc1|linear_1)")
+    assert any(decoder not in name for name in everywhere)
+    trainer.train()  # the last one of the language alone
+    assert trainer.state.log_history[0]["kl_tau1"] > 0
+
+
+def test_a_student_by_its_name_is_asked_for_its_tower(make_config, saved):
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+    trainer = TemperatureKDTrainer(
+        saved("gemma3"), saved("gemma3", 1), make_config(), train_dataset=Dataset.from_list(rows()), peft_config=config
+    )
+    names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert names and all("language_model" in name for name in names)
+    assert config.exclude_modules is None

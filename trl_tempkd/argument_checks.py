@@ -20,7 +20,7 @@ from .errors import UsageError, UsageImportError, UsageTypeError
 from .names import did_you_mean
 from .paths import check_model_name, check_writable
 from .rollouts.vllm import require_vllm
-from .vision_data import text_arguments
+from .vision_data import on_language_alone, text_arguments
 
 
 # Where what is given in the place of a model belongs
@@ -91,7 +91,7 @@ def _model(name: str, value: Any) -> Any:
 def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any]) -> None:
     """
     Stop at what can't work, before a model is loaded. Arguments as of the trainer. If the student has a processor
-    and the data are text, they get what it needs to read them.
+    and the data are text, they get what it needs to read them, and an adapter leaves its tower alone.
 
     Raises:
         [`UsageError`]: If there is no model of a name, a package is missing, the `output_dir` can't be written, or the
@@ -111,6 +111,8 @@ def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any]) -> None:
     found = check_datasets(model, args, **kwargs)
     if isinstance(found, ProcessorMixin) and kwargs.get("data_collator") is None:
         kwargs.update(text_arguments(found, kwargs, args))
+    if isinstance(found, ProcessorMixin) and kwargs.get("peft_config") is not None:
+        kwargs["peft_config"] = on_language_alone(model, kwargs["peft_config"], args)
 
 
 def _revision(init_kwargs: Any) -> str | None:

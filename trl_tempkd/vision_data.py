@@ -1,14 +1,18 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Data with images: looked at before a model is loaded, and given to a trainer. They stay files until their batch."""
 
+import re
 from collections.abc import Iterable, Mapping
+from copy import copy
 from functools import partial
 from typing import Any
 
+import torch
 from datasets import Dataset, Image, IterableDataset
-from transformers import ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, ProcessorMixin
 
 from .errors import UsageError
+from .heads import unwrap_adapter
 from .rollouts.options import RolloutOptions
 from .row_formats import TEACHER_PROMPT, Row
 from .vision import Processing, VisionCollator, is_pictured
@@ -159,6 +163,41 @@ def _with_column(dataset: Any) -> Any:
 
 def _without_images(row: dict[str, Any]) -> dict[str, Any]:
     return {"images": None, **row}
+
+
+def on_language_alone(model: Any, config: Any, args: RolloutOptions) -> Any:
+    """
+    A PEFT configuration whose adapter leaves the tower of a model that sees as it is, with what projects from it: its
+    layers often have the names that are meant for the language model's. A pattern in `target_modules` is followed as
+    it is, and so is `exclude_modules`.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            The student, or its name.
+        config ([`~peft.PeftConfig`]):
+            The configuration.
+        args ([`RolloutOptions`]):
+            Options of the run: how to load the student.
+
+    Returns:
+        [`~peft.PeftConfig`]: A copy, or the same where nothing is to be left out.
+    """
+    targets = getattr(config, "target_modules", None)
+    pattern = isinstance(targets, str) and targets != "all-linear"
+    if pattern or not hasattr(config, "exclude_modules") or config.exclude_modules is not None:
+        return config
+    if isinstance(model, str):
+        init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+        kwargs = {"revision": init.get("revision"), "trust_remote_code": args.trust_remote_code}
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(model, **kwargs))
+    body, decoder = unwrap_adapter(model).base_model, unwrap_adapter(model).get_decoder()
+    others = [name for name, child in body.named_children() if child is not decoder]
+    if decoder is body or not others:
+        return config
+    config = copy(config)
+    config.exclude_modules = rf"(.*\.)?({'|'.join(map(re.escape, others))})(\..*)?"
+    return config
 
 
 def undecoded(dataset: Any) -> Any:
