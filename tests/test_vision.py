@@ -3,9 +3,11 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import trl
 from datasets import Dataset
 from peft import LoraConfig
 from vision_models import processor_of, rows, vision_model
@@ -198,3 +200,48 @@ def test_a_student_by_its_name_is_asked_for_its_tower(make_config, saved):
     names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     assert names and all("language_model" in name for name in names)
     assert config.exclude_modules is None
+
+
+REAL = {
+    "qwen2_5_vl": "qwen2_5_vl",
+    "qwen3_vl": "qwen3_vl",
+    "gemma3": "gemma3",
+    "idefics3": "idefics3",
+    "llava_next": "llava_next",
+}
+
+
+@pytest.mark.parametrize("family", REAL)
+def test_chat_templates_of_the_families_themselves(train, family):
+    """As TRL ships them, also with conversations as a table has them: with nothing in each key that others have."""
+    processor = processor_of(family)
+    folder = Path(trl.__file__).parent / "chat_templates"
+    processor.chat_template = (folder / f"{REAL[family]}.jinja").read_text(encoding="utf-8")
+    one, two, none, _ = rows()
+    parts = [{"type": "image"}, {"type": "text", "text": "look"}, {"type": "image"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": [_text("the cat")]}]
+    data = Dataset.from_list(
+        [
+            {"images": two["images"], "messages": turns},
+            {"images": one["images"], "messages": _in_parts(one, {"type": "image"})},
+            {"images": [], "messages": _in_parts(none)},
+        ]
+    )
+    assert data[0]["messages"][0]["content"][0]["text"] is None
+    trainer = train(vision_model(family), vision_model(family, 1), data, processor, assistant_only_loss=True)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    tokenizer = processor.tokenizer
+    left = [tokenizer.decode(ids[ids != -100]) for ids in batch["labels"]]
+    assert "Ġcat" in left[0] and "Ġlook" not in left[0] and "Ġmat" in left[1] and "Ġteacher Ġknows" in left[2]
+    given = trainer.data_collator.collator.given(list(data))
+    texts = [trainer.processing.text(row.pictured, whole=True) for row in given]
+    assert [text.count(trainer.processing.placeholder) for text in texts] == [2, 1, 0]
+
+
+def _text(words):
+    return {"type": "text", "text": words}
+
+
+def _in_parts(row, *images):
+    asked, said = row["prompt"][0]["content"], row["completion"][0]["content"]
+    return [{"role": "user", "content": [*images, _text(asked)]}, {"role": "assistant", "content": [_text(said)]}]

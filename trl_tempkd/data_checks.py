@@ -71,7 +71,7 @@ def check_datasets(
         if pictured:
             check_vision_options(name, args, formatting_func, data_collator)
             processing_class = load_processing_class(model, args, processing_class)
-            check_vision_rows(rows, name, args, processing_class, _template_of(args))
+            check_vision_rows(rows, name, args, processing_class, _template_of(args, processing_class))
             continue
         if formatting_func is not None or _is_prepared_elsewhere(args, dataset, rows[0]):
             continue
@@ -211,9 +211,15 @@ def load_processing_class(model: Any, args: RolloutOptions, processing_class: An
     return load_processor(model, revision, args.trust_remote_code, "student")
 
 
-def _template_of(args: RolloutOptions) -> str | None:
+def _template_of(args: RolloutOptions, processing_class: Any) -> str | None:
+    """The chat template that TRL trains with in place of the processor's own, if it is another."""
     path = args.chat_template_path
-    return Path(path).read_text(encoding="utf-8") if path is not None and path.endswith((".jinja", ".j2")) else None
+    own = Path(path).read_text(encoding="utf-8") if path is not None and path.endswith((".jinja", ".j2")) else None
+    if not args.assistant_only_loss or not getattr(processing_class, "chat_template", None):
+        return own
+    marked = copy.copy(processing_class)
+    marked.chat_template = own or processing_class.chat_template
+    return _with_marks(marked).chat_template
 
 
 def _with_template(row: Row, name: str, tokenizer: PreTrainedTokenizerBase, args: RolloutOptions) -> Any:
@@ -242,15 +248,21 @@ def _with_template(row: Row, name: str, tokenizer: PreTrainedTokenizerBase, args
             f"{name} has conversations, and the tokenizer has no chat template. Set `chat_template_path` to a Jinja "
             "file or to a model that has one, or use `prompt` and `completion` as plain text."
         )
-    if args.assistant_only_loss and not has_generation_markers(tokenizer.chat_template):
-        try:
-            tokenizer.chat_template = get_training_chat_template(tokenizer)
-        except ValueError as error:
-            raise UsageError(
-                "`assistant_only_loss` needs a chat template with `{% generation %}` around what the assistant says, "
-                "and the tokenizer's has none. Use rows of `prompt` and `completion`, whose completion alone is "
-                "trained on, or set `chat_template_path` to a template that has these marks."
-            ) from error
+    return _with_marks(tokenizer) if args.assistant_only_loss else tokenizer
+
+
+def _with_marks(tokenizer: Any) -> Any:
+    """The tokenizer or processor, with a template that marks what the assistant says."""
+    if has_generation_markers(tokenizer.chat_template):
+        return tokenizer
+    try:
+        tokenizer.chat_template = get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise UsageError(
+            "`assistant_only_loss` needs a chat template with `{% generation %}` around what the assistant says, "
+            "and the tokenizer's has none. Use rows of `prompt` and `completion`, whose completion alone is "
+            "trained on, or set `chat_template_path` to a template that has these marks."
+        ) from error
     return tokenizer
 
 
