@@ -351,6 +351,8 @@ def test_same_trajectory(launcher, backend, name):
         assert all(
             len(set(expected[key])) == 4 for key in ("taid_t", "kd_temperature")
         )  # the first step is as the second
+    if name.startswith("seeing"):  # where a rank would have no image it gets an empty one, of some tokens
+        assert result.pop("num_tokens")[-1] >= expected.pop("num_tokens")[-1]
     for key, values in expected.items():
         # In fp32, as DeepSpeed trains: what rounding makes of five steps of Adam stays below 1e-4
         assert result[key] == pytest.approx(values, rel=2e-3, abs=1e-4), key

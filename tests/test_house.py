@@ -32,7 +32,7 @@ FLOORS = [
     ["objectives"],
     ["rollouts", "meter", "logged_steps"],
     ["teachers"],
-    ["packing", "padding", "routers"],
+    ["packing", "padding", "routers", "sharding"],
     ["losses"],
     ["heads"],
     ["temperature_rules"],

@@ -10,7 +10,7 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from vision_models import processor_of, rows, vision_model
+from vision_models import chat_rows, processor_of, rows, vision_model
 
 from trl_tempkd import TemperatureKDTrainer, kd_loss
 from trl_tempkd.heads import last_hidden_state, read_head
@@ -217,31 +217,16 @@ def test_chat_templates_of_the_families_themselves(train, family):
     processor = processor_of(family)
     folder = Path(trl.__file__).parent / "chat_templates"
     processor.chat_template = (folder / f"{REAL[family]}.jinja").read_text(encoding="utf-8")
-    one, two, none, _ = rows()
-    parts = [{"type": "image"}, {"type": "text", "text": "look"}, {"type": "image"}]
-    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": [_text("the cat")]}]
-    data = Dataset.from_list(
-        [
-            {"images": two["images"], "messages": turns},
-            {"images": one["images"], "messages": _in_parts(one, {"type": "image"})},
-            {"images": [], "messages": _in_parts(none)},
-        ]
-    )
-    assert data[0]["messages"][0]["content"][0]["text"] is None
+    one, two, none, _ = chat_rows()
+    two["messages"][0]["content"].append({"type": "image"})
+    del two["messages"][0]["content"][0]
+    data = Dataset.from_list([two, one, none])
+    assert data[1]["messages"][0]["content"][0]["text"] is None
     trainer = train(vision_model(family), vision_model(family, 1), data, processor, assistant_only_loss=True)
     batch = trainer.data_collator(list(trainer.train_dataset))
     tokenizer = processor.tokenizer
     left = [tokenizer.decode(ids[ids != -100]) for ids in batch["labels"]]
-    assert "Ġcat" in left[0] and "Ġlook" not in left[0] and "Ġmat" in left[1] and "Ġteacher Ġknows" in left[2]
+    assert "Ġcat" in left[0] and "Ġran" not in left[0] and "Ġmat" in left[1] and "Ġteacher Ġknows" in left[2]
     given = trainer.data_collator.collator.given(list(data))
     texts = [trainer.processing.text(row.pictured, whole=True) for row in given]
     assert [text.count(trainer.processing.placeholder) for text in texts] == [2, 1, 0]
-
-
-def _text(words):
-    return {"type": "text", "text": words}
-
-
-def _in_parts(row, *images):
-    asked, said = row["prompt"][0]["content"], row["completion"][0]["content"]
-    return [{"role": "user", "content": [*images, _text(asked)]}, {"role": "assistant", "content": [_text(said)]}]

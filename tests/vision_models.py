@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Tiny random vision-language models of several families, their processors, and rows of coloured shapes."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -235,6 +236,14 @@ def vision_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32,
     return model.eval()
 
 
+def save_pair_that_sees(folder: Path, family: str = "gemma3") -> tuple[str, str]:
+    """Write a student and a teacher of other weights, with their processors. Returns their folders."""
+    for seed, name in enumerate(("student", "teacher")):
+        vision_model(family, seed).save_pretrained(folder / name)
+        processor_of(family).save_pretrained(folder / name)
+    return str(folder / "student"), str(folder / "teacher")
+
+
 def noise(seed: int, width: int = 16, height: int = 16) -> PIL.Image.Image:
     """An image that no other one is like."""
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -260,3 +269,17 @@ def rows(seed: int = 0) -> list[dict[str, Any]]:
         {"images": [], "prompt": asked("the student learns"), "completion": said("what the teacher knows")},
         {"images": [noise(seed + 3, 16, 32)], "prompt": asked("look at it"), "completion": said("cheese")},
     ]
+
+
+def chat_rows() -> list[dict[str, Any]]:
+    """The same as conversations, whose messages have parts."""
+    found = []
+    for row in rows():
+        (asked,), (said,) = row["prompt"], row["completion"]
+        places = [{"type": "image"} for _ in row["images"]]
+        turns = [
+            {"role": "user", "content": [*places, {"type": "text", "text": asked["content"]}]},
+            {"role": "assistant", "content": [{"type": "text", "text": said["content"]}]},
+        ]
+        found.append({"images": row["images"], "messages": turns})
+    return found

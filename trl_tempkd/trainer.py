@@ -28,6 +28,7 @@ from .packing import PackingCheck
 from .padding import aligned, right_padded
 from .rollouts import CARRIED, CarryingCollator, check_answers, make_rollouts, prepared
 from .routers import leave_routers, run_backbone, warn_of_none
+from .sharding import shard_own_layers
 from .teachers import make_teacher
 from .vision_data import columns_of, give_images
 
@@ -122,6 +123,7 @@ class TemperatureKDTrainer(ResumingTrainer):
             disable_dropout_in_model(self.model)
         leave_routers(self.model)
         check_head(self.model)
+        shard_own_layers(self.accelerator, self.model)
         self._packing = PackingCheck("student", args)
         self._packing.begin(self.model)
 

@@ -28,6 +28,7 @@ from ..losses import Pooled
 from ..packing import PackingCheck
 from ..parameters import parameter_hash
 from ..paths import check_model_name
+from ..sharding import layers_of
 from ..vision import Processing
 from .base import Batch, Teacher
 from .own_pixels import own_processing
@@ -144,7 +145,7 @@ def _shard(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
     # which each forward gathers. The plugin keeps the layers of the first model it sees, so it gets to see a copy.
     plugin = accelerator.state.fsdp_plugin
     accelerator.state.fsdp_plugin = copy.copy(plugin)
-    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = None
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layers_of(model)
     try:
         return fsdp2_prepare_model(accelerator, model).eval()
     finally:
