@@ -88,7 +88,7 @@ def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 def is_sharded(parameter: torch.nn.Parameter) -> bool:
     if isinstance(parameter, DTensor):
-        return parameter.to_local().numel() < parameter.numel()
+        return parameter.to_local().numel() < parameter.numel() or parameter.shape[0] == 1  # one row has no halves
     return hasattr(parameter, "ds_id") and parameter.numel() == 0
 
 

@@ -31,6 +31,7 @@ TEACHER_PROMPTS = "teacher_rollout_prompts"
 TEACHER = "teacher"  # column of rows: the name of the teacher that a row has, of several
 ROUTE = "teacher_number"  # of prepared rows: its number
 TEACHER_QUESTION = "teacher_question"  # and what a teacher with another tokenizer is asked
+PIXELS = "image_hash"  # of prepared rows with images: 16 bytes of a hash
 ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, which no chat template knows
 
 

@@ -21,7 +21,7 @@ from .vision import Processing, VisionCollator, is_pictured
 FIRST_ROWS = 4  # of which tokens and pixels are made before a model is loaded
 _TOGETHER = ("packing", "padding_free")  # options that lay rows together
 # Options that ask for teachers that are told of a row by its tokens alone
-_OTHER_TEACHERS = ("teacher_server_url", "teacher_cache", "teachers", "vocabulary_alignment")
+_OTHER_TEACHERS = ("teacher_server_url", "teachers", "vocabulary_alignment")
 # What the collator reads of rows beside the columns of TRL, and of those that are made in training
 _COLUMNS = ("tools", "chat_template_kwargs", TEACHER_PROMPT, "input_ids", "labels")
 
@@ -144,7 +144,7 @@ def text_arguments(processor: Any, kwargs: dict[str, Any], args: RolloutOptions)
     if is_pictured(first):
         return {}
     made = "input_ids" in first or (args.dataset_kwargs or {}).get("skip_prepare_dataset")
-    if made or any(getattr(args, option) for option in (*_TOGETHER, *_OTHER_TEACHERS)):
+    if made or any(getattr(args, option) for option in (*_TOGETHER, *_OTHER_TEACHERS, "teacher_cache")):
         tokenizer = processor.tokenizer
         tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
         return {"processing_class": tokenizer}
@@ -249,7 +249,13 @@ def give_images(trainer: Any) -> Processing | None:
     trainer.train_dataset, trainer.eval_dataset = undecoded(trainer.train_dataset), undecoded(trainer.eval_dataset)
     evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {"eval": trainer.eval_dataset}
     named = {"train": trainer.train_dataset, **evals}
-    trainer.data_collator = VisionCollator.of(processing, trainer.args, partial(where, named))
+    collator = trainer.data_collator = VisionCollator.of(processing, trainer.args, partial(where, named))
+    prepare = trainer.teacher.prepare_pictured
+    trainer.train_dataset = prepare(trainer.train_dataset, collator, "train")
+    if isinstance(trainer.eval_dataset, Mapping):
+        trainer.eval_dataset = {name: prepare(each, collator, name) for name, each in trainer.eval_dataset.items()}
+    else:
+        trainer.eval_dataset = prepare(trainer.eval_dataset, collator, "eval")
     return processing
 
 

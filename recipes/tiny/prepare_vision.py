@@ -163,7 +163,7 @@ def main(folder: str, count: int = 2048, steps: int = 500) -> None:
     data = DatasetDict({split: Dataset.from_list(own, features=features) for split, own in rows.items()})
     data.save_to_disk(str(Path(folder) / "data"))
     processor = make_processor()
-    for name, width, layers in (("teacher", 64, 3), ("student", 32, 2)):
+    for name, width, layers in (("teacher", 64, 3), ("student", 48, 2)):
         model = make_model(processor, width, layers, seed=len(name))
         if name == "teacher":
             loss = train(model, processor, rows["train"], steps)

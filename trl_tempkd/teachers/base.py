@@ -123,6 +123,10 @@ class Teacher(ABC):
         collate = self.collate(collator)
         return OwnPromptCollator(collate, collator) if self.reads_tokens else collate
 
+    def prepare_pictured(self, dataset: Any, collator: VisionCollator, name: str) -> Any:
+        """A data set of rows with images, which have no preparation, with what the teacher needs."""
+        return dataset
+
     def processing(self, student: Processing) -> Processing:
         """
         What makes tokens and pixels of rows with images for the teacher: `student`, if that makes the same.

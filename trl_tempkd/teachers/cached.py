@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import torch
 import xxhash
 from accelerate import Accelerator
-from datasets import Dataset, IterableDataset, load_from_disk
+from datasets import Dataset, IterableDataset, concatenate_datasets, load_from_disk
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -20,14 +21,18 @@ from ..errors import UsageError
 from ..heads import Head, NoHead
 from ..losses import Truncated
 from ..row_formats import CONTEXTS, TEACHER_PROMPT
+from ..vision import VisionCollator
 from .base import Batch, Collator, Teacher
 from .columns import CHECKSUM, TOKENS, is_sound, key_of, rows_of
 from .layouts import MODES, layout_of
 from .manifest import Manifest, checksum_of
+from .own_pixels import own_processing
+from .seen_rows import seen_rows
 
 
 HEAD = "head.safetensors"
 POSITIONS = "teacher_positions"  # of what is stored, in the flattened batch
+PLACE = "teacher_cache_row"  # of a row with images: where it is in the cache
 
 _REPAIR = "Run `trl-tempkd cache` again with the same --output: it makes anew what is damaged or missing."
 
@@ -64,7 +69,7 @@ class CachedTeacher(Teacher):
             raise UsageError(f"The cache in {self.folder} isn't complete. {_REPAIR}")
         self.layout = layout_of(self.manifest)
         self.metrics, self.knows, self.taus = self.layout.metrics, self.layout.target, self.layout.taus
-        self.columns = [*TOKENS, self.layout.column, CHECKSUM]
+        self.columns = [*TOKENS, self.layout.column, CHECKSUM, PLACE]
         self.check(options)
         for split, shard in self.manifest.shards():
             path = self.folder / split / shard["file"]
@@ -74,9 +79,12 @@ class CachedTeacher(Teacher):
         if teacher is not None:
             trust, kwargs = options.trust_remote_code, options.teacher_model_init_kwargs
             self.manifest.check_teacher(teacher, options.teacher_model_revision, trust, kwargs, self.folder)
-        self._splits = [
-            self._open(split, described["fingerprint"]) for split, described in self.manifest.splits.items()
-        ]
+        self._teacher = teacher
+        opened = [self._open(split, described["fingerprint"]) for split, described in self.manifest.splits.items()]
+        starts = accumulate([len(rows) for rows, _ in opened], initial=0)
+        self._rows = concatenate_datasets([rows for rows, _ in opened])
+        # Where the rows of each split begin among all, and where among them each is
+        self._splits = [(start, index) for start, (_, index) in zip(starts, opened, strict=False)]
 
     def bind(
         self, student: Callable[[], nn.Module], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
@@ -156,25 +164,52 @@ class CachedTeacher(Teacher):
                     f"`load_from_disk({str(self.folder)!r})[...].to_iterable_dataset()`."
                 )
             return dataset
+        if (own := CONTEXTS in dataset.column_names) != self.manifest.own_prompts:
+            differing += (
+                f" The teacher {'reads' if own else 'does not read'} a `{TEACHER_PROMPT}` of these rows, and "
+                f"{'read none' if own else 'read one'} for the cache."
+            )
+        return self._rows.select(self._places(dataset, args[-1], differing))
+
+    def _places(self, dataset: Dataset, name: str, differing: str) -> list[int]:
+        """Where the rows of a prepared data set are in the cache."""
         keys = [key_of(tokens) for tokens in rows_of(dataset)]
-        rows, index = max(self._splits, key=lambda split: sum(key in split[1] for key in keys))
+        start, index = max(self._splits, key=lambda split: sum(key in split[1] for key in keys))
         missing = [i for i, key in enumerate(keys) if key not in index]
         if missing:
-            own = CONTEXTS in dataset.column_names
-            if own != self.manifest.own_prompts:
-                differing += (
-                    f" The teacher {'reads' if own else 'does not read'} a `{TEACHER_PROMPT}` of these rows, and "
-                    f"{'read none' if own else 'read one'} for the cache."
-                )
             raise UsageError(
-                f"{len(missing)} of {len(keys)} rows of the {args[-1]} data set, the first being row {missing[0]}, "
-                f"aren't in the cache {self.folder}.{differing} Build the cache with the recipe and the data of the "
-                "run, and with `do_eval` for its evaluation."
+                f"{len(missing)} of {len(keys)} rows of the {name} data set, the first being row {missing[0]}, aren't "
+                f"in the cache {self.folder}.{differing} Build the cache with the recipe and the data of the run, and "
+                "with `do_eval` for its evaluation."
             )
-        return rows.select([index[key] for key in keys])
+        return [start + index[key] for key in keys]
+
+    def prepare_pictured(self, dataset: Any, collator: VisionCollator, name: str) -> Any:
+        """
+        The same rows, each with its place in the cache.
+
+        Raises:
+            `ValueError`: If a processor is another, or rows aren't in the cache.
+        """
+        if dataset is None:
+            return None
+        if not isinstance(dataset, Dataset):
+            raise UsageError(
+                f"`teacher_cache` finds the rows of a data set that it can look into, and the {name} data set is a "
+                "stream. Set `dataset_streaming` to False."
+            )
+        self.manifest.check_tokenizer(collator.processing.tokenizer, self.folder)
+        self.manifest.check_processor(collator.processing, self.folder)
+        if self._teacher is not None:
+            options = self._options
+            origin = {"revision": options.teacher_model_revision, "trust_remote_code": options.trust_remote_code}
+            theirs = own_processing(self._teacher, collator.processing, **origin)
+            self.manifest.check_processor(theirs, self.folder, "teacher_processor")
+        differing = self.manifest.differing_preparation(self._options)
+        return dataset.add_column(PLACE, self._places(seen_rows(dataset, collator), name, differing))
 
     def collate(self, collator: Collator) -> "CachedCollator":
-        return CachedCollator(collator, self.manifest, str(self.folder))
+        return CachedCollator(collator, self.manifest, str(self.folder), self._rows)
 
     def rows(self, inputs: Batch) -> torch.Tensor | Truncated:
         stored, positions = inputs.pop(self.layout.column), inputs.pop(POSITIONS)
@@ -199,16 +234,20 @@ class CachedCollator:
             Of the cache.
         folder (`str`):
             Of the cache, for messages.
+        rows ([`~datasets.Dataset`]):
+            Of the cache, for rows with images, which have but their place in it.
     """
 
-    def __init__(self, collator: Collator, manifest: Manifest, folder: str):
-        self.collator = collator
+    def __init__(self, collator: Collator, manifest: Manifest, folder: str, rows: Dataset):
+        self.collator, self.rows = collator, rows
         self.folder = folder
         self.seed = manifest.seed
         self.layout = layout_of(manifest)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch, name, size = self.collator(examples), self.layout.column, self.layout.size
+        if PLACE in examples[0]:
+            examples = list(self.rows.select([row[PLACE] for row in examples]))
         if name not in examples[0]:
             self._fail(f"a row has no `{name}`. With `skip_prepare_dataset`, train on the cache's own data set.")
         if not all(is_sound(row, self.layout, self.seed) for row in examples):

@@ -11,14 +11,15 @@ import torch
 import xxhash
 from datasets import Dataset, Features, List, Value
 
-from ..row_formats import CONTEXTS
+from ..row_formats import CONTEXTS, PIXELS
 from .layouts import Layout
 
 
 # Beside it stands the column of the layout. It is as long as `input_ids`: bytes where the teacher predicts a token
 # with a label, and none elsewhere. So a token keeps what belongs to it, however rows are selected, sliced or packed.
 CHECKSUM = "teacher_checksum"  # of the row's tokens and of these bytes
-TOKENS = ("input_ids", "labels", "seq_lengths", CONTEXTS)  # what TRL's collator reads, and what the teacher has read
+# What TRL's collator reads, and what the teacher has read
+TOKENS = ("input_ids", "labels", "seq_lengths", CONTEXTS, PIXELS)
 
 
 class Tokens(NamedTuple):
@@ -28,6 +29,7 @@ class Tokens(NamedTuple):
     labels: np.ndarray
     seq_lengths: np.ndarray | None = None
     teacher_contexts: np.ndarray | None = None
+    image_hash: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
@@ -65,10 +67,10 @@ def _split(column: pa.ChunkedArray) -> list[np.ndarray]:
 
 def key_of(tokens: Tokens) -> bytes:
     """
-    What a row is recognised by: its tokens, which of them have a label, where its documents begin, and what the
-    teacher reads before them if that is something else.
+    What a row is recognised by: its tokens, which of them have a label, where its documents begin, and if there is
+    such, what the teacher reads before them in place of the student's prompt, and the images.
     """
-    input_ids, labels, lengths, contexts = tokens
+    input_ids, labels, lengths, contexts, pixels = tokens
     digest = xxhash.xxh3_128(input_ids.tobytes())
     digest.update(labels.tobytes())
     if lengths is not None and len(lengths) > 1:
@@ -76,6 +78,9 @@ def key_of(tokens: Tokens) -> bytes:
     if contexts is not None:
         digest.update(b"teacher")
         digest.update(contexts.tobytes())
+    if pixels is not None:
+        digest.update(b"pixels")
+        digest.update(pixels.tobytes())
     return digest.digest()
 
 

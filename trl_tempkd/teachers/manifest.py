@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from ..errors import UsageError
 from ..files import write_atomically
+from ..vision import Processing
 
 
 NAME = "manifest.json"
@@ -77,6 +78,8 @@ class Manifest:
             Of all modes but `hidden` the `count` of tokens of a position, the `taus` and the `vocabulary`.
         own_prompts (`bool`):
             Whether the teacher has read a `teacher_prompt` of rows in the place of the student's prompt.
+        processor, teacher_processor (`str`, *optional*):
+            Of rows with images hashes of what the student and the teacher see them through: pixels and templates.
     """
 
     mode: str
@@ -98,6 +101,8 @@ class Manifest:
     format: int = FORMAT
     truncated: dict[str, Any] | None = None
     own_prompts: bool = False
+    processor: str | None = None
+    teacher_processor: str | None = None
 
     @property
     def seed(self) -> int:
@@ -160,6 +165,14 @@ class Manifest:
         """
         for name, value in hashes_of(tokenizer).items():
             _compare(getattr(self, name), value, name, f"The cache in {folder} was built with", "the run has", _AGAIN)
+
+    def check_processor(self, processing: Processing, folder: Path, name: str = "processor") -> None:
+        """
+        Raises:
+            `ValueError`: If the images of rows aren't seen through the processor that the cache was built with.
+        """
+        mine, theirs = getattr(self, name), settings_hash(processing)
+        _compare(mine, theirs, name, f"The cache in {folder} was built with", "the run has", _AGAIN)
 
     def check_teacher(
         self, name: str, revision: str | None, trust_remote_code: bool, kwargs: Any, folder: Path
@@ -225,6 +238,11 @@ def hashes_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Hashes of the vocabulary and of the chat template."""
     parts = {"tokenizer": sorted(tokenizer.get_vocab().items()), "chat_template": tokenizer.chat_template}
     return {name: xxhash.xxh3_128_hexdigest(json.dumps(part, sort_keys=True).encode()) for name, part in parts.items()}
+
+
+def settings_hash(processing: Processing) -> str:
+    """Hash of the settings of a processor."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(processing.settings(), sort_keys=True).encode())
 
 
 def checksum_of(tensors: dict[str, torch.Tensor]) -> str:

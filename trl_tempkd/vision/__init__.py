@@ -2,7 +2,7 @@
 """Rows with images: read in TRL's vision formats, and made tokens and pixels of by a model's processor."""
 
 from .collator import Given, Sequences, VisionCollator
-from .images import open_image, thumbnail, to_png
+from .images import open_image, pixel_hash, thumbnail, to_png
 from .processing import Processing
 from .rows import PICTURED, Pictured, Read, is_pictured, read_row
 from .storage import packed, unpacked
@@ -19,6 +19,7 @@ __all__ = [
     "is_pictured",
     "open_image",
     "packed",
+    "pixel_hash",
     "read_row",
     "thumbnail",
     "to_png",
