@@ -173,7 +173,7 @@ def config_of(family: str, patch: int = 4, **text: Any) -> Any:
         )
     if family == "gemma3":
         return transformers.Gemma3Config(
-            text_config={**text, "sliding_window": 16},
+            text_config={**text, "sliding_window": 16, "tie_word_embeddings": False},
             vision_config=_TOWER,
             mm_tokens_per_image=4,
             boi_token_index=ids("<start_of_image>"),

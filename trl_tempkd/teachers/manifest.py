@@ -164,6 +164,8 @@ class Manifest:
             `ValueError`: If the tokenizer or its chat template isn't the one that the cache was built with.
         """
         for name, value in hashes_of(tokenizer).items():
+            if self.processor is not None and name == "chat_template":
+                continue  # of rows with images the processor's writes
             _compare(getattr(self, name), value, name, f"The cache in {folder} was built with", "the run has", _AGAIN)
 
     def check_processor(self, processing: Processing, folder: Path, name: str = "processor") -> None:
