@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # it warns once, of whichever test imports it first
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,6 +23,8 @@ from standins import save_pair
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from trl_tempkd.processes import handlers_kept
+
 
 if TYPE_CHECKING:
     from trl_tempkd import KDConfig, TemperatureKDTrainer
@@ -34,7 +37,7 @@ def pytest_addoption(parser):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     share = item.config.getoption("--rounding")
-    with Rounding(share) if share else nullcontext():
+    with Rounding(share) if share else nullcontext(), handlers_kept():  # of signals, which the next test may ask for
         return (yield)
 
 
@@ -236,6 +239,29 @@ def make_config(tmp_path) -> Callable[..., "KDConfig"]:
         )
 
     return make
+
+
+@pytest.fixture
+def own_forgotten(monkeypatch):
+    """What a test registers or imports for `--import` is gone behind it."""
+    import sys
+
+    from trl_tempkd import extensions
+    from trl_tempkd.divergences import DIVERGENCES
+    from trl_tempkd.temperature_rules import ROW_RULES, TEMPERATURE_RULES
+
+    registries = (DIVERGENCES, TEMPERATURE_RULES, ROW_RULES, extensions._registered)
+    before, modules = [{**registry} for registry in registries], {**sys.modules}
+    monkeypatch.setattr(extensions, "_loaded", set())
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delenv(extensions.IMPORTS, raising=False)
+    yield
+    os.environ.pop(extensions.IMPORTS, None)
+    for registry, names in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(names)
+    for name in {"mine", "beside", "my_divergence"} - {*modules}:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
     short, long = help_of("--help"), help_of("--help_all")
     assert short.index("divergence and temperature:") < short.index("\n  --kd_temperature") < short.index("data:")
     options = short.partition("\noptions:")[2].partition("\ndivergence and")[0]  # those of no group
-    assert {word for word in options.split() if word.startswith("--")} <= {"--help", "--help_all"}
+    assert {word for word in options.split() if word.startswith("--")} <= {"--help", "--help_all", "--import"}
     assert "--weight_decay" not in short
     assert "--weight_decay" in long
     assert "--kd-temperature" not in long
@@ -107,7 +107,7 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
     ("args", "message"),
     [
         (["distil"], "unknown command 'distil'; did you mean 'distill'?"),
-        (["x"], "choose from distill, cache, generate, evaluate, diagnose, sweep, tune, report, divergences"),
+        (["x"], "choose from distill, cache, student, generate, evaluate, diagnose, sweep, tune, report, divergences"),
         (["divergences", "--format", "html"], "invalid choice: 'html'"),
         (["diagnose"], "no data set: give --dataset_name"),
         (["diagnose", "--dataset_name", "tiny"], "no model: give --model_name_or_path"),
@@ -125,8 +125,11 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
             "the data set has no split 'nope'; it has: general, train, test",
         ),
         ([*DIAGNOSE, "--teacher_model_name_or_path", "tiny:x"], "tiny:teacher"),
-        (["distill", "--use_cpu"], "no data set: give --dataset_name"),
-        (["distill", "--use_cpu", "--dataset_name", "tiny"], "no model: give --model_name_or_path"),
+        (["distill", "--use_cpu"], "no data (--dataset_name)"),
+        (
+            ["distill", "--use_cpu", "--dataset_name", "tiny"],
+            "no student (--model_name_or_path), no teacher (--teacher_",
+        ),
         (["distill", "--config", TINY, "--dataset_name", "./nope.jsonl"], "no such data set: ./nope.jsonl"),
         (
             ["distill", "--config", TINY, "--model_name_or_path", "./nope"],
@@ -540,3 +543,29 @@ def test_every_divergence_has_a_definition_and_a_source():
         row = describe(name, function)
         assert row.definition, name
         assert row.source, name
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["sweep", "--confg", "x"], "unknown flag --confg; did you mean '--config'?"),
+        (["tune", "--config", "x", "--n_trials", "3"], "unknown flag --n_trials"),
+        (["tune", "--config", "x", "--trails=3"], "unknown flag --trails"),
+        (["report", "x", "--otput", "y"], "unknown flag --otput; did you mean '--output'?"),
+        (["student", "--form", "x"], "unknown flag --form; did you mean '--from'?"),
+        (["divergences", "--fromat", "table"], "unknown flag --fromat; did you mean '--format'?"),
+    ],
+)
+def test_unknown_flags_name_the_closest_in_every_command(args, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(args)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_all_that_is_missing_is_said_at_once(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["distill", "--use_cpu", "--bf16", "false"])
+    (line,) = capsys.readouterr().err.splitlines()
+    for flag in ("--model_name_or_path", "--teacher_model_name_or_path", "--teacher_server_url", "--dataset_name"):
+        assert flag in line

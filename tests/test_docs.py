@@ -20,11 +20,12 @@ import trl_tempkd
 from trl_tempkd import DIVERGENCES, KDConfig, chunked_kd_loss, kd_loss
 from trl_tempkd.caching import COUNT, TAUS
 from trl_tempkd.cli import COMMANDS, EXAMPLES
-from trl_tempkd.commands import cache, diagnose, distill, divergences, evaluate, report, sweep, tune
+from trl_tempkd.commands import cache, diagnose, distill, divergences, evaluate, report, student, sweep, tune
 from trl_tempkd.objectives.temperatures import QUANTILES
 from trl_tempkd.study.declared import read_hypotheses
 from trl_tempkd.teachers.layouts import MODES, make_layout
 from trl_tempkd.temperature_rules import ROW_RULES, TEMPERATURE_RULES
+from trl_tempkd.trl_names import TRL_NAMES
 
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,7 @@ TEXTS = {
     **{page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES},
     "trl-tempkd --help": EXAMPLES,
     "trl-tempkd distill --help": distill.DESCRIPTION + "\n" + distill.EPILOG,
+    "trl-tempkd student --help": student.EPILOG,
     "trl-tempkd cache --help": cache.EPILOG,
     "trl-tempkd evaluate --help": evaluate.DESCRIPTION + "\n" + evaluate.EPILOG,
     "trl-tempkd diagnose --help": diagnose.EPILOG,
@@ -74,6 +76,7 @@ def test_python_in_the_readme_runs(code, tmp_path, monkeypatch, make_model, toke
 
 
 @pytest.mark.parametrize("source", TEXTS)
+@pytest.mark.usefixtures("own_forgotten")
 def test_commands_parse(source, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for command in commands_in(TEXTS[source]):
@@ -90,6 +93,9 @@ def test_commands_parse(source, monkeypatch, capsys):
             continue
         elif command[1] == "diagnose":
             diagnose.make_parser().parse_here(command[2:])
+            continue
+        elif command[1] == "student":
+            assert student.make_parser().parse_args(command[2:]).output
             continue
         elif command[1] == "report":
             assert report.make_parser().parse_args(command[2:]).results_dirs
@@ -109,7 +115,9 @@ def test_commands_parse(source, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("source", TEXTS)
-def test_recipes_in_documents_parse(source, tmp_path):
+@pytest.mark.usefixtures("own_forgotten")
+def test_recipes_in_documents_parse(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     for block in blocks(TEXTS[source], "yaml"):
         if "hypotheses" in (found := yaml.safe_load(block)):
             assert read_hypotheses(found["hypotheses"], source)
@@ -118,7 +126,12 @@ def test_recipes_in_documents_parse(source, tmp_path):
         arguments = ["--config", str(tmp_path / "recipe.yaml"), "--use_cpu", "--bf16", "false"]
         values, _, _ = distill.make_parser().parse(arguments)
         for key, value in yaml.safe_load(block).items():
-            assert getattr(values[1], key) == value
+            assert key == "import" or getattr(values[1], key) == value
+
+
+def test_the_page_of_own_objectives_shows_the_example():
+    file = (ROOT / "examples/my_divergence.py").read_text(encoding="utf-8")
+    assert blocks(TEXTS["docs/your_own_objective.md"], "python")[0] in file
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -155,6 +168,7 @@ def test_fields_exist(page):
     # Names of ours that are not options: the loss, its arguments, and what is logged.
     others = {"kd_loss", "chunked_kd_loss", *inspect.signature(chunked_kd_loss).parameters}
     others |= {f"kd_temperature_{quantile}" for quantile in QUANTILES}
+    others |= {*TRL_NAMES} if page == "docs/from_trl.md" else set()
     named = set(re.findall(r"\b(?:chunked_)?(?:\w+_)?kd_\w+|\bteacher_model_\w+|\bdivergence_\w+", TEXTS[page]))
     assert named - fields - others == set()
 

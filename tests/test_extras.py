@@ -70,7 +70,7 @@ def test_a_command_of_the_study_says_what_it_needs(command, package, monkeypatch
         cli.main([command, "--nothing", "of this is read"])
     assert stop.value.code == 2
     said = f"trl-tempkd {command}: error: this command needs {package.replace('_', '-')}"
-    assert capsys.readouterr().err == f'{said}: pip install "trl-tempkd[study]"\n'
+    assert capsys.readouterr().err == f'{said}: pip install ".[study]" where you installed trl_tempkd from\n'
 
 
 def test_it_is_said_before_anything_is_loaded():
@@ -89,7 +89,7 @@ assert not {"torch", "transformers", "trl", "datasets"} & set(sys.modules)
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == (
         "trl-tempkd sweep: error: this command needs matplotlib, optuna, rouge-score, scipy: "
-        'pip install "trl-tempkd[study]"\n'
+        'pip install ".[study]" where you installed trl_tempkd from\n'
     )
 
 
@@ -99,4 +99,4 @@ def test_live_measures_need_the_study(monkeypatch, capsys, tmp_path):
     options = f"{pair} --bf16 false --kd_diagnostics_steps 1 --output_dir {tmp_path}"
     with pytest.raises(SystemExit, match="2"):
         cli.main(["distill", *options.split()])
-    assert '--kd_diagnostics_steps needs scipy: pip install "trl-tempkd[study]"' in capsys.readouterr().err
+    assert '--kd_diagnostics_steps needs scipy: pip install ".[study]"' in capsys.readouterr().err

@@ -419,8 +419,8 @@ def test_command_line(arguments, make_model, tmp_path, monkeypatch):
     [
         (["--teacher_model_name_or_path", STUDENT_BASE], "needs --use_peft"),
         (["--load_in_4bit"], "needs --use_peft"),
-        (["--load_in_4bit", "--use_peft"], "pip install 'trl-tempkd[quantization]'"),
-        (["--load_in_8bit", "--use_peft"], "pip install 'trl-tempkd[quantization]'"),
+        (["--load_in_4bit", "--use_peft"], "pip install '.[quantization]'"),
+        (["--load_in_8bit", "--use_peft"], "pip install '.[quantization]'"),
     ],
 )
 def test_command_line_refusals(arguments, args, expected, monkeypatch):

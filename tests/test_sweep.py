@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -751,7 +752,20 @@ def test_ray_is_asked_for_only_where_it_is_needed(tiny_recipe, monkeypatch, caps
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit, match="2"):
         sweep(tiny_recipe, "--launcher", "ray")
-    assert "--launcher ray needs Ray: pip install 'trl-tempkd[ray]'" in capsys.readouterr().err
+    assert "--launcher ray needs Ray: pip install '.[ray]'" in capsys.readouterr().err
+
+
+def test_ray_leaves_signals_alone(monkeypatch, tmp_path):
+    """It ends a process that is told to stop by a handler of its own, without the line that says what goes on."""
+
+    def init(**_):
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, remote=lambda **_: lambda cell: cell)
+    monkeypatch.setattr(pool, "import_ray", lambda: ray)
+    before = signal.getsignal(signal.SIGTERM)
+    assert list(pool.run_ray(lambda: None, tmp_path, 0)) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.distributed

@@ -518,7 +518,7 @@ def test_optuna_is_asked_for_only_where_it_is_needed(tiny_recipe, monkeypatch, c
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SystemExit, match="2"):
         tune(tiny_recipe())
-    assert 'pip install "trl-tempkd[study]"' in capsys.readouterr().err
+    assert 'pip install ".[study]"' in capsys.readouterr().err
 
 
 def test_an_interruption_is_one_line(tiny_recipe, tmp_path, monkeypatch, capsys, in_process):

@@ -18,7 +18,11 @@ _HOME_OF = {
     "TEMPERATURE_RULES": "trl_tempkd.temperature_rules",
     "TemperatureKDTrainer": "trl_tempkd.trainer",
     "chunked_kd_loss": "trl_tempkd.losses",
+    "from_trl": "trl_tempkd.migration",
     "kd_loss": "trl_tempkd.losses",
+    "register_divergence": "trl_tempkd.own",
+    "register_temperature_rule": "trl_tempkd.own",
+    "student_from_layers": "trl_tempkd.students",
 }
 
 __all__ = [
@@ -28,14 +32,21 @@ __all__ = [
     "KDConfig",
     "TemperatureKDTrainer",
     "chunked_kd_loss",
+    "from_trl",
     "kd_loss",
+    "register_divergence",
+    "register_temperature_rule",
+    "student_from_layers",
 ]
 
 if TYPE_CHECKING:
     from .config import KDConfig
     from .divergences import DIVERGENCES
     from .losses import chunked_kd_loss, kd_loss
+    from .migration import from_trl
     from .objectives import OBJECTIVES
+    from .own import register_divergence, register_temperature_rule
+    from .students import student_from_layers
     from .temperature_rules import TEMPERATURE_RULES
     from .trainer import TemperatureKDTrainer
 

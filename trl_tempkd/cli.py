@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from ._version import __version__
-from .processes import say_stopped, stopped_by_signals
+from .processes import VERBOSITY, quiet_on_cpu, say_stopped, stopped_by_signals
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ COMMANDS = [
         launched=True,
         again=GOES_ON,
     ),
+    Command("student", "cut a student from a teacher: a copy with some of its layers"),
     Command(
         "generate",
         "let a teacher complete the prompts of a data set, and write a data set of them",
@@ -87,6 +88,7 @@ examples:
   trl-tempkd distill --config recipes/tiny/distill.yaml
   trl-tempkd distill --config recipes/qwen3/distill.yaml --kd_temperature 4 --divergence reverse_kl
   trl-tempkd distill --config recipes/qwen3/distill.yaml --accelerate_config zero2 --num_processes 4
+  trl-tempkd student --from tiny:teacher --layers 0 2 4 --output outputs/tiny-student
   trl-tempkd cache --config recipes/tiny/distill.yaml --mode hidden --output outputs/tiny-cache
   trl-tempkd generate --teacher_model_name_or_path tiny:teacher --dataset_name tiny --output outputs/tiny-written
   trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
@@ -96,7 +98,8 @@ examples:
   trl-tempkd report results/tiny
   trl-tempkd divergences
 
-`trl-tempkd COMMAND --help` explains a command."""
+`trl-tempkd COMMAND --help` explains a command. With --quiet it says nothing but errors and results, with --verbose all
+that the libraries have to say."""
 
 
 def help_text() -> str:
@@ -127,6 +130,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"trl-tempkd: error: unknown command {argv[0]!r}; {hint}", file=sys.stderr)
         return 2
     command = commands[argv[0]]
+    quiet_on_cpu()
+    for flag in ("--quiet", "--verbose"):
+        if flag in argv:
+            os.environ[VERBOSITY] = flag.lstrip("-")
+            argv = [arg for arg in argv if arg != flag]
     try:
         with stopped_by_signals():
             status = run(command, argv[1:])

@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from .errors import is_for_the_user
+from .errors import UsageError, is_for_the_user
+from .extensions import FLAG, HELP, take_imports
+from .names import did_you_mean
 
 
 @contextmanager
@@ -32,8 +34,31 @@ def complain(prog: str, message: str) -> int:
     return 2
 
 
+def add_import_flag(parser: argparse.ArgumentParser) -> None:
+    """Have `--help` list it. It is taken out before anything is parsed: see [`~extensions.take_imports`]."""
+    parser.add_argument(FLAG, metavar="FILE", default=argparse.SUPPRESS, help=HELP)
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose error is one line, without the usage of every option before it."""
+    """
+    An `ArgumentParser` whose error is one line, without the usage of every option before it, and which imports what
+    `--import` names.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        add_import_flag(self)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        try:
+            args = take_imports(sys.argv[1:] if args is None else list(args))
+        except UsageError as error:
+            self.error(str(error))
+        for arg in args:  # before what is required: an unknown flag is the likelier reason of what is missing
+            flag = arg.partition("=")[0]
+            if flag.startswith("--") and flag not in {*self._option_string_actions, "--"}:
+                self.error(f"unknown flag {flag}{did_you_mean(flag, self._option_string_actions)}")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         sys.exit(complain(self.prog, message))

@@ -11,6 +11,7 @@ from .losses.options import MemoryOptions
 from .objectives.options import DivergenceOptions, TemperatureOptions
 from .option_checks import check_dicts, check_types, strict
 from .option_groups import OptionGroup, assembled, check_groups, must, option
+from .own import divergence_name, rule_name
 from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, SamplingOptions, VLLMOptions
 from .teachers.address import shown
 from .teachers.options import ServedTargetOptions, ServerOptions, TeacherOptions
@@ -76,6 +77,8 @@ class KDConfig(
     """
 
     def __post_init__(self):
+        self.divergence = divergence_name(self.divergence)
+        self.kd_temperature_rule = rule_name(self.kd_temperature_rule)
         check_types(self, SFTConfig)  # first: what follows compares
         # TRL sets its default under the old name, for which transformers would warn whatever the user does
         for old, new in (

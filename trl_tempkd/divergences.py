@@ -6,8 +6,8 @@ Every function takes `log_p` (teacher) and `log_q` (student), log-probabilities 
 [`~trl_tempkd.temperature.log_softmax`] has made (so they are finite: a probability of zero is the floor), and returns
 one value per token, shape `(...,)`, in nats. Values are *true* divergences: 0 exactly where p = q, comparable between
 runs and temperatures. They are written for autograd to differentiate in `log_q`; weights that a paper treats as
-constants are detached. A parameter that may be a tensor has one value per token, shape `(...,)`. To add a divergence:
-write the function, add its line to `DIVERGENCES`.
+constants are detached. A parameter that may be a tensor has one value per token, shape `(...,)`. To add a divergence
+here: write the function, add its line to `DIVERGENCES`. One of your own is registered with [`register_divergence`].
 """
 
 import inspect
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
+from .extensions import load_extensions
 from .option_checks import check_parameters
 
 
@@ -183,7 +184,8 @@ def alpha_beta(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.2, beta: float 
     """
     -1/(ab) sum [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)], a = alpha, b = beta, and its limits where one is 0.
 
-    (1, 0) is forward_kl, (0, 1) reverse_kl, (0.5, 0.5) four times the squared Hellinger distance.
+    (1, 0) is forward_kl, (0, 1) reverse_kl, (0.5, 0.5) four times the squared Hellinger distance. Where a or b is 0
+    the limit has the factor 1 over the square of the other one; ABKD's released code has 1 over the other one there.
 
     Source: Wang et al., ABKD, arXiv 2505.04560; Cichocki et al., Generalized Alpha-Beta Divergences, Entropy 13, 2011.
     """
@@ -343,7 +345,12 @@ def check_divergence(divergence: str, divergence_kwargs: dict[str, Any] | None =
             field, the value and what exists.
     """
     if divergence not in DIVERGENCES:
-        raise UsageError(f"`divergence` must be one of {', '.join(DIVERGENCES)}, got {divergence!r}.")
+        load_extensions()
+    if divergence not in DIVERGENCES:
+        raise UsageError(
+            f"`divergence` must be one of {', '.join(DIVERGENCES)}, got {divergence!r}. One of your own is registered "
+            "with `register_divergence`, in a file that `--import` names."
+        )
     function, kwargs = DIVERGENCES[divergence], dict(divergence_kwargs or {})
     known = [n for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in kwargs:

@@ -75,6 +75,8 @@ def launch(module: str, for_launch: list[str], for_script: list[str], use_cpu: b
 
 def quiet_elastic() -> None:
     """Have torch's launcher log what `LOGLEVEL` asks for alone, and leave out SIGHUP where `nohup` ignores it."""
+    # It warns of each option that it has a default for
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
     if "LOGLEVEL" not in os.environ:
         for name in ("agent.server.api", "multiprocessing.api"):
             logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)

@@ -15,6 +15,14 @@ BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parqu
 PROBE_SECONDS = 10.0  # for the Hub's first answer; one that is slower is asked anyway
 
 
+def check_new(name: str, option: str) -> None:
+    """Stop at a folder that something is in: it may be somebody's."""
+    path = Path(name).expanduser()
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UsageError(f"--{option} {name} is there already, and isn't empty. Name another folder, or delete it.")
+    check_writable(path.parent, f"--{option}")
+
+
 def check_path(name: str, what: str) -> None:
     """Stop at a name that can only be a path, of something that is not there."""
     path = Path(name).expanduser()

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Processes that end with whoever started them, and commands that end with a line when they are told to stop."""
 
+import logging
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from types import FrameType
 
 
 LAUNCHER = "TRL_TEMPKD_LAUNCHER"  # environment variable: the id of the process that has started this one to train
+VERBOSITY = "TRL_TEMPKD_VERBOSITY"  # environment variable: `quiet`, `verbose`, or not set
 # By their programs and by their modules, as `python -m` starts them
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl-tempkd", "trl_tempkd"}
 _LAUNCHERS |= {"accelerate.commands.launch", "torch.distributed.run", "deepspeed.launcher.launch"}
@@ -43,26 +45,38 @@ def say_stopped(prog: str, error: KeyboardInterrupt, again: str = "") -> int:
 
 
 @contextmanager
+def handlers_kept() -> Iterator[None]:
+    """A library that handles signals for itself when it starts, as Ray does, has given them back at the end."""
+    ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    before = {number: signal.getsignal(number) for number in signal.valid_signals() if ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None and signal.getsignal(number) is not handler:  # None: one that isn't Python's
+                signal.signal(number, handler)
+
+
+@contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """
     Inside, SIGTERM and SIGHUP raise [`Stopped`], as Ctrl-C raises `KeyboardInterrupt`. One that is ignored, as SIGHUP
     is under `nohup`, or that somebody handles already is left alone.
     """
-    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
-    before = {number: signal.getsignal(number) for number in numbers if ours}
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
-    for number, handler in before.items():
-        if handler is signal.SIG_DFL:
-            signal.signal(number, stop)
-    try:
+    with handlers_kept():
+        for number in [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]:
+            if signal.getsignal(number) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+                signal.signal(number, stop)
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+def quiet_on_cpu() -> None:
+    """Before it is imported: DeepSpeed warns wherever there is no GPU, be it used or not."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from typing import Any, get_args, get_type_hints
 
 from trl import TrlParser
 
-from .command_line import HelpFormatter, OneLineParser, type_name
-from .errors import is_for_the_user
+from .command_line import HelpFormatter, OneLineParser, add_import_flag, type_name
+from .errors import UsageError, is_for_the_user
+from .extensions import KEY, take_imports
 from .files import write_atomically
 from .trl_names import hint_for
 
@@ -97,6 +98,7 @@ class RecipeParser(TrlParser):
         self.add_argument(
             "--help_all", action="help", default=argparse.SUPPRESS, help="list TRL's and transformers' options too"
         )
+        add_import_flag(self)
 
     error = OneLineParser.error
 
@@ -128,10 +130,11 @@ class RecipeParser(TrlParser):
         """As in TRL, but checked: returns what is for `accelerate launch`, and stops at any key that is for nobody."""
         actions: dict[str, argparse.Action] = {}
         for action in self._actions:
-            if action.dest not in ("help", "help_all"):
+            if action.dest not in ("help", "help_all", KEY):
                 actions.setdefault(action.dest, action)
         launcher = launcher_actions()
         for_launch: list[str] = []
+        config.pop(KEY, None)  # its modules are imported already
         for key, value in list(config.items()):
             if key in actions:
                 config[key] = self._checked(key, value, actions[key])
@@ -201,7 +204,10 @@ class RecipeParser(TrlParser):
         Returns:
             `tuple`: The dataclass instances, the arguments that are for `accelerate launch`, and those that are not.
         """
-        args = sys.argv[1:] if args is None else args
+        try:
+            args = take_imports(sys.argv[1:] if args is None else args)
+        except UsageError as error:
+            self.error(str(error))
         # `--config=x` as `--config x`, which is the only form that TRL looks for.
         joined = ("--config=", "--accelerate_config=")
         args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith(joined) else [arg])]

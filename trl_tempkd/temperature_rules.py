@@ -4,10 +4,10 @@ Rules that give each token a temperature of its own, and a plain dict of them.
 
 Those of `ROW_RULES` look at one token's logits: pure functions of (student logits, teacher logits, the temperatures
 asked for), of shapes `(..., V)` and `(...,)`, that return the temperatures `(student, teacher)` in their place, of
-shape `(...,)`. The loss calls them where it has the logits of a few rows, so they cost no second pass. To add one:
-write the function, add its line. [`token_adaptive`] compares a token with the others of its batch, and [`curriculum`]
-follows what the training has learnt; `objectives/` computes what they take. To the student's gradient all of them are
-constants.
+shape `(...,)`. The loss calls them where it has the logits of a few rows, so they cost no second pass. To add one
+here: write the function, add its line; one of your own is registered with [`register_temperature_rule`].
+[`token_adaptive`] compares a token with the others of its batch, and [`curriculum`] follows what the training has
+learnt; `objectives/` computes what they take. To the student's gradient all of them are constants.
 """
 
 import inspect
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
+from .extensions import load_extensions
 from .option_checks import check_parameters
 from .temperature import LOG_FLOOR, centred
 
@@ -95,7 +96,8 @@ def max_logit(z: Tensor, v: Tensor, tau_s: Tensor, tau_t: Tensor, *, rho: float 
     """
     max(1, max(z - mean(z)) / rho) and the same of v: a surer prediction is softened more; tau isn't used.
 
-    Source: after class-independent sample temperatures (CIST), each side from its own centred maximum logit.
+    Source: after Consistently Informative Soft-Label Temperature (CIST), arXiv 2605.20357, each side from its own
+    centred maximum logit. That also weighs by the teacher's confidence and the student's difficulty; this doesn't.
     """
     if not rho > 0:
         raise UsageError(f"`rho` must be positive, got {rho}.")
@@ -214,7 +216,12 @@ def check_temperature_rule(rule: str | None, kwargs: dict[str, Any] | None = Non
             raise UsageError(f"`temperature_rule_kwargs` is {kwargs}, but there is no `temperature_rule`.")
         return
     if rule not in TEMPERATURE_RULES:
-        raise UsageError(f"`temperature_rule` must be one of {', '.join(TEMPERATURE_RULES)}, got {rule!r}.")
+        load_extensions()
+    if rule not in TEMPERATURE_RULES:
+        raise UsageError(
+            f"`temperature_rule` must be one of {', '.join(TEMPERATURE_RULES)}, got {rule!r}. One of your own is "
+            "registered with `register_temperature_rule`, in a file that `--import` names."
+        )
     known = parameters(rule)
     for name in kwargs:
         if name not in known:

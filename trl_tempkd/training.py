@@ -59,15 +59,23 @@ def _train(
     callbacks: "Sequence[TrainerCallback]",
     prepare: "Callable[[TemperatureKDTrainer], None] | None",
 ) -> None:
-    from .checkpoints import checkpoints_in
+    from .checkpoints import find_checkpoint
+    from .console import ending, header, is_quiet, is_verbose, set_progress, set_verbosity
     from .data import data_faults
 
+    set_verbosity()
+    named = names_of(script_args, training_args, model_args, dataset_args)
     trainer = make_trainer(script_args, training_args, model_args, dataset_args, callbacks)
     if prepare is not None:
         prepare(trainer)
-    say = trainer.accelerator.print
+    set_progress(trainer)
+    say = (lambda _: None) if is_quiet() else trainer.accelerator.print
+    say(header(trainer, named))
     resume, output_dir = str(training_args.resume_from_checkpoint), Path(str(training_args.output_dir))
-    if resume.lower() in ("auto", "true") and not checkpoints_in(output_dir):
+    checkpoint, _ = find_checkpoint(resume, str(output_dir))
+    if checkpoint is not None:
+        say(f"Going on from {checkpoint}.")
+    elif resume.lower() in ("auto", "true"):
         say(f"No checkpoint in {output_dir} yet: starting from the beginning.")
 
     with data_faults(script_args, dataset_args):  # of a stream they show here
@@ -75,23 +83,43 @@ def _train(
     if trainer.trained_steps == 0:
         say(f"The checkpoint is at step {trainer.state.global_step}, the last one: nothing is left to train.")
     if trainer.trained_steps or not (output_dir / "train_results.json").exists():  # those of the training itself
-        trainer.log_metrics("train", result.metrics)
+        if is_verbose():
+            trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     trainer.save_state()
 
     trainer.save_model(training_args.output_dir)
-    say(f"Model saved to {training_args.output_dir}.")
-
+    metrics = None
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
+        if is_verbose():
+            trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    say(ending(trainer, named, metrics))
 
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
         say(f"Model pushed to the Hub as {trainer.hub_model_id}.")
 
     trainer.end()  # finishes the trackers and destroys the process group
+
+
+def names_of(
+    script_args: "ScriptArguments",
+    training_args: "KDConfig",
+    model_args: "ModelConfig",
+    dataset_args: "DatasetMixtureConfig",
+) -> dict[str, str | None]:
+    """How the user calls student, teacher and data, before the names are resolved."""
+    mixed = ", ".join(str(part.path) for part in dataset_args.datasets)
+    teacher = training_args.teacher_model_name_or_path
+    if training_args.teachers is not None:
+        teacher = None
+    return {
+        "student": model_args.model_name_or_path,
+        "teacher": teacher,
+        "data": mixed or script_args.dataset_name,
+    }
 
 
 def make_trainer(
@@ -178,6 +206,7 @@ def check(
     from .models import resolve_model
     from .paths import check_path, check_writable
 
+    check_given(script_args, training_args, model_args, dataset_args)
     check_data(script_args, dataset_args)
     student = resolve_model(model_args.model_name_or_path, "model_name_or_path")
     teacher = None
@@ -198,6 +227,27 @@ def check(
     return student, teacher
 
 
+def check_given(
+    script_args: "ScriptArguments",
+    training_args: "KDConfig",
+    model_args: "ModelConfig",
+    dataset_args: "DatasetMixtureConfig",
+) -> None:
+    """Say at once all that is missing, where more than one thing is. Arguments as in [`train`]."""
+    sources = ("teacher_model_name_or_path", "teacher_cache", "teacher_server_url", "teachers")
+    given = {
+        "a student (--model_name_or_path)": model_args.model_name_or_path,
+        f"a teacher (--{' or --'.join(sources[:-1])})": any(getattr(training_args, name) for name in sources),
+        "data (--dataset_name)": script_args.dataset_name or dataset_args.datasets,
+    }
+    missing = [name for name, value in given.items() if not value]
+    if len(missing) > 1:
+        raise UsageError(
+            f"There is no {', no '.join(name.removeprefix('a ') for name in missing)}. A recipe that has all of them: "
+            "--config recipes/tiny/distill.yaml"
+        )
+
+
 def check_adapter(model_args: "ModelConfig", teacher: str | None) -> None:
     """Stop at what can't be had without an adapter on the student, or without bitsandbytes."""
     from transformers import utils
@@ -212,4 +262,6 @@ def check_adapter(model_args: "ModelConfig", teacher: str | None) -> None:
     if not model_args.use_peft and quantize:
         raise UsageError(f"--{quantize} freezes the student's weights: it needs --use_peft")
     if quantize and not utils.is_bitsandbytes_available():
-        raise UsageError(f"--{quantize} needs bitsandbytes: pip install 'trl-tempkd[quantization]'")
+        raise UsageError(
+            f"--{quantize} needs bitsandbytes: pip install '.[quantization]' where you installed trl_tempkd from"
+        )

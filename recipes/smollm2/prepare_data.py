@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from trl_tempkd.tiny.architecture import keep_layers
+from trl_tempkd import student_from_layers
 
 
 LAYERS = (0, 1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 29)  # 12 of 30
@@ -64,8 +64,6 @@ if __name__ == "__main__":
     prepare(read(instructions_path), read(questions_path)[:QUESTIONS]).save_to_disk(f"{folder}/data")
     held_out = [instruction(row) for row in read(evaluation_path)[:SELF_INSTRUCT]]
     Dataset.from_list(held_out).to_json(f"{folder}/self_instruct.jsonl")
-    keep_layers(AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32), LAYERS).save_pretrained(
-        f"{folder}/layers"
-    )
+    student_from_layers(model_name, LAYERS, dtype=torch.float32).save_pretrained(f"{folder}/layers")
     AutoTokenizer.from_pretrained(model_name).save_pretrained(f"{folder}/layers")
     print(f"Saved to {folder}.")

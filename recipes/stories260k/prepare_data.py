@@ -17,8 +17,8 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_tempkd import student_from_layers
 from trl_tempkd.study.evaluation import sample
-from trl_tempkd.tiny.architecture import keep_layers
 
 
 WORDS = 8  # of the beginning of a story, which are the prompt
@@ -41,7 +41,7 @@ if __name__ == "__main__":
     teacher = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
     teacher_tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
     sample_stories(teacher, teacher_tokenizer, 3300).save_to_disk(f"{folder}/data")
-    keep_layers(teacher, LAYERS).save_pretrained(f"{folder}/student")
+    student_from_layers(teacher, LAYERS).save_pretrained(f"{folder}/student")
     teacher.save_pretrained(f"{folder}/teacher")
     for name in ("teacher", "student"):
         teacher_tokenizer.save_pretrained(f"{folder}/{name}")

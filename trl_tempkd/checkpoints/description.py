@@ -23,7 +23,7 @@ from ..compat import get_model_param_count
 from ..divergences import DIVERGENCES
 from ..errors import UsageError
 from ..fingerprint import row_hash
-from ..objectives import OBJECTIVES
+from ..objectives import OBJECTIVES, own_sources
 from ..objectives.options import DivergenceOptions, TemperatureOptions
 from ..parameters import parameter_hash
 from ..row_formats import CONTEXTS
@@ -95,6 +95,9 @@ def options_of(args: Any) -> dict[str, Any]:
     if args.kd_temperature_rule is not None:
         rule = TEMPERATURE_RULES[args.kd_temperature_rule]
         target["kd_temperature_rule_kwargs"] = _completed(rule, args.kd_temperature_rule_kwargs)
+    own = own_sources(target)
+    if own:
+        target["source"] = own
     if args.teachers is not None:
         target["teachers"] = [spec.described() for spec in TeacherSpec.read(args).values()]
     if args.teacher_server_url is not None:

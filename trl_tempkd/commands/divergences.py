@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..command_line import HelpFormatter, OneLineParser
+from ..extensions import source_of
 
 
 DESCRIPTION = """\
@@ -19,6 +20,7 @@ temperature; v and z are their logits."""
 EPILOG = """\
 examples:
   trl-tempkd divergences
+  trl-tempkd divergences --import my_divergence.py
   trl-tempkd divergences --format markdown > docs/divergences.md"""
 
 PAGE = """\
@@ -26,7 +28,7 @@ PAGE = """\
 
 `p` is the teacher's distribution over the vocabulary and `q` the student's, both softened by the temperature
 (docs/temperature.md), and `v` and `z` are their logits. This page is the output of `trl-tempkd divergences --format
-markdown`. CONTRIBUTING.md says how to add a divergence or a rule, docs/objectives.md how to add an objective.
+markdown`. docs/your_own_objective.md says how to use a divergence or a rule of your own.
 
 ## Divergences
 
@@ -87,12 +89,11 @@ def describe(name: str, function: Callable) -> Row:
     paragraphs = [" ".join(paragraph.split()) for paragraph in doc.split("\n\n")]
     source = next((text.removeprefix("Source: ") for text in paragraphs if text.startswith("Source: ")), "")
     source = re.split(r"(?<=\.) (?=[A-Z])", source)[0]
-    parameters = [
-        f"{parameter.name}={parameter.default}"
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.default is not parameter.empty
-    ]
-    return Row(name, paragraphs[0], ", ".join(parameters), source)
+    if (own := source_of(function)) is not None:
+        source = "; ".join(filter(None, [source, f"registered from {own[0] or 'a session of Python'}"]))
+    found = inspect.signature(function).parameters.values()
+    parameters = [f"{of.name}={of.default}" for of in found if of.default is not of.empty]
+    return Row(name, paragraphs[0] or "(without a docstring)", ", ".join(parameters), source)
 
 
 def families() -> dict[str, list[Row]]:

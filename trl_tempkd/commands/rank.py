@@ -8,11 +8,12 @@ It imports little itself, so that from its first moment it ends with its launche
 import importlib
 import sys
 
-from ..processes import end_with_launcher, quiet_when_interrupted
+from ..processes import end_with_launcher, quiet_on_cpu, quiet_when_interrupted
 
 
 def main(command: str, options: list[str]) -> None:
     end_with_launcher()
+    quiet_on_cpu()
     with quiet_when_interrupted():
         module = importlib.import_module(f"trl_tempkd.commands.{command}")
         from ..command_line import usage_errors_on_one_line

@@ -14,7 +14,7 @@ Of a truncated teacher ([`TopK`], [`Sampled`]) there is no head to multiply: one
 vocabulary ([`Pooled`]) is compared on bins that the chunk's rows are pooled into.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..divergences import needs_target
 from ..errors import UsageError
+from ..own import divergence_name, rule_name
 from .arguments import check_labels, check_metrics, check_options, per_token, refuse_transforms
 from .block import TAU_METRICS, BlockSpec
 from .fused import ChunkedKD
@@ -75,12 +76,12 @@ def chunked_kd_loss(
     teacher_logit_scale: float = 1.0,
     student_final_logit_softcapping: float | None = None,
     teacher_final_logit_softcapping: float | None = None,
-    divergence: str = "forward_kl",
+    divergence: str | Callable[..., Tensor] = "forward_kl",
     divergence_kwargs: dict[str, Any] | None = None,
     student_temperature: float | Tensor = 1.0,
     teacher_temperature: float | Tensor = 1.0,
     rescale: str = "none",
-    temperature_rule: str | None = None,
+    temperature_rule: str | Callable[..., Any] | None = None,
     temperature_rule_kwargs: dict[str, Any] | None = None,
     temperature_rule_sides: str = "both",
     labels: Tensor | None = None,
@@ -110,14 +111,15 @@ def chunked_kd_loss(
         student_logit_scale, teacher_logit_scale (`float`): factor of the logits (Cohere, Granite, Falcon-H1).
         student_final_logit_softcapping, teacher_final_logit_softcapping (`float`, *optional*): c in c tanh(logits / c)
             after the scale (Gemma).
-        divergence, divergence_kwargs (`str`, `dict`, *optional*): a name of `DIVERGENCES` and its parameters, some of
-            which may be tensors of shape `(N,)` or `()`.
+        divergence, divergence_kwargs (`str`, `dict`, *optional*): a name of `DIVERGENCES`, or a function that
+            [`register_divergence`] would take, and its parameters, some of which may be tensors of shape `(N,)` or
+            `()`.
         student_temperature, teacher_temperature (`float` or `torch.Tensor`): positive; a tensor has shape `(N,)`. That
             of a truncated teacher is a float of its grid.
         rescale (`str`): `none`, `tau` or `tau2`, see [`~trl_tempkd.temperature.rescale_factor`].
         temperature_rule, temperature_rule_kwargs (`str`, `dict`, *optional*): a name of
-            [`~trl_tempkd.temperature_rules.ROW_RULES`] that makes a temperature for each token of these, and its
-            parameters.
+            [`~trl_tempkd.temperature_rules.ROW_RULES`] that makes a temperature for each token of these, or a function
+            that [`register_temperature_rule`] would take, and its parameters.
         temperature_rule_sides (`str`): `both`, `student` or `teacher`: whose temperature it decides.
         labels (`torch.Tensor`, *optional*): shape `(N,)`, the token that each row predicts (already shifted), one of
             those that both vocabularies have. Rows with -100 are dropped before any matmul.
@@ -146,6 +148,7 @@ def chunked_kd_loss(
         *(student_hidden, student_weight, student_bias, teacher_hidden, teacher_weight, teacher_bias, labels),
         *(student_temperature, teacher_temperature, kd_weight, ce_weight, *kwargs.values()),
     )
+    divergence, temperature_rule = divergence_name(divergence), rule_name(temperature_rule)
     check_options(
         divergence,
         divergence_kwargs,

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The distillation loss on given logits: the plain formula, which the chunked loss is tested against."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ..divergences import DIVERGENCES, needs_target
 from ..errors import UsageError
+from ..own import divergence_name, rule_name
 from ..temperature import centred, log_softmax, rescale_factor
 from ..temperature_rules import RESCALED_BY_TAU, row_temperatures
 from .arguments import check_labels, check_options, check_targets, per_token
@@ -20,12 +22,12 @@ def kd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     *,
-    divergence: str = "forward_kl",
+    divergence: str | Callable[..., Tensor] = "forward_kl",
     divergence_kwargs: dict[str, Any] | None = None,
     student_temperature: float | Tensor = 1.0,
     teacher_temperature: float | Tensor = 1.0,
     rescale: str = "none",
-    temperature_rule: str | None = None,
+    temperature_rule: str | Callable[..., Any] | None = None,
     temperature_rule_kwargs: dict[str, Any] | None = None,
     temperature_rule_sides: str = "both",
     labels: Tensor | None = None,
@@ -37,12 +39,13 @@ def kd_loss(
     Args:
         student_logits, teacher_logits (`torch.Tensor`): shapes `(..., V_s)` and `(..., V_t)`. Where the vocabularies
             are padded to different sizes their common prefix is compared and the rest has probability zero.
-        divergence, divergence_kwargs (`str`, `dict`, *optional*): a name of `DIVERGENCES` and its parameters.
+        divergence, divergence_kwargs (`str`, `dict`, *optional*): a name of `DIVERGENCES`, or a function that
+            [`register_divergence`] would take, and its parameters.
         student_temperature, teacher_temperature (`float` or `torch.Tensor`): positive; tensors broadcast to `(...,)`.
         rescale (`str`): `none`, `tau` or `tau2`, see [`~trl_tempkd.temperature.rescale_factor`].
         temperature_rule, temperature_rule_kwargs (`str`, `dict`, *optional*): a name of
-            [`~trl_tempkd.temperature_rules.ROW_RULES`] that makes a temperature for each token of these, and its
-            parameters.
+            [`~trl_tempkd.temperature_rules.ROW_RULES`] that makes a temperature for each token of these, or a function
+            that [`register_temperature_rule`] would take, and its parameters.
         temperature_rule_sides (`str`): `both`, `student` or `teacher`: whose temperature it decides.
         labels (`torch.Tensor`, *optional*): shape `(...,)`, the token that each row of logits predicts (already
             shifted); rows with -100 count for nothing.
@@ -54,6 +57,7 @@ def kd_loss(
     Raises:
         `ValueError`: an argument is unknown, out of range or missing.
     """
+    divergence, temperature_rule = divergence_name(divergence), rule_name(temperature_rule)
     check_options(
         divergence,
         divergence_kwargs,

@@ -2,13 +2,16 @@
 """What a run minimises: a divergence, or an objective that needs more than (p, q), at its temperatures."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import Accelerator
 
 from ..divergences import DIVERGENCES, check_divergence
 from ..errors import UsageError
+from ..extensions import load_extensions, sources
 from ..option_checks import check_parameters
+from ..temperature_rules import TEMPERATURE_RULES
 from .distillm2 import DistiLLM2
 from .divergence import Divergence
 from .minillm import MiniLLM
@@ -33,6 +36,7 @@ __all__ = [
     "check_objective",
     "make_loss",
     "make_objective",
+    "own_sources",
     "token_divergence",
 ]
 
@@ -48,8 +52,13 @@ def check_objective(name: str, kwargs: dict[str, Any] | None = None) -> None:
         `ValueError`: If the name is unknown, or a parameter is unknown or out of range.
     """
     if name not in (*DIVERGENCES, *OBJECTIVES):
+        load_extensions()
+    if name not in (*DIVERGENCES, *OBJECTIVES):
         names = dict.fromkeys([*DIVERGENCES, *OBJECTIVES])
-        raise UsageError(f"`divergence` must be one of {', '.join(names)}, got {name!r}.")
+        raise UsageError(
+            f"`divergence` must be one of {', '.join(names)}, got {name!r}. One of your own is registered with "
+            "`register_divergence`, in a file that `--import` names."
+        )
     if name not in OBJECTIVES:
         check_divergence(name, kwargs)
         return
@@ -68,6 +77,11 @@ def token_divergence(name: str) -> str:
 def make_objective(name: str, kwargs: dict[str, Any] | None = None) -> Objective:
     """The objective of a name, which [`check_objective`] has let pass, with its parameters."""
     return OBJECTIVES[name](**(kwargs or {})) if name in OBJECTIVES else Divergence(name, kwargs)
+
+
+def own_sources(options: Mapping[str, Any]) -> dict[str, str]:
+    """Of what options name that doesn't come with the library, by its name the SHA-256 of its source."""
+    return sources({"divergence": DIVERGENCES, "kd_temperature_rule": TEMPERATURE_RULES}, options)
 
 
 def make_loss(options: Any, accelerator: Accelerator, metrics: tuple[str, ...]) -> StepLoss:

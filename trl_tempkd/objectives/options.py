@@ -21,7 +21,8 @@ class DivergenceOptions(OptionGroup):
         "forward_kl",
         "What the student minimises: a divergence, in nats, 0 exactly when the student equals the teacher, one of "
         f"{named(DIVERGENCES)}; or an objective that needs more than two distributions: "
-        f"{named(name for name in OBJECTIVES if name not in DIVERGENCES)}.",
+        f"{named(name for name in OBJECTIVES if name not in DIVERGENCES)}. Or one of your own: in Python a function "
+        "that `register_divergence` would take, on the command line a name that a file of `--import` registers.",
     )
     divergence_kwargs: dict[str, Any] | str | None = option(
         None,
@@ -97,7 +98,7 @@ class TemperatureOptions(OptionGroup):
         f"A rule that gives each token a temperature of its own: {named(TEMPERATURE_RULES)}. Those that start from "
         f"`kd_temperature` are {named(FROM_TAU)}, the others find their own. A side with its own temperature keeps "
         "it.",
-        choices=list(TEMPERATURE_RULES),
+        choices=TEMPERATURE_RULES,  # those that are registered later too
     )
     kd_temperature_rule_kwargs: dict[str, Any] | str | None = option(
         None,

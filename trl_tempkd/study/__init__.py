@@ -13,7 +13,9 @@ def check_installed(what: str) -> None:
     """Stop where a package of the extra is missing, before anything is loaded."""
     missing = [name.replace("_", "-") for name in PACKAGES if not _is_installed(name)]
     if missing:
-        raise UsageImportError(f'{what} needs {", ".join(missing)}: pip install "trl-tempkd[study]"')
+        raise UsageImportError(
+            f'{what} needs {", ".join(missing)}: pip install ".[study]" where you installed trl_tempkd from'
+        )
 
 
 def _is_installed(name: str) -> bool:

@@ -1,10 +1,9 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""The models of the built-in pair before training, and what is done to their weights beside it."""
+"""The model that the built-in pair starts from before training, and what is done to weights beside it."""
 
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -13,12 +12,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .measure import measure
 from .tokenizer import VOCAB_SIZE
-
-
-# Layers of the general model that the student keeps: the best of these in the loss before any training.
-LAYER_CHOICES = ((0, 3), (0, 4), (0, 5))
 
 
 def new_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
@@ -47,46 +41,6 @@ def new_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config)
-
-
-def keep_layers(model: LlamaForCausalLM, layers: tuple[int, ...]) -> LlamaForCausalLM:
-    """
-    Copy a model with only some of its layers.
-
-    Args:
-        model ([`~transformers.LlamaForCausalLM`]):
-            The model to copy from. It is left as it is.
-        layers (`tuple[int, ...]`):
-            Indices of the layers to keep.
-
-    Returns:
-        [`~transformers.LlamaForCausalLM`]: The shallower model.
-    """
-    config = LlamaConfig(**{**model.config.to_dict(), "num_hidden_layers": len(layers)})
-    smaller = LlamaForCausalLM(config)
-    smaller.model.embed_tokens.load_state_dict(model.model.embed_tokens.state_dict())
-    smaller.model.norm.load_state_dict(model.model.norm.state_dict())
-    for target, source in enumerate(layers):
-        smaller.model.layers[target].load_state_dict(model.model.layers[source].state_dict())
-    return smaller
-
-
-def best_layers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> tuple[int, ...]:
-    """
-    Find out which layers make the better student before any training.
-
-    Args:
-        model ([`~transformers.LlamaForCausalLM`]):
-            The general model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        rows ([`~datasets.Dataset`]):
-            Rows to measure on.
-
-    Returns:
-        `tuple[int, ...]`: The one of `LAYER_CHOICES` with the lowest loss.
-    """
-    return min(LAYER_CHOICES, key=lambda layers: measure(keep_layers(model, layers), tokenizer, rows)["loss"])
 
 
 @torch.no_grad()

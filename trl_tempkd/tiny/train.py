@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from datasets import DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -35,7 +35,8 @@ from trl import SFTConfig, SFTTrainer
 
 from ..files import write_atomically
 from ..fingerprint import fingerprint
-from .architecture import best_layers, blend, keep_layers, new_model
+from ..students import student_from_layers
+from .architecture import blend, new_model
 from .card import model_card
 from .data import SPLITS, load_tiny_dataset
 from .measure import MAX_LENGTH, MeasureCallback, measure
@@ -53,6 +54,8 @@ TRAIN_REPEATS, GENERAL_SHARE = 7, 1.5
 TUNED_SHARE = 0.85
 # Rows of `train` and `test` that are measured while a stage runs, and rows of `train` after it (`test` in full).
 WATCHED_ROWS, FINAL_ROWS = 256, 1000
+# Layers of the general model that the student keeps: the best of these in the loss before any training.
+LAYER_CHOICES = ((0, 3), (0, 4), (0, 5))
 
 
 class PlainSFTTrainer(SFTTrainer):
@@ -66,6 +69,24 @@ class PlainSFTTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs["use_cache"] = False
         return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+
+
+def best_layers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> tuple[int, ...]:
+    """
+    Find out which layers make the better student before any training.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The general model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        rows ([`~datasets.Dataset`]):
+            Rows to measure on.
+
+    Returns:
+        `tuple[int, ...]`: The one of `LAYER_CHOICES` with the lowest loss.
+    """
+    return min(LAYER_CHOICES, key=lambda layers: measure(student_from_layers(model, layers), tokenizer, rows)["loss"])
 
 
 def run_stage(
@@ -277,7 +298,7 @@ def main(args: argparse.Namespace) -> None:
     # Half and half, and other general rows than before.
     dataset["halves"] = concatenate_datasets([dataset["train"], general_rows.skip(count).take(len(dataset["train"]))])
     layers = best_layers(general, tokenizer, general_rows.take(WATCHED_ROWS))
-    smaller = keep_layers(general, layers)
+    smaller = student_from_layers(general, layers)
     teacher = run_stage(
         args.output / "teacher",
         general,

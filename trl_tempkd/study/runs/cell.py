@@ -54,6 +54,8 @@ class Cell:
         trial (`dict[str, Any]`):
             What makes it a trial of a study: the `database` of this, its `number` there, the `score`, `pruning` and
             the `max_steps` that this counts on. Empty for a cell of a sweep.
+        own (`dict[str, str]`):
+            Of a divergence or a temperature rule that comes from somewhere else, the hash of its source.
     """
 
     name: str
@@ -62,13 +64,15 @@ class Cell:
     evaluation: dict[str, Any] = field(default_factory=lambda: dict(EVALUATION))
     tune_learning_rate: list[float] = field(default_factory=list)
     trial: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that its result depends on, as JSON gives it back."""
         found = asdict(self)
-        if not self.trial:
-            del found["trial"]  # results of sweeps have no such key
+        for name in ("trial", "own"):  # results of sweeps have no such keys, those of what comes with the library none
+            if not found[name]:
+                del found[name]
         return json.loads(json.dumps(found))
 
 
@@ -85,9 +89,10 @@ def finished(results_dir: Path, cell: Cell) -> dict[str, Any] | None:
     result = json.loads(path.read_text(encoding="utf-8"))
     found, wanted = result["settings"], cell.settings
     if found != wanted:
-        for part in ("options", "evaluation"):
-            for key in sorted({*found[part], *wanted[part]}):
-                old, new = found[part].get(key), wanted[part].get(key)
+        for part in ("options", "evaluation", "own"):
+            of, now = found.get(part, {}), wanted.get(part, {})
+            for key in sorted({*of, *now}):
+                old, new = of.get(key), now.get(key)
                 if old != new:
                     raise UsageError(
                         f"{path} was reached with {key}: {old}, and the recipe now says {new}. Give another "

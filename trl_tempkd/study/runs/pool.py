@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError, UsageImportError
+from ...extensions import IMPORTS
 from ...files import write_atomically
+from ...processes import handlers_kept
 from .cell import Cell, error_file
 from .processes import ForkingProcess, OwnProcess
 from .work import BUSY, DONE, FAILED, UNWRITABLE, claim
@@ -155,13 +157,15 @@ def run_ray(take: Take, results_dir: Path, gpus_per_cell: float) -> Iterator[tup
     ray = import_ray()
     if not ray.is_initialized():
         try:
-            ray.init(address="auto", log_to_driver=False)
+            with handlers_kept():  # its own ends the sweep without a line
+                ray.init(address="auto", log_to_driver=False)
         except ConnectionError as error:
             raise UsageError(
                 "There is no Ray cluster to connect to: start one with `ray start --head`, or set RAY_ADDRESS."
             ) from error
     task = ray.remote(num_cpus=1, num_gpus=gpus_per_cell, max_retries=0)(run_cell)
-    process = OwnProcess(os.getcwd())  # a worker of Ray is somewhere else
+    imports = {IMPORTS: os.environ[IMPORTS]} if IMPORTS in os.environ else {}
+    process = OwnProcess(os.getcwd(), imports)  # a worker of Ray is somewhere else
     running: dict[Any, str] = {}
     try:
         while True:
@@ -188,7 +192,9 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageImportError("--launcher ray needs Ray: pip install 'trl-tempkd[ray]'.") from error
+        raise UsageImportError(
+            "--launcher ray needs Ray: pip install '.[ray]' where you installed trl_tempkd from."
+        ) from error
     return ray
 
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from ...extensions import load_extensions
 from ...files import Unwritable, write_atomically
 from ...locks import locked
 from ...processes import end_with_input
@@ -36,6 +37,7 @@ def run(file: Path) -> int:
             return BUSY
         cell = Cell(**json.loads(file.read_text(encoding="utf-8")))
         try:
+            load_extensions()
             if finished(results, cell) is None:
                 error_file(results, cell.name).unlink(missing_ok=True)
                 found = measure(cell, folder)

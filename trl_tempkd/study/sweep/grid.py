@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ...extensions import KEY
 from ...names import did_you_mean
+from ...objectives import own_sources
 from ...trl_names import hint_for
 from ..declared import read_declared
 from ..runs.cell import EVALUATION, Cell
@@ -26,6 +28,7 @@ KEYS = (
     "keep_models",
     "workers",
     "results_dir",
+    KEY,
 )
 MODES = ("both", "teacher")
 # What `tau`, `mode` and `rule` stand for, so that neither the grid nor a leftover of the base can say otherwise
@@ -117,7 +120,7 @@ def read_base(recipe: dict[str, Any], path: str | Path) -> dict[str, Any]:
         base = read_yaml(base)
     if not isinstance(base, dict):
         raise UsageError(f"`base` in {path}: expected a mapping or the path of one, got {recipe['base']!r}.")
-    return {**base, **(recipe.get("overrides") or {})}
+    return {name: value for name, value in {**base, **(recipe.get("overrides") or {})}.items() if name != KEY}
 
 
 def whole(recipe: dict[str, Any], key: str, default: int, path: str | Path, least: int = 1) -> int:
@@ -205,7 +208,8 @@ def _product(recipe: dict[str, Any], grid: dict[str, Any], varied: list[str]) ->
         named = {"divergence": "", "tau": "tau", "mode": "", "rule": ""}
         parts = (f"{named.get(key, key)}{_word(v)}" for key, v in factors.items() if (key, v) != ("rule", None))
         options = options_of(base, factors, varied)
-        yield Cell("-".join(parts), factors, options, recipe["evaluation"], recipe["tune_learning_rate"])
+        evaluation, rates = recipe["evaluation"], recipe["tune_learning_rate"]
+        yield Cell("-".join(parts), factors, options, evaluation, rates, own=own_sources(options))
 
 
 def factors_of(base: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import UsageError
+from ...extensions import KEY
+from ...objectives import own_sources
 from ..sweep.grid import EVALUATION, check_keys, read_base, read_yaml, whole
 from .space import Space, read_space
 
@@ -23,6 +25,7 @@ KEYS = (
     "seed",
     "workers",
     "results_dir",
+    KEY,
 )
 SCORES: dict[str, Literal["minimize", "maximize"]] = {"eval_kl_tau1": "minimize", "rouge_l": "maximize"}
 # How the completions of `rouge_l` are sampled: a part of a sweep's `evaluation`
@@ -89,7 +92,10 @@ class Tuning:
     def settings(self) -> dict[str, Any]:
         """All that a trial's score depends on, as JSON gives it back."""
         found = {name: asdict(self)[name] for name in ("base", "score", "rows", "sampling", "pruning", "seed")}
-        return json.loads(json.dumps({**found, "space": self.said}))
+        own = own_sources(self.base)
+        for name in self.space.divergences:
+            own |= own_sources({"divergence": name})
+        return json.loads(json.dumps({**found, "space": self.said, **({"own": own} if own else {})}))
 
 
 def read_tuning(path: str | Path) -> Tuning:

@@ -12,6 +12,7 @@ import optuna
 from ... import training
 from ...files import written
 from ...fingerprint import fingerprint
+from ...objectives import own_sources
 from ...paths import check_writable
 from ...recipes import try_options
 from ..runs.cell import EVALUATION, Cell, reason_of
@@ -138,7 +139,8 @@ def cell_of(store: Store, number: int, factors: dict[str, Any]) -> Cell:
         "pruning": tuning.pruning,
         "max_steps": tuning.base.get("max_steps", -1),
     }
-    return Cell(name_of(number), factors, options, {**EVALUATION, **tuning.sampling, "rows": tuning.rows}, trial=trial)
+    evaluation = {**EVALUATION, **tuning.sampling, "rows": tuning.rows}
+    return Cell(name_of(number), factors, options, evaluation, trial=trial, own=own_sources(options))
 
 
 def _result(trials_dir: Path, name: str, status: int) -> dict[str, Any]:
