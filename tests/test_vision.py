@@ -230,3 +230,34 @@ def test_chat_templates_of_the_families_themselves(train, family):
     given = trainer.data_collator.collator.given(list(data))
     texts = [trainer.processing.text(row.pictured, whole=True) for row in given]
     assert [text.count(trainer.processing.placeholder) for text in texts] == [2, 1, 0]
+
+
+def test_the_head_of_lfm2_vl(float64):
+    """Its images are made by torchvision alone, so these are made here."""
+    model = vision_model("lfm2_vl", dtype=torch.float64)
+    image = model.config.image_token_id
+    ids = torch.tensor([[5, *[image] * 4, 7, 8, 9], [6, 7, *[image] * 4, 9, 10]])
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.randn(2, 16, 48, generator=torch.Generator().manual_seed(0)),
+        "pixel_attention_mask": torch.ones(2, 16, dtype=torch.long),
+        "spatial_shapes": torch.tensor([[4, 4], [4, 4]]),
+    }
+    expected = logits_of(model, batch)
+    found = read_head(model).logits(last_hidden_state(model, batch))
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+    others = logits_of(model, {**batch, "pixel_values": batch["pixel_values"] + 1})
+    assert (others - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("how", ["streamed", "by_a_worker"])
+def test_rows_come_in_every_way(train, how):
+    data = Dataset.from_list(rows() * 2)
+    fields = {"dataloader_num_workers": 1, "per_device_train_batch_size": 4} if how == "by_a_worker" else {}
+    data = data.to_iterable_dataset() if how == "streamed" else data
+    asked = {"lmbda": 0.5, "max_new_tokens": 4, "seed": 5}  # a step of each kind
+    trainer = train(vision_model("gemma3"), vision_model("gemma3", 1), data, processor_of("gemma3"), **fields, **asked)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2 and all(entry["kl_tau1"] > 0 for entry in logs)
