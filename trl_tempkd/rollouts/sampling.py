@@ -242,9 +242,8 @@ class ModelSampler:
                     # A rank that has no more rows goes along with one that nobody reads
                     rows = [prompts[i] for i in batch] or [[self.config.pad_token_id]]
                     pictures = None
-                    if pictured is not None and batch:
-                        assert self.processing is not None
-                        pictures = (self.processing, [pictured[i] for i in batch])
+                    if self.processing is not None and (batch or self.accelerator.is_fsdp2):
+                        pictures = (self.processing, self._pictures(batch, pictured or []))
                     new = complete(
                         base, rows, self.config, self.accelerator.device, self.processors, in_step, pictures
                     )
@@ -256,6 +255,13 @@ class ModelSampler:
         with _seeded(seed, self.accelerator.device), self.accelerator.autocast(), self.around():
             with_whole_model(self.get_model(), self.accelerator, self.gather, run)
         return completions
+
+    def _pictures(self, batch: list[int], pictured: list[Pictured]) -> list[Pictured]:
+        """What a batch is made of; where layers are gathered as they run, with an image, so that all run the same."""
+        assert self.processing is not None
+        own = [pictured[i] for i in batch]
+        alone = self.accelerator.is_fsdp2 and not any(each.images for each in own)
+        return [*own, self.processing.blank] if alone else own
 
 
 @contextmanager

@@ -57,12 +57,18 @@ class Processing:
         return named | {number for number in own if number is not None}
 
     @cached_property
-    def empty(self) -> tuple[Columns, Pixels]:
-        """What the processor makes of an image with nothing in it."""
+    def blank(self) -> Pictured:
+        """An image with nothing in it."""
         import PIL.Image
 
-        text = self.placeholder or self.text(Pictured([{"role": "user", "content": [{"type": "image"}]}]))
-        (own,), pixels = self._call([text], [(PIL.Image.new("RGB", (32, 32)),)])
+        images = (PIL.Image.new("RGB", (32, 32)),)
+        asked = self.placeholder or [{"role": "user", "content": [{"type": "image"}]}]
+        return Pictured(asked, images)
+
+    @cached_property
+    def empty(self) -> tuple[Columns, Pixels]:
+        """What the processor makes of an image with nothing in it."""
+        (own,), pixels = self._call([self.text(self.blank)], [self.blank.images])
         return own, pixels
 
     @cached_property
