@@ -8,7 +8,7 @@ import sys
 import pytest
 from datasets import DatasetDict
 from standins import save_pair
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback
 
 from trl_tempkd import cli, console, training
 from trl_tempkd.commands import distill

@@ -14,10 +14,13 @@ import torch
 from conftest import SENTENCES, build_model, build_tokenizer
 from peft import PeftModel
 from teacher_server import TeacherServer
+from test_cached import builder_of
 from transformers import AutoModelForCausalLM
 from vision_models import processor_of, vision_model
 from vision_models import rows as pictured_rows
 from vocabulary_pairs import metaspace
+
+from trl_tempkd import KDConfig, TemperatureKDTrainer
 
 
 pytestmark = pytest.mark.distributed
@@ -70,6 +73,14 @@ SEVERAL = [
     {"name": "first", "model": "untied_teacher", "weight": 0.5},
     {"name": "second", "model": "tied_teacher", "teacher_kd_temperature": 3.0},
 ]
+# In memory, from a cache, behind a server: of some batches a rank has no row of one of them. Where they are whole, the
+# models are on the disk while they don't run.
+SOURCES = [
+    SEVERAL[0],
+    {"name": "second", "model": "tied_teacher", "cache": "cache", "teacher_kd_temperature": 3.0},
+    {"name": "third", "model": "untied_teacher", "server_url": "", "divergence": "reverse_kl"},
+]
+ITSELF = {"name": "second", "model": "student_ema", "teacher_kd_temperature": 0.5}
 AVERAGED = {"train_dataset": "hinted", "eval_dataset": "hinted", "itself": "student_ema"}
 GREEDY = {"lmbda": 1.0, "max_new_tokens": 8, "temperature": 0.0}
 SEEING = {
@@ -131,6 +142,17 @@ SCENARIOS = {
     # Of some batches a rank has no row of one of them
     "routed": {"train_dataset": "routed", "eval_dataset": "routed_seven", "fields": {"teachers": SEVERAL}},
     "mixed": {"fields": {"teachers": [{**of, "weight": i + 1} for i, of in enumerate(SEVERAL)], **ACCUMULATED}},
+    "sources": {
+        "train_dataset": "routed_to_three",
+        "eval_dataset": "routed_to_three_seven",
+        "offloaded": True,
+        "fields": {"teachers": SOURCES, **ACCUMULATED},
+    },
+    "sources_on_policy": {
+        "train_dataset": "routed_to_three",
+        "eval_dataset": "routed_to_three_seven",
+        "fields": {"teachers": [SOURCES[0], ITSELF, SOURCES[2]], **GREEDY, "teacher_ema_decay": 0.6},
+    },
     "averaged_lora": {**LORA, **AVERAGED, "fields": {**LORA["fields"], "teacher_ema_decay": 0.6}},
     # The ranks have rows of other lengths in the teacher's tokens too, and other shares of them are compared
     "other_tokenizer": {
@@ -144,6 +166,7 @@ SCENARIOS = {
     # Each rank asks the server about its own rows, and has the teacher's head whole
     "served": {"served": True, "fields": {"eval_strategy": "steps", "eval_steps": 2}},
     "served_on_policy": {"served": True, "fields": {**GREEDY, **ACCUMULATED}},
+    "served_hinted": {"train_dataset": "hinted", "served": True, "fields": {**GREEDY, **ACCUMULATED}},
     # The ranks end their completions after different numbers of tokens, and gather the layers for each of them
     "stopping": {
         "student": "stopping",
@@ -211,6 +234,11 @@ class Launcher:
         routed = [{**row, "teacher": "second" if i % 5 == 2 else "first"} for i, row in enumerate(rows * 3)]
         self.save("routed", routed)
         self.save("routed_seven", routed[:7])
+        names = [of["name"] for of in SOURCES]
+        to_three = [{**row, "teacher": names[(i // 2) % 3]} for i, row in enumerate(rows * 3)]
+        self.save("routed_to_three", to_three)
+        self.save("routed_to_three_seven", to_three[:7])
+        self.cache("tied_teacher", rows)
         self.save("questions", [{"prompt": row["prompt"]} for row in rows * 3])
         self.save("ten_rows", (rows * 2)[:10])
         self.save("ten_rows_and_two", (rows * 2)[:10] + rows[:2])
@@ -225,6 +253,24 @@ class Launcher:
     def save(self, name: str, rows: list[dict]) -> None:
         datasets.Dataset.from_list(rows).save_to_disk(self.folder / name)
 
+    def cache(self, teacher: str, rows: list[dict]) -> None:
+        args = KDConfig(
+            str(self.folder / "caching"), teacher_model_name_or_path=str(self.folder / teacher), max_length=None,
+            use_cpu=True, bf16=False, report_to="none",
+        )  # fmt: skip
+        trainer = TemperatureKDTrainer(
+            build_model("qwen3"), args=args, train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=build_tokenizer(),
+        )  # fmt: skip
+        builder_of(trainer, self.folder / "cache").build()
+
+    def placed(self, teacher: dict) -> dict:
+        """An entry of `teachers` with its folders and its address."""
+        folders = {key: str(self.folder / teacher[key]) for key in ("model", "cache") if key in teacher}
+        if teacher["model"] == "student_ema":
+            return teacher
+        return {**teacher, **folders, **({"server_url": self.server.url} if "server_url" in teacher else {})}
+
     def scenario(self, backend: str, name: str, scenario: dict) -> dict:
         out = {**DEFAULTS, **scenario, **(scenario.get("single", {}) if backend == "single" else {})}
         out.update({key: str(self.folder / out[key]) for key in DEFAULTS})
@@ -233,7 +279,9 @@ class Launcher:
         output_dir = str(self.folder / backend / scenario.get("folder", name))
         fields = {**FIELDS, **out.get("fields", {}), "output_dir": output_dir}
         if "teachers" in fields:
-            fields["teachers"] = [{**of, "model": str(self.folder / of["model"])} for of in fields["teachers"]]
+            fields["teachers"] = [self.placed(teacher) for teacher in fields["teachers"]]
+        if "offloaded" in scenario and backend not in SHARDING:
+            fields["teachers_offload"] = "disk"
         return {**out, "fields": fields}
 
     def run(self, backend: str, name: str) -> dict:
@@ -379,6 +427,9 @@ def test_set_up(launcher, backend, name):
     # Outside of the wrapper's forward no gradient would be reduced
     steps = len(history(result)["loss"]) * SCENARIOS[name].get("fields", {}).get("gradient_accumulation_steps", 1)
     calls = len(SEVERAL) if name == "routed" else 1  # of each teacher's own rows
+    if "sources" in name:  # a teacher that is offloaded has none where it has no rows
+        calls = result["losses"]["inside"] / steps
+        assert 1 <= calls <= len(SOURCES)
     assert result["losses"] == {"inside": steps * calls, "outside": 0}
     first, second = result["parameter_sums"]
     assert first == second and len(first) > 10

@@ -79,11 +79,11 @@ def comments(recipe: Path) -> list[str]:
     return [line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
 
 
-def how_to_cache(recipe: Path) -> list[str]:
-    """The options of the cache, from the command on top that writes what the recipe reads."""
+def how_to_cache(recipe: Path, folder: str) -> list[str]:
+    """The options of the cache, from the command on top that writes what the recipe reads from a folder."""
     text = re.sub(r"\\\n#\s*", " ", "\n".join(comments(recipe)))
     commands = [shlex.split(line) for line in re.findall(r"^#\s+trl-tempkd cache (.*)$", text, flags=re.MULTILINE)]
-    (own,) = [each for each in commands if read(recipe)["teacher_cache"] in each]
+    (own,) = [each for each in commands if folder in each]
     launched = own.index("--accelerate_config") if "--accelerate_config" in own else None
     assert own[:2] == ["--config", recipe.relative_to(ROOT).as_posix()]
     return own[2:launched]
@@ -154,24 +154,31 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
         del overrides["teacher_model_name_or_path"]
     own = tmp_path / "recipe.yaml"
     values = read(recipe)
-    for entry in values.get("teachers", []):
-        entry |= {"model": teacher, "init_kwargs": {}}
-    own.write_text(yaml.safe_dump(values))
-    server = nullcontext()
+    server, caches = nullcontext(), {}
     if "teacher_cache" in read(recipe):
         overrides["teacher_cache"] = tmp_path / "cache"
-    if "teacher_server_url" in read(recipe):
+        caches[read(recipe)["teacher_cache"]] = tmp_path / "cache"
+    served = [entry for entry in values.get("teachers", []) if "server_url" in entry]
+    if "teacher_server_url" in read(recipe) or served:
         pooling = "--runner pooling" in "\n".join(comments(recipe))
         server = TeacherServer(AutoModelForCausalLM.from_pretrained(teacher), tokenizer, pooling=pooling).running()
         if not pooling:
             overrides["teacher_model_name_or_path"] = "teacher"
     with server as running:
-        if running is not None:
+        for entry in values.get("teachers", []):
+            entry |= {"model": teacher, **({} if entry in served else {"init_kwargs": {}})}
+            if "cache" in entry:
+                caches[entry["cache"]] = tmp_path / entry["name"]
+                entry["cache"] = str(tmp_path / entry["name"])
+        for entry in served:
+            entry["server_url"] = running.url
+        own.write_text(yaml.safe_dump(values))
+        if "teacher_server_url" in read(recipe):
             overrides["teacher_server_url"] = running.url
         args = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
-        if "teacher_cache" in overrides:
-            more = [*how_to_cache(recipe), "--output", str(tmp_path / "cache")]
-            cache.main(*cache.make_parser().parse(["--config", str(recipe), *args, *more], launched=True)[0])
+        for folder, built in caches.items():
+            more = [*how_to_cache(recipe, folder), "--output", str(built)]
+            cache.main(*cache.make_parser().parse(["--config", str(own), *args, *more], launched=True)[0])
         values, _, _ = distill.make_parser().parse(["--config", str(own), *args], launched=True)
         distill.main(*values)
 

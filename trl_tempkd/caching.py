@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from . import training
 from .errors import UsageError
 from .files import written
+from .job import end_group
 from .launch import check_started
 from .locks import owned
 from .paths import check_writable
@@ -16,6 +17,7 @@ from .processes import end_with_launcher
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     from .config import KDConfig
@@ -41,6 +43,13 @@ class CacheArguments:
         },
     )
     output: str | None = field(default=None, metadata={"help": "Folder of the cache."})
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of a recipe with several `teachers` the name of the one that is cached, by its `model` or its "
+            "`server_url`: of the rows that its column `teacher` gives it, or of all."
+        },
+    )
     cache_dtype: str = field(
         default="bfloat16",
         metadata={
@@ -83,6 +92,7 @@ def build(
     folder = str(args.output)
     with written(folder), owned(folder, "--output") if training_args.process_index == 0 else nullcontext():
         _build(args, script_args, training_args, model_args, dataset_args)
+    end_group()
 
 
 def _build(
@@ -96,13 +106,19 @@ def _build(
 
     from .teachers import CacheBuilder
 
-    training_args.teacher_cache = None
+    teachers, training_args = training_args.teachers or [], chosen(args, training_args)
     trainer = training.make_trainer(script_args, training_args, model_args, dataset_args)
     splits = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
     splits = {name: dataset for name, dataset in splits.items() if dataset is not None}
     for name, dataset in splits.items():
         if not isinstance(dataset, Dataset):
             raise UsageError(f"the {name} data set is streamed; a cache needs --dataset_streaming false")
+    if args.teacher is not None:
+        own_prompt = next(of.get("teacher_prompt", True) for of in teachers if of["name"] == args.teacher)
+        splits = {name: own_rows(dataset, args.teacher, own_prompt) for name, dataset in splits.items()}
+        if not len(splits["train"]):
+            raise UsageError(f"no row of the train data has {args.teacher!r} in its column `teacher`")
+        splits = {name: dataset for name, dataset in splits.items() if len(dataset)}
     manifest = CacheBuilder(
         Path(str(args.output)),
         splits,
@@ -122,6 +138,47 @@ def _build(
     said = ", ".join(f"{split['rows']} rows of {name}" for name, split in manifest.splits.items())
     trainer.accelerator.print(f"Complete: {said} in {args.output}. Train with --teacher_cache {args.output}")
     trainer.end()
+
+
+def own_rows(dataset: "Dataset", teacher: str, own_prompt: bool) -> "Dataset":
+    """The rows of one of several teachers, where a column says which these are, as it reads them."""
+    from .row_formats import CONTEXTS, TEACHER
+
+    if not own_prompt and CONTEXTS in dataset.column_names:
+        dataset = dataset.remove_columns(CONTEXTS)
+    if TEACHER not in dataset.column_names:
+        return dataset
+    return dataset.filter(lambda name: name == teacher, input_columns=[TEACHER])
+
+
+def chosen(args: CacheArguments, training_args: "KDConfig") -> "KDConfig":
+    """
+    The configuration of a run with the teacher alone whose cache is built, and without a cache.
+
+    Raises:
+        [`UsageError`]: If it isn't clear which one it is, or there is nothing to build it from.
+    """
+    from .names import did_you_mean
+    from .teachers.several_options import TeacherSpec, view_of
+
+    if training_args.teachers is None:
+        if args.teacher is not None:
+            raise UsageError(f"--teacher is {args.teacher!r}, and the recipe has no `teachers`: leave it out")
+        training_args.teacher_cache = None  # the recipe may name this very one, for training
+        return training_args
+    specs = TeacherSpec.read(training_args)
+    if args.teacher not in specs:
+        said = "a cache is of one teacher" if args.teacher is None else f"there is no teacher {args.teacher!r}"
+        hint = "" if args.teacher is None else did_you_mean(args.teacher, specs)
+        raise UsageError(f"{said}, and the recipe has `teachers`: give --teacher, one of {', '.join(specs)}{hint}")
+    spec = specs[args.teacher]
+    if spec.model is None and spec.server_url is None:
+        raise UsageError(
+            f"`teachers`, {args.teacher}: it has a `cache` and nothing that one is built from. Give it a `model` too."
+        )
+    view = view_of(training_args, spec)
+    view.teacher_cache = None
+    return view
 
 
 def check(
@@ -151,11 +208,9 @@ def check(
             "completions that are generated in training can't be cached: give --lmbda 0 --seq_kd false, or distil "
             "with the teacher itself"
         )
+    training_args = chosen(args, training_args)
     teacher = training_args.teacher_model_name_or_path
     if teacher in STUDENTS:
         raise UsageError(f"{teacher} is in memory with the student anyway, and isn't cached")
-    if training_args.teachers is not None:
-        raise UsageError("a cache is of one teacher: give --teacher_model_name_or_path in the place of `teachers`")
-    training_args.teacher_cache = None  # the recipe may name this very one, for training
     check_writable(args.output, "--output")
     training.check(script_args, training_args, model_args, dataset_args)

@@ -146,4 +146,9 @@ class KDConfig(
         for name in ("teacher_server_url", "teacher_server_generation_url"):
             if fields[name] is not None:
                 fields[name] = shown(fields[name])
+        if isinstance(fields["teachers"], list):
+            fields["teachers"] = [
+                {key: shown(value) if key == "server_url" else value for key, value in entry.items()}
+                for entry in fields["teachers"]
+            ]
         return fields

@@ -22,7 +22,7 @@ from .counted_tokens import UnwritableError, counted_tokens, described, has_targ
 from .errors import UsageError, UsageTypeError
 from .models import load_processor
 from .rollouts.options import RolloutOptions
-from .row_formats import PROMPTS, Expected, Row, is_chat, problem_of
+from .row_formats import PROMPTS, ROUTE, TEACHER, TEACHER_PROMPT, Expected, Row, is_chat, problem_of
 from .vision import is_pictured
 from .vision_data import check_vision_options, check_vision_rows, has_images, undecoded
 
@@ -63,6 +63,7 @@ def check_datasets(
     tokenizer = None
     for name, dataset in named.items():
         rows = first_rows(dataset, name)
+        _check_skipped(args, rows[0], name)
         if is_pictured(rows[0]) and not pictured:
             raise UsageError(
                 f"{name} has images, and `train_dataset` has no column for them, so that they would be left out. Give "
@@ -87,6 +88,19 @@ def check_datasets(
         if with_template is not None and args.max_length is not None and answered and not packing:
             _check_lengths(dataset, name, with_template, args)
     return processing_class if tokenizer is None else tokenizer
+
+
+def _check_skipped(args: Any, row: Row, name: str) -> None:
+    """Stop at columns that only the preparation reads, where there is none."""
+    if not (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        return
+    unread = [TEACHER_PROMPT] + ([TEACHER, ROUTE] if args.teachers is not None else [])
+    for column in unread:
+        if column in row:
+            raise UsageError(
+                f"`dataset_kwargs` has `skip_prepare_dataset`, and {name} a column `{column}`, which nothing but the "
+                "preparation reads. Leave `skip_prepare_dataset` out, or the column."
+            )
 
 
 def first_rows(dataset: Any, name: str) -> list[Row]:

@@ -78,8 +78,13 @@ class RecipeParser(TrlParser):
             First paragraph of `--help`.
         epilog (`str`, *optional*):
             Last paragraph of `--help`, for examples.
+
+    Attributes:
+        ignored (`tuple[str, ...]`):
+            Keys of a recipe that mean nothing to this command.
     """
 
+    ignored: tuple[str, ...] = ()
     _action_groups: list[argparse._ArgumentGroup]
 
     def __init__(self, dataclass_types, prog: str | None = None, description: str = "", epilog: str = ""):
@@ -145,7 +150,8 @@ class RecipeParser(TrlParser):
             else:
                 hint = hint_for(key, [*actions, *(flag.lstrip("-") for flag in launcher)])
                 self.error(f"unknown key {key!r} in {self._recipe}{hint}")
-        super().set_defaults_with_config(**{key: value for key, value in config.items() if key in actions})
+        known = {key: value for key, value in config.items() if key in actions and key not in self.ignored}
+        super().set_defaults_with_config(**known)
         return for_launch
 
     def _checked(self, key: str, value: Any, action: argparse.Action) -> Any:

@@ -175,6 +175,7 @@ class TemperatureKDTrainer(ResumingTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         # The batches of one optimizer step. Their completions are generated here, together, and counted afterwards
         self._meter.start()
+        self.teacher.keeps = partial(self.rollouts.keeps, self.state.global_step)
         batches, count = super().get_batch_samples(self.teacher.ahead(epoch_iterator), num_batches, device)
         if not batches:  # a stream has ended
             return batches, count

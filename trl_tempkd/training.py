@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .job import job
+from .job import end_group, job
 from .launch import check_started
 
 
@@ -49,6 +49,7 @@ def train(
     check_started(training_args)
     with job(training_args):
         _train(script_args, training_args, model_args, dataset_args, callbacks, prepare)
+    end_group()
 
 
 def _train(
@@ -101,7 +102,7 @@ def _train(
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
         say(f"Model pushed to the Hub as {trainer.hub_model_id}.")
 
-    trainer.end()  # finishes the trackers and destroys the process group
+    trainer.end()  # finishes the trackers
 
 
 def names_of(
@@ -133,8 +134,9 @@ def make_trainer(
     from trl import get_peft_config, get_quantization_config
 
     from .data import data_faults
-    from .models import check_model, resolve_model
+    from .models import check_model
     from .teachers import STUDENTS
+    from .teachers.several_options import TeacherSpec, is_live
     from .trainer import TemperatureKDTrainer
 
     # What can be wrong with the names is found before any weights are loaded.
@@ -144,8 +146,8 @@ def make_trainer(
     check_model(student, model_args.model_revision, trust, "model_name_or_path")
     sources = (training_args.teacher_cache, training_args.teacher_server_url, training_args.teachers)
     for entry in training_args.teachers or []:
-        entry["model"] = resolve_model(entry["model"], "teachers")
-        check_model(entry["model"], entry.get("revision"), trust, "teachers")
+        if is_live(TeacherSpec(**entry)):
+            check_model(entry["model"], entry.get("revision"), trust, "teachers")
     if sources == (None, None, None) and teacher not in STUDENTS:
         check_model(str(teacher), training_args.teacher_model_revision, trust, "teacher_model_name_or_path")
 
@@ -215,13 +217,14 @@ def check(
     if training_args.teacher_server_url is not None:
         teacher = training_args.teacher_model_name_or_path  # its name on the server
     elif training_args.teachers is not None:
-        pass
+        training_args.teachers = [_resolved(entry) for entry in training_args.teachers]
     elif training_args.teacher_cache is None or training_args.teacher_model_name_or_path:
         teacher = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
     checkpoint, _ = find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
     if checkpoint is not None:  # the options; teacher, data and the rest are compared once they are loaded
         compare(Path(checkpoint), {"target": options_of(training_args)}, training_args.resume_with_changes)
-    check_adapter(model_args, teacher)
+    for each in [teacher, *(entry.get("model") for entry in training_args.teachers or [])]:
+        check_adapter(model_args, each)
     check_installed(training_args)
     check_writable(str(training_args.output_dir), "--output_dir")
     return student, teacher
@@ -246,6 +249,20 @@ def check_given(
             f"There is no {', no '.join(name.removeprefix('a ') for name in missing)}. A recipe that has all of them: "
             "--config recipes/tiny/distill.yaml"
         )
+
+
+def _resolved(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of `teachers`, its model as `from_pretrained` takes it. Stops at a path with nothing there."""
+    from .models import resolve_model
+    from .paths import check_path
+    from .teachers.several_options import OF_THE_STUDENT, TeacherSpec
+
+    spec = TeacherSpec(**entry)
+    if spec.cache is not None:
+        check_path(spec.cache, f"teacher cache (`teachers`, {spec.name})")
+    if spec.model is None or spec.model in OF_THE_STUDENT or spec.server_url is not None:
+        return entry
+    return {**entry, "model": resolve_model(spec.model, f"teachers, {spec.name}")}
 
 
 def check_adapter(model_args: "ModelConfig", teacher: str | None) -> None:

@@ -33,10 +33,15 @@ examples:
   # the teacher behind a server of last hidden states (docs/teachers.md), of which nothing but the head is read here
   trl-tempkd cache --config recipes/tiny/served_exact.yaml --mode hidden --output outputs/tiny-served-cache
 
+  # one of several teachers (docs/teachers.md): its own rows, through its own model or server
+  trl-tempkd cache --config recipes/tiny/two_teachers.yaml --teacher short --output outputs/tiny-short
+
   # four GPUs, each with the teacher and a quarter of the data
   trl-tempkd cache --config recipes/qwen3/distill.yaml --mode hidden --output outputs/qwen3-cache \\
       --accelerate_config multi_gpu --num_processes 4"""
 
 
 def make_parser(prog: str | None = None) -> RecipeParser:
-    return training_parser(prog, DESCRIPTION, EPILOG, first=(CacheArguments,))
+    parser = training_parser(prog, DESCRIPTION, EPILOG, first=(CacheArguments,))
+    parser.ignored = ("teacher_cache",)  # where a training reads from: perhaps what is to be built
+    return parser

@@ -13,9 +13,15 @@ TIMES, LEAST = 2.0, 0.1
 
 
 class MassOutside:
-    """Says once that a student moves away from the tokens that are known of its teacher. Each process sees its own."""
+    """
+    Says once that a student moves away from the tokens that are known of its teacher. Each process sees its own.
 
-    def __init__(self) -> None:
+    Args:
+        metric (`str`, *optional*, defaults to `METRIC`): what it is logged as.
+    """
+
+    def __init__(self, metric: str = METRIC) -> None:
+        self._metric = metric
         self._first: float | None = None
         self._said = False
 
@@ -32,7 +38,7 @@ class MassOutside:
         elif mean > max(TIMES * self._first, LEAST):
             self._said = True
             logger.warning(
-                f"The student's mass outside of the tokens that are known of the teacher (`{METRIC}`) has grown from "
-                f"{self._first:.3f} to {mean:.3f}: of these tokens it learns their sum alone. If it goes on, use more "
-                "tokens, a lower temperature, `forward_kl`, or a teacher whose whole rows are known."
+                f"The student's mass outside of the tokens that are known of the teacher (`{self._metric}`) has grown "
+                f"from {self._first:.3f} to {mean:.3f}: of these tokens it learns their sum alone. If it goes on, use "
+                "more tokens, a lower temperature, `forward_kl`, or a teacher whose whole rows are known."
             )

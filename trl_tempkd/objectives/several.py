@@ -8,14 +8,20 @@ from torch import Tensor
 
 from ..heads import Head
 from ..losses import Logits, Mixture, Part, chunked_kd_loss, measure_tokens
-from ..teachers.several import Mixed, Routed
+from ..teachers.several import EACH
+from ..teachers.several_batches import Mixed, Routed
 from ..teachers.several_options import TeacherSpec
 from ..temperature import rescale_factor
+from .outside import METRIC, MassOutside
 from .step_loss import BatchLoss, StepLoss
 
 
 class SeveralLoss(StepLoss):
     """As [`StepLoss`], of a divergence without a state, for `teachers`."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._outside_of: dict[str, MassOutside] = {}
 
     def __call__(  # type: ignore[override]
         self,
@@ -40,8 +46,9 @@ class SeveralLoss(StepLoss):
             "kd_ratio": self._options.kd_ratio,
             "normalizer": normalizer,
         }
-        step = self._routed if isinstance(teacher_rows, Routed) else self._mixed
-        return step(student, teacher_rows, teacher_head, fixed, logged)  # type: ignore[arg-type]
+        if isinstance(teacher_rows, Routed):
+            return self._routed(student, teacher_rows, teacher_head, fixed, logged, training)
+        return self._mixed(student, teacher_rows, teacher_head, fixed, logged)
 
     def _of_run(self) -> dict[str, Any]:
         return {"divergence": self._options.divergence, "divergence_kwargs": self._options.divergence_kwargs}
@@ -49,12 +56,21 @@ class SeveralLoss(StepLoss):
     # Each row has its teacher
 
     def _routed(
-        self, student: dict[str, Any], rows: Routed, heads: dict[str, Any], fixed: dict[str, Any], logged: bool
+        self,
+        student: dict[str, Any],
+        rows: Routed,
+        heads: dict[str, Any],
+        fixed: dict[str, Any],
+        logged: bool,
+        training: bool,
     ) -> BatchLoss:
         labels, kd_ratio = student["labels"], fixed["kd_ratio"]
         zeros = student["student_hidden"].new_zeros(len(labels), dtype=self._dtype(student))
         per_token, metrics = zeros.clone(), {name: zeros.clone() for name in self._metrics}
         loss = student["student_hidden"][:0].sum()
+        if not rows.known:  # the head takes part in any case, as on the other processes
+            parts = (student["student_weight"], student["student_bias"])
+            loss = sum((part[:0].sum() for part in parts if part is not None), loss)
         for name, (positions, known) in rows.known.items():
             spec = self._specs[name]
             tau_s, tau_t = spec.temperatures(*self.temperatures.pair())
@@ -83,9 +99,12 @@ class SeveralLoss(StepLoss):
             scaled = kd_ratio * spec.weight * out.per_token + (1 - kd_ratio) * out.metrics["ce"]
             per_token.index_copy_(0, positions, scaled.to(per_token.dtype))
             for metric, value in out.metrics.items():
-                metrics[metric].index_copy_(0, positions, value.to(zeros.dtype))
-            for metric, shown in (("kd", "kd_loss"), ("kl_tau1", "kl_tau1")):
-                metrics[f"{shown}/{name}"].index_copy_(0, positions, out.metrics[metric].to(zeros.dtype))
+                for key in (metric, f"{EACH.get(metric)}/{name}"):
+                    if key in metrics:
+                        metrics[key].index_copy_(0, positions, value.to(zeros.dtype))
+            if training and METRIC in out.metrics:
+                outside = self._outside_of.setdefault(name, MassOutside(f"{METRIC}/{name}"))
+                outside.see(out.metrics[METRIC], labels.index_select(0, positions) != -100)
             metrics[f"teacher_share/{name}"].index_fill_(0, positions, 1.0)
         return BatchLoss(loss, per_token, metrics) if logged else BatchLoss(loss, None, None)
 

@@ -98,6 +98,7 @@ class Rollouts:
         self._before: tuple[int, list[Row]] = (-1, [])  # what was kept for replay at the start of a step
         self.latest: list[tuple[list[int], list[int]]] = []  # prompts and completions that were generated last
         self.pictures: list[Pictured | None] = []  # what these prompts were made of, where they have images
+        self._asked: list[list[int]] = []  # what the teacher reads before each completion that is being written
         self.counts: Counter[str] = Counter()
         self.on_policy = False  # whether the student has written the completions of the present batches
 
@@ -174,6 +175,12 @@ class Rollouts:
     def _rng(self, *of: int) -> random.Random:
         return random.Random(" ".join(map(str, (self.args.seed, *of))))
 
+    def keeps(self, first: int, later: int) -> bool:
+        """Whether the data set's completions stay in a step, so many after the `first`, if that is known before."""
+        if self.args.lmbda_schedule != "constant" or self.args.seq_kd:
+            return False
+        return self._rng(first + later).random() >= self.share  # as `_source` draws
+
     def _source(self, step: int, progress: float) -> str:
         rng = self._rng(step)
         of_student, of_replay = rng.random(), rng.random()
@@ -215,11 +222,17 @@ class Rollouts:
         assert sampler is not None
         if any(row.pictured is not None for row in rows):
             return sampler(prompts, seed, [row.pictured for row in rows])
+        own = zip(rows, prompts, strict=True)
+        self._asked = [prompt if row.teacher_ids is None else row.teacher_ids for row, prompt in own]
         if source != "teacher" or translation is None:
             return sampler(prompts, seed)
         questions = [row.question for row in rows if row.question is not None]
         written = sampler([translation.prompt(question) for question in questions], seed)
         return [translation.completion(ids, question) for ids, question in zip(written, questions, strict=True)]
+
+    def written(self, ask: Callable[[list[list[int]]], None], number: int, completion: list[int]) -> None:
+        """Ask the teacher about a completion that has ended while others are being written."""
+        ask([self._asked[number] + completion])
 
     def _shortened(self, row: Row) -> list[int]:
         prompt = row.prompt

@@ -17,9 +17,10 @@ from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher
 from .other_tokenizer import OtherTokenizerTeacher
 from .served import ServedTeacher
 from .several import SeveralTeachers
+from .several_options import STUDENT, STUDENT_BASE, STUDENT_EMA
 from .states import StatesTeacher
-from .student import STUDENT, STUDENT_EMA, StudentEMATeacher, StudentTeacher
-from .student_base import STUDENT_BASE, StudentBaseTeacher
+from .student import StudentEMATeacher, StudentTeacher
+from .student_base import StudentBaseTeacher
 
 
 __all__ = [

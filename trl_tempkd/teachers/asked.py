@@ -18,9 +18,11 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UsageError
 from .base import Batch, Teacher
 from .client import CompletionsClient, TeacherServerError
 from .generation import Completion
+from .lengths import check_lengths, too_long
 from .own_prompt import read_in_place_of
 from .sampler import ServedSampler
 
@@ -45,8 +47,8 @@ class AskedTeacher(Teacher):
         self.client, self._options = client, options
         self.requests, self.source = client.requests, f"the server {client.url}"
         # Texts that are generated can't be asked about ahead
-        self._generates = options.generates
-        self._steps = 0 if options.generates else options.gradient_accumulation_steps
+        self._generates, self._generates_always = options.generates, options.generates_always
+        self._accumulated = options.gradient_accumulation_steps
         self._read: _ReadAhead | None = None
         self._epoch: torch.Tensor | None = None  # the random state before the first batch of an epoch was read
         self._before: _Randomness | None = None  # and before the step
@@ -119,9 +121,20 @@ class AskedTeacher(Teacher):
         """What was found at the start."""
 
     def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, read for an optimizer step ahead, so that the server works while the student does."""
+        """
+        The same batches, read for an optimizer step ahead, so that the server works while the student does. It isn't
+        asked about texts that are to be replaced.
+        """
         if self._read is None or self._read.batches is not batches:
-            self._read = _ReadAhead(batches, self._leave if self._generates else self._ask_about, self._steps)
+            keeps, part = self.keeps, self.part
+
+            def ask(batch: Batch, step: int) -> None:
+                if not self._generates or (keeps is not None and keeps(step)):
+                    self._ask_about(batch if part is None else part(batch))
+
+            self._read = _ReadAhead(
+                batches, ask, self._accumulated, 0 if self._generates_always else self._accumulated
+            )
             self._epoch = torch.get_rng_state()  # a data loader draws its seed when its first batch is read
         return self._read
 
@@ -146,7 +159,9 @@ class AskedTeacher(Teacher):
 
     def ask_early(self, texts: list[list[int]]) -> None:
         """Ask about texts that have been generated, while others of the step still are."""
-        self._early.update({tuple(tokens): self._question(tokens) for tokens in texts if len(tokens) > 1})
+        for tokens in texts:
+            if len(tokens) > 1 and tuple(tokens) not in self._early:  # the same may be written twice
+                self._early[tuple(tokens)] = self._question(tokens)
 
     def ask(self, batches: list[Batch]) -> None:
         """
@@ -161,11 +176,11 @@ class AskedTeacher(Teacher):
             inputs = read_in_place_of(batch)
             if REQUESTS not in inputs:
                 self._ask_about(batch)
-                inputs[REQUESTS].in_step = True
+            inputs[REQUESTS].in_step = self._generates
         self._early.clear()
 
-    def _leave(self, batch: Batch) -> None:
-        pass
+    def check_rows(self, dataset: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        check_lengths(dataset, self.positions, self._options, name, f"the server {self.client.url}")
 
     def _ask_about(self, batch: Batch) -> None:
         inputs = read_in_place_of(batch)
@@ -173,8 +188,11 @@ class AskedTeacher(Teacher):
 
     def _asked(self, batch: Batch) -> "_Requests":
         texts = [(place, tokens) for place, tokens in documents(batch) if len(tokens) > 1]
+        longest = max((len(tokens) for _, tokens in texts), default=0)
+        if self.positions is not None and longest > self.positions:
+            raise UsageError(too_long(f"A row has {longest} tokens", self.positions, f"the server {self.client.url}"))
         early = self._early
-        return _Requests([(place, early.pop(tuple(each), []) or self._question(each)) for place, each in texts])
+        return _Requests([(place, early.get(tuple(each)) or self._question(each)) for place, each in texts])
 
     def _taken(self, inputs: Batch) -> list[tuple[slice, list[Any]]]:
         """
@@ -265,13 +283,15 @@ class _Randomness:
 class _ReadAhead(Iterator[Batch]):
     """Batches that were read, and asked about, some time before they are taken."""
 
-    def __init__(self, batches: Iterator[Batch], ask: Callable[[Batch], None], count: int):
-        self.batches, self._ask, self._count = batches, ask, count
+    def __init__(self, batches: Iterator[Batch], ask: Callable[[Batch, int], None], accumulated: int, count: int):
+        self.batches, self._ask, self._accumulated, self._count = batches, ask, accumulated, count
         self._kept: deque[Batch] = deque()
+        self._seen = 0
 
     def __next__(self) -> Batch:
         while len(self._kept) <= self._count and (batch := next(self.batches, None)) is not None:
-            self._ask(batch)
+            self._ask(batch, self._seen // self._accumulated)
+            self._seen += 1
             self._kept.append(batch)
         if not self._kept:
             raise StopIteration

@@ -58,6 +58,13 @@ class Teacher(ABC):
             How many tokens a text may be made of, the first ones, where no model says so.
         positions (`int`, *optional*):
             How many tokens a text may have, where no model says so.
+        alone (`bool`):
+            Whether it is the run's only teacher. Of several, each collates its own rows without what its `prepare`
+            would add to them.
+        part (`Callable[[dict], dict]`, *optional*):
+            What it reads of a batch, of several teachers.
+        keeps (`Callable[[int], bool]`, *optional*):
+            Whether the texts of a step stay as they are, by its number from the next one on. Set before `ahead`.
         requests (`int`):
             How many texts it sees at a time, if it is asked about them before they are needed.
         source (`str`):
@@ -80,6 +87,9 @@ class Teacher(ABC):
     shares_tokenizer: bool = True
     vocabulary: int | None = None
     positions: int | None = None
+    alone: bool = True
+    part: Callable[[Batch], Batch] | None = None
+    keeps: Callable[[int], bool] | None = None
     requests: int = 0
     source: str = "the teacher"
     knows: type[Logits] | type[Truncated] = Logits
@@ -110,7 +120,25 @@ class Teacher(ABC):
         self, prepare: Callable[..., Any], dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any
     ) -> Any:
         """A data set as the trainer prepares it by `prepare`, with what the teacher needs. `bind` comes later."""
-        return prepare(dataset, processing_class, *args)
+        dataset = prepare(dataset, processing_class, *args)
+        self.check_rows(dataset, processing_class, args[-1])
+        return dataset
+
+    def check_rows(self, dataset: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:  # noqa: B027
+        """
+        Look at the rows that it will be asked about, which are prepared.
+
+        Args:
+            dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+                The rows.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the run.
+            name (`str`):
+                What the data are called.
+
+        Raises:
+            `ValueError`: If it has nothing for one of them.
+        """
 
     def collate(self, collator: Collator) -> Collator:
         """A data collator that carries along what `prepare` has added."""
@@ -168,6 +196,20 @@ class Teacher(ABC):
         theirs = on_device(own, inputs["input_ids"].device)
         check_positions(theirs, self.reader())
         return own.placed(self.rows(theirs))
+
+    def offload(self, where: str, folder: str) -> None:  # noqa: B027
+        """
+        From now on have a model of its own on the device inside of `active` alone.
+
+        Args:
+            where (`str`):
+                Where it is else: `cpu` or `disk`.
+            folder (`str`):
+                Where on the disk.
+
+        Raises:
+            `ValueError`: If it can't be moved.
+        """
 
     def reader(self) -> nn.Module | None:
         """The model that reads what `target` is asked about, not wrapped, if it is in this process."""

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """A teacher that has run before: what it said comes with the rows of the data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..losses import Truncated
 from ..row_formats import CONTEXTS, TEACHER_PROMPT
 from ..vision import VisionCollator
 from .base import Batch, Collator, Teacher
-from .columns import CHECKSUM, TOKENS, is_sound, key_of, rows_of
+from .columns import CHECKSUM, TOKENS, checksum, is_sound, key_of, predicting, rows_of, tokens_of
 from .layouts import MODES, layout_of
 from .manifest import Manifest, checksum_of
 from .own_pixels import own_processing
@@ -80,11 +80,10 @@ class CachedTeacher(Teacher):
             trust, kwargs = options.trust_remote_code, options.teacher_model_init_kwargs
             self.manifest.check_teacher(teacher, options.teacher_model_revision, trust, kwargs, self.folder)
         self._teacher = teacher
-        opened = [self._open(split, described["fingerprint"]) for split, described in self.manifest.splits.items()]
-        starts = accumulate([len(rows) for rows, _ in opened], initial=0)
-        self._rows = concatenate_datasets([rows for rows, _ in opened])
-        # Where the rows of each split begin among all, and where among them each is
-        self._splits = [(start, index) for start, (_, index) in zip(starts, opened, strict=False)]
+        self._splits = [
+            self._open(split, described["fingerprint"]) for split, described in self.manifest.splits.items()
+        ]
+        self._rows = concatenate_datasets([rows for rows, _ in self._splits])
 
     def bind(
         self, student: Callable[[], nn.Module], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
@@ -164,25 +163,33 @@ class CachedTeacher(Teacher):
                     f"`load_from_disk({str(self.folder)!r})[...].to_iterable_dataset()`."
                 )
             return dataset
-        if (own := CONTEXTS in dataset.column_names) != self.manifest.own_prompts:
-            differing += (
-                f" The teacher {'reads' if own else 'does not read'} a `{TEACHER_PROMPT}` of these rows, and "
-                f"{'read none' if own else 'read one'} for the cache."
-            )
-        return self._rows.select(self._places(dataset, args[-1], differing))
+        rows, numbers = self._found(dataset, args[-1])
+        return rows.select(numbers)
 
-    def _places(self, dataset: Dataset, name: str, differing: str) -> list[int]:
-        """Where the rows of a prepared data set are in the cache."""
+    def check_rows(self, dataset: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.manifest.check_tokenizer(tokenizer, self.folder)
+        if isinstance(dataset, Dataset):
+            self._found(dataset, name)
+
+    def _found(self, dataset: Dataset, name: str) -> tuple[Dataset, list[int]]:
+        """The split that has the rows of a prepared data set, and where in it they are."""
         keys = [key_of(tokens) for tokens in rows_of(dataset)]
-        start, index = max(self._splits, key=lambda split: sum(key in split[1] for key in keys))
+        rows, index = max(self._splits, key=lambda split: sum(key in split[1] for key in keys))
         missing = [i for i, key in enumerate(keys) if key not in index]
         if missing:
+            differing = self.manifest.differing_preparation(self._options)
+            own = CONTEXTS in dataset.column_names
+            if own != self.manifest.own_prompts:
+                differing += (
+                    f" The teacher {'reads' if own else 'does not read'} a `{TEACHER_PROMPT}` of these rows, and "
+                    f"{'read none' if own else 'read one'} for the cache."
+                )
             raise UsageError(
-                f"{len(missing)} of {len(keys)} rows of the {name} data set, the first being row {missing[0]}, aren't "
-                f"in the cache {self.folder}.{differing} Build the cache with the recipe and the data of the run, and "
-                "with `do_eval` for its evaluation."
+                f"{len(missing)} of {len(keys)} rows of the {name} data set, the first being row {missing[0]}, "
+                f"aren't in the cache {self.folder}.{differing} Build the cache with the recipe and the data of the "
+                "run, and with `do_eval` for its evaluation."
             )
-        return [start + index[key] for key in keys]
+        return rows, [index[key] for key in keys]
 
     def prepare_pictured(self, dataset: Any, collator: VisionCollator, name: str) -> Any:
         """
@@ -205,11 +212,14 @@ class CachedTeacher(Teacher):
             origin = {"revision": options.teacher_model_revision, "trust_remote_code": options.trust_remote_code}
             theirs = own_processing(self._teacher, collator.processing, **origin)
             self.manifest.check_processor(theirs, self.folder, "teacher_processor")
-        differing = self.manifest.differing_preparation(self._options)
-        return dataset.add_column(PLACE, self._places(seen_rows(dataset, collator), name, differing))
+        rows, numbers = self._found(seen_rows(dataset, collator), name)
+        starts = accumulate([len(split) for split, _ in self._splits], initial=0)
+        start = next(start for start, (split, _) in zip(starts, self._splits, strict=False) if split is rows)
+        return dataset.add_column(PLACE, [start + number for number in numbers])
 
     def collate(self, collator: Collator) -> "CachedCollator":
-        return CachedCollator(collator, self.manifest, str(self.folder), self._rows)
+        splits = () if self.alone else self._splits
+        return CachedCollator(collator, self.manifest, str(self.folder), splits, self._rows)
 
     def rows(self, inputs: Batch) -> torch.Tensor | Truncated:
         stored, positions = inputs.pop(self.layout.column), inputs.pop(POSITIONS)
@@ -234,20 +244,34 @@ class CachedCollator:
             Of the cache.
         folder (`str`):
             Of the cache, for messages.
-        rows ([`~datasets.Dataset`]):
-            Of the cache, for rows with images, which have but their place in it.
+        splits (`Sequence[tuple[Dataset, dict[bytes, int]]]`, *optional*, defaults to `()`):
+            The rows of the cache, where those to be collated are looked for by their tokens. Without them they come
+            with what is stored.
+        rows ([`~datasets.Dataset`], *optional*):
+            All of them, for rows with images, which have but their place among these.
     """
 
-    def __init__(self, collator: Collator, manifest: Manifest, folder: str, rows: Dataset):
+    def __init__(
+        self,
+        collator: Collator,
+        manifest: Manifest,
+        folder: str,
+        splits: Sequence[Any] = (),
+        rows: Dataset | None = None,
+    ):
         self.collator, self.rows = collator, rows
         self.folder = folder
+        self.splits = splits
         self.seed = manifest.seed
         self.layout = layout_of(manifest)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch, name, size = self.collator(examples), self.layout.column, self.layout.size
         if PLACE in examples[0]:
+            assert self.rows is not None
             examples = list(self.rows.select([row[PLACE] for row in examples]))
+        elif self.splits:
+            examples = [self._looked_up(row) for row in examples]
         if name not in examples[0]:
             self._fail(f"a row has no `{name}`. With `skip_prepare_dataset`, train on the cache's own data set.")
         if not all(is_sound(row, self.layout, self.seed) for row in examples):
@@ -260,6 +284,16 @@ class CachedCollator:
             self._fail("the batch has labels where its rows have none. Use TRL's collator, and the recipe's packing.")
         batch[name], batch[POSITIONS] = stored.view(-1, size), positions
         return batch
+
+    def _looked_up(self, row: dict[str, Any]) -> dict[str, Any]:
+        tokens = tokens_of(row)
+        key = key_of(tokens)
+        for rows, index in self.splits:
+            if key in index:
+                return rows[index[key]]
+        if predicting(tokens).any():
+            self._fail("a row isn't in it. Build the cache with the recipe and the data of the run.")
+        return {**row, self.layout.column: [b""] * len(tokens.input_ids), CHECKSUM: checksum(tokens, [], self.seed)}
 
     def _fail(self, problem: str) -> NoReturn:
         raise UsageError(f"`teacher_cache` {self.folder}: {problem}")

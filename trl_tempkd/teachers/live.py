@@ -23,7 +23,7 @@ from ..compat import (
     prepare_deepspeed,
 )
 from ..errors import UsageError
-from ..heads import Head, check_head, gathered_head, last_hidden_state
+from ..heads import Head, check_head, gathered_head, is_here, last_hidden_state, read_head
 from ..losses import Pooled
 from ..packing import PackingCheck
 from ..parameters import parameter_hash
@@ -31,6 +31,7 @@ from ..paths import check_model_name
 from ..sharding import layers_of
 from ..vision import Processing
 from .base import Batch, Teacher
+from .offload import Offloaded
 from .own_pixels import own_processing
 
 
@@ -57,6 +58,7 @@ class LiveTeacher(Teacher):
     """
 
     can_generate = True
+    _offloaded: Offloaded | None = None
 
     def __init__(self, teacher: str | PreTrainedModel, options: Any):
         self._teacher, self._options = teacher, options
@@ -110,14 +112,29 @@ class LiveTeacher(Teacher):
         return self.model
 
     def active(self) -> AbstractContextManager[None]:
-        return nullcontext()
+        return nullcontext() if self._offloaded is None else self._offloaded.here()
+
+    def offload(self, where: str, folder: str) -> None:
+        model = self.reader()
+        refused = None
+        if not is_here(model) or getattr(model, "hf_device_map", None):
+            refused = "is in parts, by ZeRO-3, FSDP2 or its `device_map`, which have their own offload"
+        elif getattr(model, "is_quantized", False):
+            refused = "is quantized, and its weights can't be moved by themselves"
+        elif where == "cpu" and next(model.parameters()).device.type == "cpu":
+            refused = "runs in the CPU's memory: 'disk' takes it out of there"
+        if refused is not None:
+            raise UsageError(f"`teachers_offload` is {where!r}, and the model {refused}. Leave it unset.")
+        head = read_head(model)
+        self._offloaded = Offloaded(model, where, folder, {id(head.weight), id(head.bias)})
 
     def reader(self) -> nn.Module:
         return self._accelerator.unwrap_model(self.model)
 
     def rows(self, inputs: Batch) -> torch.Tensor | Pooled:
-        self._packing.see(inputs, self._accelerator.unwrap_model(self.model), self._run)
-        return self._run(inputs).flatten(0, 1)
+        with self.active():
+            self._packing.see(inputs, self._accelerator.unwrap_model(self.model), self._run)
+            return self._run(inputs).flatten(0, 1)
 
     @torch.no_grad()
     def _run(self, inputs: Batch) -> torch.Tensor:
@@ -137,7 +154,8 @@ class LiveTeacher(Teacher):
     def identity(self) -> dict[str, Any]:
         model = self._accelerator.unwrap_model(self.model)
         name = self._options.teacher_model_name_or_path or model.config._name_or_path
-        return {"kind": "model", "name": name, "identity": parameter_hash(model.parameters())}
+        with self.active():
+            return {"kind": "model", "name": name, "identity": parameter_hash(model.parameters())}
 
 
 def _shard(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:

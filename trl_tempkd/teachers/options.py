@@ -8,7 +8,8 @@ from typing import Any
 from ..errors import UsageError
 from ..option_groups import OptionGroup, must, option
 from .address import Address, shown
-from .several_options import check_teachers
+from .offload import PLACES
+from .several_options import TeacherSpec, check_teachers
 
 
 @dataclass
@@ -42,16 +43,33 @@ class TeacherOptions(OptionGroup):
     )
     teachers: list[dict[str, Any]] | None = option(
         None,
-        "Several teachers, a list in the recipe. Each has a `name` and a `model`, and may have a `weight`, "
-        "temperatures (`kd_temperature`, `student_kd_temperature`, `teacher_kd_temperature`), a `divergence` and "
-        "`divergence_kwargs` of its own, a `revision` and `init_kwargs`. A column `teacher` of the rows names the one "
-        "that a row has; without it the target is the mixture of their probabilities.",
+        "Several teachers, a list in the recipe. Each has a `name` and a source: a `model` (with `revision` and "
+        "`init_kwargs`), a `cache` or a `server_url` (with `server_model` and `server_logprobs`). It may have a "
+        "`weight`, `teacher_prompt: false` (it reads the student's prompt where others read a `teacher_prompt`), "
+        "temperatures (`kd_temperature`, `student_kd_temperature`, `teacher_kd_temperature`), and a "
+        "`divergence` with `divergence_kwargs` of its own. A column `teacher` of the rows names the one that a row "
+        "has; without it the target is the mixture of their probabilities.",
+    )
+    teachers_offload: str | None = option(
+        None,
+        "Where the live models of `teachers` are while they don't run: `cpu` (its memory) or `disk` (a file in the "
+        "`output_dir` that has no name). Each is on the device once per optimizer step, one after the other, if it "
+        "has rows in it; its head stays. If not set, all stay on the device. Not with ZeRO-3 and FSDP2.",
+        choices=list(PLACES),
     )
     disable_dropout: bool = option(False, "Whether to disable dropout in the student. The teacher never has any.")
 
     def check(self) -> None:
+        must(
+            self, "teachers_offload", self.teachers_offload in (None, *PLACES), f"one of {', '.join(PLACES)}, or unset"
+        )
         if self.teachers is not None:
             check_teachers(self)
+        elif self.teachers_offload is not None:
+            raise UsageError(
+                f"`teachers_offload` is {self.teachers_offload!r}, and there are no `teachers`: one teacher is needed "
+                "in every step. Leave it unset."
+            )
         must(self, "teacher_ema_decay", 0 <= self.teacher_ema_decay < 1, "in [0, 1)")
         if self.teacher_cache is not None and self.generates:
             raise UsageError(
@@ -88,10 +106,13 @@ class ServerOptions(OptionGroup):
     )
 
     def check(self) -> None:
+        several = self.teachers is not None and any(of.server_url for of in TeacherSpec.read(self).values())
         if self.teacher_server_url is None:
             _need_server(self, "teacher_server_model")
-            return
-        Address.of(str(self.teacher_server_url))
+            if not several:
+                return
+        else:
+            Address.of(str(self.teacher_server_url))
         must(self, "teacher_server_requests", self.teacher_server_requests >= 1, "at least 1")
         for name in ("teacher_server_timeout", "teacher_server_patience"):
             must(self, name, 0 < getattr(self, name) < math.inf, "positive and finite, in seconds")

@@ -86,7 +86,7 @@ class OwnPromptCollator:
         if not any(CONTEXTS in row for row in examples):
             return self.collator(examples)
         batch = self.collator([{name: row[name] for name in row if name != CONTEXTS} for row in examples])
-        own = self.plain([row for example in examples for row in _rows(example)])
+        own = self.plain([row for example in examples for row in read_rows(example)])
         mine, theirs = targets_of(batch["labels"]), targets_of(own.pop("labels"))
         if len(mine) != len(theirs):
             raise UsageError(
@@ -98,7 +98,7 @@ class OwnPromptCollator:
         return batch
 
 
-def _rows(example: dict[str, Any]) -> list[dict[str, Any]]:
+def read_rows(example: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that the teacher reads in the place of one, which may hold several texts."""
     ids, labels = list(example["input_ids"]), list(example["labels"])
     ends = list(accumulate(example["seq_lengths"])) if "seq_lengths" in example else [len(ids)]

@@ -3,12 +3,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
+import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import DistributedType, send_to_device
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -16,54 +17,24 @@ from ..errors import UsageError
 from ..heads import Head, NoHead
 from ..losses import METRICS, Truncated
 from ..names import did_you_mean
-from ..row_formats import PROMPTS, ROUTE, TEACHER
+from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER, TEACHER_PROMPTS
 from .base import Batch, Collator, Teacher
-from .own_prompt import Known, selected, targets_of
+from .columns import TOKENS
+from .own_prompt import selected
+from .several_batches import ROUTED, Mixed, Routed, SeveralCollator, SubBatch, part_of, without_contexts
 from .several_options import TeacherSpec, view_of
 
 
-ROUTED = "routed_batches"  # in a batch: those of each teacher
-_EACH = {"kd": "kd_loss", "kl_tau1": "kl_tau1"}  # metrics of each teacher, and what they are logged as
-
-
-@dataclass(frozen=True)
-class SubBatch:
-    """
-    The rows of a batch that one teacher has. No container, so that it is passed on as it is.
-
-    Attributes:
-        inputs (`dict`):
-            Their batch, without labels.
-        positions, theirs (`torch.Tensor` of shape `(K,)`):
-            Where the flattened batch, and theirs, predict the tokens with a label.
-    """
-
-    inputs: Batch
-    positions: Tensor
-    theirs: Tensor
-
-
-@dataclass(frozen=True)
-class Routed:
-    """What is known of the teachers, each at the `positions` of its own rows."""
-
-    known: dict[str, tuple[Tensor, Known]]
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """What is known of the teachers, each at every position."""
-
-    known: dict[str, Known]
-
-    def select(self, rows: Tensor) -> "Mixed":
-        """Some positions."""
-        return Mixed({name: selected(known, rows) for name, known in self.known.items()})
+# Metrics of each teacher, and what they are logged as
+EACH = {"kd": "kd_loss", "kl_tau1": "kl_tau1", "kl_tau1_coarse": "kl_tau1_coarse"}
+EACH |= {"student_mass_outside": "student_mass_outside"}
 
 
 class SeveralTeachers(Teacher):
     """
     The teachers of `teachers`. Whether rows are routed, their column `teacher` says.
+
+    Each has a batch of its own: of those rows that are routed to it, or of all.
 
     Args:
         teacher (`None`):
@@ -74,45 +45,76 @@ class SeveralTeachers(Teacher):
             Makes one of them, from its name or path and the options as it sees them.
 
     Raises:
-        `ValueError`: If another teacher is named too; by `prepare`, if a row names one that there isn't, or the rows
-            can't be routed; by `bind`, if one of them doesn't fit the student.
+        `ValueError`: If another teacher is named too, or one of them can't be had or hasn't what the run minimises; by
+            `prepare`, if a row names one that there isn't, or the rows can't be routed; by `bind`, if one of them
+            doesn't fit the student.
     """
 
     source = "one of several teachers"
     instead = "use one teacher (`teacher_model_name_or_path`)"
+    reads_tokens = False  # each of them has a batch of its own
 
     def __init__(self, teacher: Any, options: Any, make: Callable[[Any, Any], Teacher]):
         if teacher is not None:
             raise UsageError("`teachers` has the teachers, and another one is named too: leave one of the two out.")
         self._options, self.specs = options, TeacherSpec.read(options)
-        self.members = {name: make(spec.model, view_of(options, spec)) for name, spec in self.specs.items()}
+        self.members: dict[str, Teacher] = {}
+        for name, spec in self.specs.items():
+            with _named(name):
+                self.members[name] = make(spec.model, view_of(options, spec))
+            self.members[name].alone, self.members[name].part = False, partial(part_of, name)
         self.routed: bool | None = None  # until the training data are seen
-        each = [f"{logged}/{name}" for name in self.specs for logged in _EACH.values()]
-        self.shares = [f"teacher_share/{name}" for name in self.specs]
-        self.metrics = (*METRICS, *each, *self.shares)
-        self.relative = {
-            f"{logged}/{name}": f"teacher_share/{name}" for name in self.specs for logged in _EACH.values()
-        }
-        self.columns = [PROMPTS, ROUTE]
+        self.columns = [PROMPTS, ROUTE, *TOKENS]
 
     @property
-    def reads_tokens(self) -> bool:  # type: ignore[override]
-        return not self.routed  # else each of them has a batch of its own
+    def metrics(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those that all have, and of each those that it has. Known once they are bound."""
+        common = [metric for metric in METRICS if all(metric in member.metrics for member in self.members.values())]
+        return (*common, *self.relative, *(f"teacher_share/{name}" for name in self.members))
+
+    @property
+    def relative(self) -> dict[str, str]:  # type: ignore[override]
+        return {
+            f"{logged}/{name}": f"teacher_share/{name}"
+            for name, member in self.members.items()
+            for metric, logged in EACH.items()
+            if metric in member.metrics
+        }
+
+    @property
+    def vocabulary(self) -> int | None:  # type: ignore[override]
+        return min((of.vocabulary for of in self.members.values() if of.vocabulary is not None), default=None)
+
+    @property
+    def positions(self) -> int | None:  # type: ignore[override]
+        return min((of.positions for of in self.members.values() if of.positions is not None), default=None)
 
     def bind(
         self, student: Callable[[], nn.Module], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
     ) -> None:
         self._accelerator = accelerator
+        if self.routed is None:  # the data are prepared elsewhere
+            self.routed = False
+            self._check_mode()
+        where = self._options.teachers_offload
+        if where is not None and shards(accelerator):
+            raise UsageError(
+                f"`teachers_offload` is {where!r}, and with {shards(accelerator)} each process has a shard of every "
+                "teacher, which stays where it is. Leave it unset, or use DDP or ZeRO-2."
+            )
         for name, member in self.members.items():
-            try:
+            with _named(name):
                 member.bind(student, tokenizer, accelerator)
-            except UsageError as error:
-                raise UsageError(f"`teachers`, {name}: {error}") from error
-            if issubclass(member.knows, Truncated):
-                raise UsageError(
-                    f"`teachers`, {name}: {member.source} hasn't the teacher's whole rows, and several teachers need "
-                    f"them. Leave it out, or {member.instead}."
-                )
+                self._check_knowledge(member)
+                if where is not None:
+                    member.offload(where, str(self._options.output_dir))
+
+    def _check_knowledge(self, member: Teacher) -> None:
+        if not self.routed and issubclass(member.knows, Truncated):
+            raise UsageError(
+                f"{member.source} hasn't the teacher's whole rows, and the mixture of several needs them. Give rows a "
+                f"column `{TEACHER}`, so that each has one of them, leave it out, or {member.instead}."
+            )
 
     # The data
 
@@ -131,7 +133,21 @@ class SeveralTeachers(Teacher):
             )
         if TEACHER in columns:
             dataset = dataset.map(self._numbered, fn_kwargs={"split": args[-1]}, remove_columns=[TEACHER])
-        return prepare(dataset, processing_class, *args)
+        dataset = prepare(dataset, processing_class, *args)
+        for number, (name, member) in enumerate(self.members.items()):
+            with _named(name):
+                member.check_rows(self._rows_of(dataset, number), processing_class, args[-1])
+        return dataset
+
+    def _rows_of(self, dataset: Any, number: int) -> Any:
+        """Those that a teacher is asked about, as it reads them. A stream can't be looked through."""
+        if not list(self.specs.values())[number].teacher_prompt:
+            columns = dataset.column_names or []
+            dataset = dataset.remove_columns([name for name in (CONTEXTS, TEACHER_PROMPTS) if name in columns])
+        if not self.routed or not isinstance(dataset, Dataset):
+            return dataset
+        mine = np.flatnonzero(np.asarray(dataset.with_format("numpy")[ROUTE]) == number)
+        return dataset.select(mine)
 
     def _check_mode(self) -> None:
         if self.routed and self._options.packing:
@@ -145,6 +161,8 @@ class SeveralTeachers(Teacher):
                     f"`teachers`, {name}: `{spec.own_loss}` is of its own, but without a column `{TEACHER}` in the "
                     "rows the target is one mixture of all. Set it for the run, or add the column."
                 )
+            with _named(name):
+                self._check_knowledge(self.members[name])
 
     def _numbered(self, row: dict[str, Any], split: str) -> dict[str, Any]:
         names, name = list(self.specs), row[TEACHER]
@@ -156,20 +174,62 @@ class SeveralTeachers(Teacher):
         return {ROUTE: names.index(name)}
 
     def collate(self, collator: Collator) -> Collator:
-        return RoutedCollator(collator, self.members) if self.routed else collator
+        own = {name: member.collated(collator) for name, member in self.members.items()}
+        for name, spec in self.specs.items():
+            if not spec.teacher_prompt:
+                own[name] = partial(without_contexts, own[name])
+        return SeveralCollator(collator, own, bool(self.routed))
 
     # A step
 
-    def rows(self, inputs: Batch) -> Any:
-        if not self.routed:
-            return Mixed({name: member.rows(dict(inputs)) for name, member in self.members.items()})
-        batches, device, known = inputs.pop(ROUTED).batches, inputs["input_ids"].device, {}
+    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for member in self.members.values():
+            member.keeps = self.keeps
+            batches = member.ahead(batches)
+        return batches
+
+    def wait(self, batches: list[Batch], save: Callable[[], None] | None = None) -> None:
         for name, member in self.members.items():
-            batch: SubBatch = batches[name]
-            if len(batch.positions) or self._accelerator.num_processes > 1:  # shards are gathered by all together
-                found = member.target(dict(send_to_device(batch.inputs, device)))
-                known[name] = (batch.positions.to(device), selected(found, batch.theirs))
-        return Routed(known)
+            member.wait([part_of(name, batch) for batch in batches], save)
+
+    def ask(self, batches: list[Batch]) -> None:
+        for name, member in self.members.items():
+            member.ask([part_of(name, batch) for batch in batches])
+        if self._offloads:
+            self._read(batches)
+
+    def _read(self, batches: list[Batch]) -> None:
+        """Have each model that is offloaded read its rows of the whole step, so that it is fetched once."""
+        for name, member in self.members.items():
+            parts = [batch[ROUTED].batches[name] for batch in batches]
+            if member.model is None or not any(len(part.positions) for part in parts):
+                continue
+            with member.active(), self._accelerator.autocast():
+                for part in parts:
+                    if len(part.positions):
+                        part.known = self._asked(member, part).cpu()
+
+    def _asked(self, member: Teacher, part: SubBatch) -> Any:
+        """What one of them says at the tokens with a label that it has of a batch."""
+        if part.known is not None:
+            return part.known.to(self._accelerator.device)
+        found = member.target(dict(send_to_device(part.inputs, self._accelerator.device)))
+        return selected(found, part.theirs)
+
+    def rows(self, inputs: Batch) -> Routed | Mixed:
+        batches, count = inputs.pop(ROUTED).batches, inputs["input_ids"].numel()
+        together = self._accelerator.num_processes > 1  # shards are gathered, and answers waited for, by all
+        known: dict[str, Any] = {}
+        for name, member in self.members.items():
+            part: SubBatch = batches[name]
+            apart = member.model is not None and self._offloads
+            if not self.routed or len(part.positions) or (together and not apart):
+                known[name] = (part.positions.to(inputs["input_ids"].device), self._asked(member, part))
+        return Routed(known) if self.routed else Mixed.of(known, count)
+
+    @property
+    def _offloads(self) -> bool:
+        return self._options.teachers_offload is not None
 
     @contextmanager
     def head(self) -> Iterator[Any]:
@@ -194,10 +254,6 @@ class SeveralTeachers(Teacher):
         for member in self.members.values():
             member.load(folder)
 
-    def ask(self, batches: list[Batch]) -> None:
-        for member in self.members.values():
-            member.ask(batches)
-
     def identity(self) -> dict[str, Any]:
         parts = [{**member.identity(), "as": name} for name, member in self.members.items()]
         hashes = [part["identity"] for part in parts]
@@ -206,45 +262,18 @@ class SeveralTeachers(Teacher):
         return {"kind": "several", "name": str(specs), "identity": known, "teachers": specs, "routed": self.routed}
 
 
-class RoutedCollator:
-    """
-    What another collator makes of some rows, and a batch for each teacher of the rows that are its own.
-
-    Args:
-        collator (`Callable`):
-            The other collator. It keeps the order of the rows.
-        members (`dict[str, Teacher]`):
-            The teachers, in the order of their numbers.
-    """
-
-    def __init__(self, collator: Collator, members: dict[str, Teacher]):
-        self.collator = collator
-        self.own = {name: member.collated(collator) for name, member in members.items()}
-
-    def __call__(self, examples: list[dict[str, Any]]) -> Any:
-        numbers = [row.get(ROUTE, 0) for row in examples]
-        rows = [{name: row[name] for name in row if name != ROUTE} for row in examples]
-        batch = self.collator([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
-        counts = [sum(label != -100 for label in row["labels"][1:]) for row in rows]
-        positions = targets_of(batch["labels"])
-        if len(positions) != sum(counts):
-            raise UsageError(
-                f"The data collator made {len(positions)} tokens with a label of {sum(counts)}: with a column "
-                f"`{TEACHER}` it must keep every label. Use TRL's own."
-            )
-        parts, found = positions.split(counts), {}
-        for number, (name, collate) in enumerate(self.own.items()):
-            mine = [i for i, other in enumerate(numbers) if other == number]
-            own = collate([rows[i] for i in mine or [0]])  # where it has none, one that nobody reads
-            theirs = targets_of(own.pop("labels"))
-            at = torch.cat([positions[:0], *(parts[i] for i in mine)])
-            found[name] = SubBatch(own, at, theirs[: len(at)])
-        batch[ROUTED] = RoutedBatches(found)
-        return batch
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Context in which errors say which of them they are of."""
+    try:
+        yield
+    except UsageError as error:
+        error.args = (f"`teachers`, {name}: {error}",)
+        raise
 
 
-@dataclass(frozen=True)
-class RoutedBatches:
-    """The batches of the teachers, by name. No container, so that it is passed on as it is."""
-
-    batches: dict[str, SubBatch]
+def shards(accelerator: Accelerator) -> str | None:
+    """What shards the models of a run, if anything does."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return "ZeRO-3" if accelerator.state.deepspeed_plugin.zero_stage == 3 else None
+    return "FSDP" if accelerator.distributed_type == DistributedType.FSDP or accelerator.is_fsdp2 else None

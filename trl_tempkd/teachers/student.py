@@ -27,9 +27,6 @@ from .student_base import StudentBaseTeacher
 
 logger = get_logger(__name__)
 
-# The names by which these teachers are asked for. A folder of that name needs a path, such as `./student`.
-STUDENT, STUDENT_EMA = "student", "student_ema"
-
 
 class StudentTeacher(StudentBaseTeacher):
     """
@@ -58,13 +55,10 @@ class StudentTeacher(StudentBaseTeacher):
         self._wrapped, self._accelerator = student, accelerator
         self._forward_redirection = ForwardRedirection()
 
-    def prepare(
-        self, prepare: Callable[..., Any], dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any
-    ) -> Any:
-        dataset = super().prepare(prepare, dataset, processing_class, *args)
-        if args[-1] == "train" and CONTEXTS not in (dataset.column_names or next(iter(dataset), {})):
+    def check_rows(self, dataset: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        # Among several, others say something else
+        if self.alone and name == "train" and CONTEXTS not in (dataset.column_names or next(iter(dataset), {})):
             self._check_difference()
-        return dataset
 
     def _check_difference(self) -> None:
         """Stop where student and teacher are the same distribution at every token."""

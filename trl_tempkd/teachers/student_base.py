@@ -18,10 +18,8 @@ from ..errors import UsageError
 from ..heads import Head, gathered_head, last_hidden_state, unwrap_adapter
 from .base import Batch, Teacher
 from .live import refuse_options
+from .several_options import STUDENT_BASE
 
-
-# The name by which this teacher is asked for. A folder of that name needs a path, such as `./student_base`.
-STUDENT_BASE = "student_base"
 
 # Initialisations of LoRA that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, ...) take what
 # the adapter starts with out of its weights, so that without the adapter it isn't the model that was loaded.
