@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import build_model, build_tokenizer
 from datasets import Dataset, Features, Image, List
-from vision_models import config_of, noise, processor_of, rows, vision_model
+from vision_models import config_of, noise, processor_of, rows, vision_model, vision_tokenizer
 
 from trl_tempkd import TemperatureKDTrainer
 from trl_tempkd.errors import UsageError, UsageImportError
@@ -156,6 +156,23 @@ def test_text_for_a_student_that_sees(make_config, refused):
     args = make_config(packing=True, max_length=32, packing_strategy="wrapped")
     trainer = TemperatureKDTrainer(*models, args, train_dataset=data, processing_class=processor_of("idefics3"))
     assert "input_ids" in trainer.train_dataset.column_names
+
+
+def test_text_of_a_model_that_sees_and_one_that_does_not(make_config):
+    """On either side, with one tokenizer."""
+    tokenizer = vision_tokenizer()
+    size = {"vocab_size": len(tokenizer)}
+    data = Dataset.from_list([{"prompt": "the cat", "completion": " sat on the mat"}] * 4)
+    pairs = [
+        (vision_model("gemma3"), build_model(seed=1, **size), processor_of("gemma3")),
+        (build_model(**size), vision_model("gemma3", 1), tokenizer),
+    ]
+    for student, teacher, processing_class in pairs:
+        trainer = TemperatureKDTrainer(
+            student, teacher, make_config(), train_dataset=data, processing_class=processing_class
+        )
+        trainer.train()
+        assert trainer.state.log_history[0]["kl_tau1"] > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is there")

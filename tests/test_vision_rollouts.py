@@ -1,6 +1,9 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Completions are generated with the images of their rows, trained on with them, kept with them and shown."""
 
+import sys
+from types import SimpleNamespace
+
 import pyarrow.parquet
 import pytest
 import torch
@@ -156,6 +159,19 @@ def test_training_evaluation_and_what_is_shown(tmp_path, train):
     assert "<image>x4" in shown and len(shown) < 150
     answered = TemperatureKDTrainer.evaluate(trainer, data)  # answers that are there stay
     assert answered["eval_ce_loss"] > 0
+
+
+def test_trackers_are_shown_the_images(train, monkeypatch):
+    sent = []
+    wandb = SimpleNamespace(
+        run=True, Image=lambda image: image.size, Table=lambda dataframe: dataframe, log=sent.append
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    trainer = train(vision_model("gemma3"), vision_model("gemma3", 1), log_completions=True)
+    trainer.rollouts([trainer.data_collator(list(trainer.train_dataset))], 0, 0.0)
+    trainer.args.report_to = ["wandb"]
+    trainer.rollouts.log_completions(1)
+    assert list(sent[0]["completions"]["images"]) == [[row.size for row in each["images"]] for each in rows()]
 
 
 def test_prompts_that_leave_no_room(train):

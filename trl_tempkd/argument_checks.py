@@ -88,7 +88,7 @@ def _model(name: str, value: Any) -> Any:
     )
 
 
-def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any]) -> None:
+def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any], teacher: Any = None) -> None:
     """
     Stop at what can't work, before a model is loaded. Arguments as of the trainer. If the student has a processor
     and the data are text, they get what it needs to read them, and an adapter leaves its tower alone.
@@ -110,7 +110,7 @@ def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any]) -> None:
         check_writable(str(args.output_dir), "`output_dir`")
     found = check_datasets(model, args, **kwargs)
     if isinstance(found, ProcessorMixin) and kwargs.get("data_collator") is None:
-        kwargs.update(text_arguments(found, kwargs, args))
+        kwargs.update(text_arguments(found, kwargs, args, teacher))
     if isinstance(found, ProcessorMixin) and kwargs.get("peft_config") is not None:
         kwargs["peft_config"] = on_language_alone(model, kwargs["peft_config"], args)
 

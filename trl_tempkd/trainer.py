@@ -108,7 +108,7 @@ class TemperatureKDTrainer(ResumingTrainer):
             args = KDConfig(f"{model_name.split('/')[-1]}-KD")
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
         check_answers(args, {"train": kwargs.get("train_dataset"), "eval": kwargs.get("eval_dataset")})
-        check_run(model, args, kwargs)
+        check_run(model, args, kwargs, teacher_model)
         self.teacher = make_teacher(teacher_model, args)
         super().__init__(model, args=args, **kwargs)
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one

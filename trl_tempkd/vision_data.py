@@ -9,12 +9,20 @@ from typing import Any
 
 import torch
 from datasets import Dataset, Image, IterableDataset
-from transformers import AutoConfig, AutoModelForImageTextToText, ProcessorMixin
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from .errors import UsageError
 from .heads import unwrap_adapter
+from .models import sees
 from .rollouts.options import RolloutOptions
 from .row_formats import TEACHER_PROMPT, Row
+from .teachers import STUDENTS
 from .vision import Processing, VisionCollator, is_pictured
 
 
@@ -123,7 +131,9 @@ def check_vision_rows(
         )
 
 
-def text_arguments(processor: Any, kwargs: dict[str, Any], args: RolloutOptions) -> dict[str, Any]:
+def text_arguments(
+    processor: Any, kwargs: dict[str, Any], args: RolloutOptions, teacher: Any = None
+) -> dict[str, Any]:
     """
     Text for a student that sees, as rows without an image: its processor writes messages in parts, which the chat
     template of such a model may need. Where an option or a teacher needs tokens beforehand, its tokenizer makes them.
@@ -135,6 +145,8 @@ def text_arguments(processor: Any, kwargs: dict[str, Any], args: RolloutOptions)
             Arguments of the trainer.
         args ([`RolloutOptions`]):
             Options of the run.
+        teacher (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The teacher, which may read text alone.
 
     Returns:
         `dict`: The arguments that have changed.
@@ -144,7 +156,8 @@ def text_arguments(processor: Any, kwargs: dict[str, Any], args: RolloutOptions)
     if is_pictured(first):
         return {}
     made = "input_ids" in first or (args.dataset_kwargs or {}).get("skip_prepare_dataset")
-    if made or any(getattr(args, option) for option in (*_TOGETHER, *_OTHER_TEACHERS, "teacher_cache")):
+    tokens = any(getattr(args, option) for option in (*_TOGETHER, *_OTHER_TEACHERS, "teacher_cache"))
+    if made or tokens or _reads_text_alone(teacher, args):
         tokenizer = processor.tokenizer
         tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
         return {"processing_class": tokenizer}
@@ -153,6 +166,17 @@ def text_arguments(processor: Any, kwargs: dict[str, Any], args: RolloutOptions)
         several = isinstance(evals, Mapping)
         new["eval_dataset"] = {k: _with_column(each) for k, each in evals.items()} if several else _with_column(evals)
     return new
+
+
+def _reads_text_alone(teacher: Any, args: RolloutOptions) -> bool:
+    if isinstance(teacher, PreTrainedModel):
+        return type(teacher.config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if not isinstance(teacher, str) or teacher in STUDENTS:
+        return False
+    try:
+        return not sees(teacher, args.teacher_model_revision, args.trust_remote_code)
+    except (OSError, ValueError):  # it is said of the teacher, which is made next
+        return False
 
 
 def _with_column(dataset: Any) -> Any:

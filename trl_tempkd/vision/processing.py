@@ -166,8 +166,9 @@ class Processing:
         filled, images = [], iter(row.images)
         for turn in row.asked:
             assert isinstance(turn, dict)
-            parts = [{**part, "image": next(images)} if part["type"] == "image" else part for part in turn["content"]]
-            filled.append({**turn, "content": parts})
+            parts = turn.get("content") or []  # none where there are calls of tools alone
+            parts = [{**part, "image": next(images)} if part["type"] == "image" else part for part in parts]
+            filled.append({**turn, "content": parts} if parts else turn)
         found = self.processor.apply_chat_template(
             [filled],
             chat_template=self.template,
