@@ -152,7 +152,15 @@ def test_text_for_a_student_that_sees(make_config, refused):
     trainer.train()
     assert trainer.state.log_history[0]["kl_tau1"] > 0
     assert trainer.evaluate()["eval_kl_tau1"] > 0
-    # What needs tokens beforehand gets them from its tokenizer
+    # What needs tokens beforehand gets them from its tokenizer, and so does what only the preparation of text reads
+    said = [{"from": "user", "value": "the moon"}, {"from": "assistant", "value": "the cat"}]
+    for rows_of_text, own in (
+        ([{"conversations": said}] * 4, {}),
+        ([{"question": "the moon"}] * 4, {"formatting_func": lambda row: row["question"] + " the cat"}),
+    ):
+        own |= {"train_dataset": Dataset.from_list(rows_of_text), "processing_class": processor_of("gemma3")}
+        trainer = TemperatureKDTrainer(vision_model("gemma3"), vision_model("gemma3", 1), make_config(), **own)
+        assert "input_ids" in trainer.train_dataset.column_names
     args = make_config(packing=True, max_length=32, packing_strategy="wrapped")
     trainer = TemperatureKDTrainer(*models, args, train_dataset=data, processing_class=processor_of("idefics3"))
     assert "input_ids" in trainer.train_dataset.column_names

@@ -156,6 +156,9 @@ def text_arguments(
     if is_pictured(first):
         return {}
     made = "input_ids" in first or (args.dataset_kwargs or {}).get("skip_prepare_dataset")
+    # What only the preparation of text knows how to read
+    made = made or kwargs.get("formatting_func") is not None or "conversations" in first
+    made = made or (isinstance(dataset, Dataset) and dataset.format["type"] == "custom")
     tokens = any(getattr(args, option) for option in (*_TOGETHER, *_OTHER_TEACHERS, "teacher_cache"))
     if made or tokens or _reads_text_alone(teacher, args):
         tokenizer = processor.tokenizer
