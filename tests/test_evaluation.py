@@ -193,7 +193,7 @@ class TestDivergenceToTeacher:
     def test_small_chunks_change_nothing(self, make_model, tokenizer, prompt_dataset, monkeypatch):
         student, teacher, rows = make_model(), make_model(seed=1), tokenize(prompt_dataset, tokenizer)
         expected = divergence_to_teacher(student, teacher, rows, progress=False)
-        monkeypatch.setattr(evaluation, "CHUNK_ELEMENTS", 500)
+        monkeypatch.setattr(to_teacher, "CHUNK_ELEMENTS", 500)
         assert divergence_to_teacher(student, teacher, rows, progress=False) == pytest.approx(expected)
 
     def test_calibration_bins(self):
