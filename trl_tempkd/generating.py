@@ -54,6 +54,7 @@ class GenerateConfig(ServerOptions, GenerationOptions, SamplingOptions):
     # What the groups look at, of the options that a training has
     generates: ClassVar[bool] = True
     use_vllm: ClassVar[bool] = False
+    teachers: ClassVar[None] = None
     world_size: ClassVar[int] = 1
     _VALID_DICT_FIELDS: ClassVar[list[str]] = ["generation_kwargs"]
 
