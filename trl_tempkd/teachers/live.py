@@ -28,6 +28,7 @@ from ..losses import Pooled
 from ..packing import PackingCheck
 from ..parameters import parameter_hash
 from ..paths import check_model_name
+from ..tiny import resolve
 from .base import Batch, Teacher
 from .offload import Offloaded
 
@@ -58,6 +59,7 @@ class LiveTeacher(Teacher):
     _offloaded: Offloaded | None = None
 
     def __init__(self, teacher: str | PreTrainedModel, options: Any):
+        teacher = resolve(teacher) if isinstance(teacher, str) else teacher
         self._teacher, self._options = teacher, options
         kwargs, revision = options.teacher_model_init_kwargs, options.teacher_model_revision
         if isinstance(teacher, str):
