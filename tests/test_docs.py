@@ -6,7 +6,6 @@ import inspect
 import os
 import pkgutil
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from documents import blocks, check_command, commands_in
 from standins import save_pair
 
 import trl_tempkd
 from trl_tempkd import DIVERGENCES, KDConfig, chunked_kd_loss, kd_loss
 from trl_tempkd.caching import COUNT, TAUS
-from trl_tempkd.cli import COMMANDS, EXAMPLES
+from trl_tempkd.cli import EXAMPLES
 from trl_tempkd.commands import cache, diagnose, distill, divergences, evaluate, report, student, sweep, tune
 from trl_tempkd.objectives.temperatures import QUANTILES
 from trl_tempkd.study.declared import read_hypotheses
@@ -30,6 +30,10 @@ from trl_tempkd.trl_names import TRL_NAMES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+GUIDE = [
+    f"docs/guide/{path.name}" for path in sorted((ROOT / "docs/guide").glob("*.md"))
+]  # tests/test_guide.py runs it
+PAGES += GUIDE
 TEXTS = {
     **{page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES},
     "trl-tempkd --help": EXAMPLES,
@@ -50,17 +54,6 @@ TEXTS = {
 }
 
 
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^[ ]*```{language}\n(.*?)^[ ]*```", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def commands_in(text: str) -> list[list[str]]:
-    """The lines that start a command of ours, with those that go on behind a backslash."""
-    joined = re.sub(r"\\\n\s*", " ", text)
-    lines = re.findall(r"^\s*((?:trl-tempkd|accelerate launch) .*)$", joined, flags=re.MULTILINE)
-    return [shlex.split(line, comments=True) for line in lines]
-
-
 README_PYTHON = blocks(TEXTS["README.md"], "python")
 
 
@@ -75,46 +68,15 @@ def test_python_in_the_readme_runs(code, tmp_path, monkeypatch, make_model, toke
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("source", TEXTS)
+@pytest.mark.parametrize("source", [source for source in TEXTS if source not in GUIDE])
 @pytest.mark.usefixtures("own_forgotten")
 def test_commands_parse(source, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for command in commands_in(TEXTS[source]):
-        if command[0] == "accelerate":
-            arguments = command[command.index("examples/distill.py") + 1 :]
-        elif command[1] == "distill":
-            arguments = command[2:]
-        elif command[1] == "cache":
-            values, _, _ = cache.make_parser().parse([*command[2:], "--use_cpu", "--bf16", "false"])
-            assert values[0].output
-            continue
-        elif command[1] == "evaluate":
-            evaluate.make_parser().parse_here(command[2:])
-            continue
-        elif command[1] == "diagnose":
-            diagnose.make_parser().parse_here(command[2:])
-            continue
-        elif command[1] == "student":
-            assert student.make_parser().parse_args(command[2:]).output
-            continue
-        elif command[1] == "report":
-            assert report.make_parser().parse_args(command[2:]).results_dirs
-            continue
-        elif command[1] == "sweep":
-            assert Path(sweep.make_parser().parse_args(command[2:]).config).is_file()
-            continue
-        elif command[1] == "tune":
-            assert Path(tune.make_parser().parse_args(command[2:]).config).is_file()
-            continue
-        else:
-            assert command[1] in {"COMMAND", *(each.name for each in COMMANDS)}, command
-            continue
-        # No value of it may change what is read, but this machine may have no GPU.
-        _, for_launch, _ = distill.make_parser().parse([*arguments, "--use_cpu", "--bf16", "false"])
-        assert not for_launch or command[0] != "accelerate"
+        check_command(command)
 
 
-@pytest.mark.parametrize("source", TEXTS)
+@pytest.mark.parametrize("source", [source for source in TEXTS if source not in GUIDE])
 @pytest.mark.usefixtures("own_forgotten")
 def test_recipes_in_documents_parse(source, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
