@@ -22,17 +22,18 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turn a link to a file outside of this folder into its name: it is no page of the site."""
-    here = ROOT if page.file.src_uri == "index.md" else (ROOT / "docs" / page.file.src_uri).parent
+    docs, of_readme = ROOT / "docs", page.file.src_uri == "index.md"
+    beside = (docs / page.file.src_uri).parent
 
     def plain(match: re.Match) -> str:
         text, target = match[1], match[2]
-        inside = (ROOT / "docs" / page.file.src_uri).parent / target
-        if inside.resolve().is_relative_to(ROOT / "docs"):
+        inside = (beside / target).resolve()
+        if inside.is_relative_to(docs) and (inside.exists() or not of_readme):
             return match[0]  # MkDocs looks whether it is there
-        found = (here / target).resolve()
+        found = (ROOT / target).resolve() if of_readme else inside
         if not found.exists():
             raise PluginError(f"{page.file.src_uri} links to {target}, which isn't there.")
         name = found.relative_to(ROOT).as_posix()
-        return text if text.strip("`") != name else f"`{name}`"
+        return f"`{name}`" if text.strip("`") == name else text
 
     return LINK.sub(plain, markdown)
