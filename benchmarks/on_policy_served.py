@@ -5,10 +5,10 @@ What waiting for a served teacher costs on-policy: an optimizer step with a serv
     python benchmarks/on_policy_served.py                     # 0.2 s a row, 8 rows at a time, 64 rows a step
     python benchmarks/on_policy_served.py --delay 1 --requests 16
 
-The step generates its completions, `generation_batch_size` together, asks about them as soon as they are written, and
-trains each micro-batch as its own answers come. It is compared with the larger of two times: that of the same step
-with a server that answers at once (generation and training), and the waiting alone, rows / requests * delay. Medians
-over steps; the first two aren't counted.
+The step generates its completions together, asks about each as soon as it has ended, and trains each micro-batch as
+its own answers come. It is compared with the larger of two times: that of the same step with a server that answers at
+once (generation and training), and the waiting alone, rows / requests * delay. Medians over steps; the first two
+aren't counted.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--requests", type=int, default=8, help="rows in flight (default: 8)")
     parser.add_argument("--rows", type=int, default=64, help="rows of an optimizer step (default: 64)")
     parser.add_argument("--micro", type=int, default=8, help="rows of a micro-batch (default: 8)")
-    parser.add_argument("--together", type=int, default=16, help="completions generated together (default: 16)")
+    parser.add_argument("--together", type=int, help="`generation_batch_size` (default: all rows of a step)")
     parser.add_argument("--new_tokens", type=int, default=128, help="of a completion, at most (default: 128)")
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps (default: 8)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")

@@ -823,6 +823,14 @@ def test_a_package_that_is_not_installed(command, unloaded, monkeypatch, options
         unloaded(Dataset.from_list([PAIR_ROW]), **options)
 
 
+def test_vllm_on_a_cpu(command, unloaded, monkeypatch):
+    monkeypatch.setattr("trl_tempkd.rollouts.vllm.is_vllm_available", lambda: True)
+    options = {"use_vllm": True, "lmbda": 1.0}
+    assert "the student is on a CPU" in command("distill", dataset_name="tiny", **options)
+    with pytest.raises(UsageError, match="the student is on a CPU"):
+        unloaded(Dataset.from_list([PAIR_ROW]), **options)
+
+
 def test_optional_packages_are_not_asked_for_in_vain(unloaded, monkeypatch):
     monkeypatch.setattr("trl_tempkd.argument_checks.importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("trl_tempkd.rollouts.vllm.is_vllm_available", lambda: False)

@@ -47,7 +47,7 @@ FLOORS = [
     ["job", "chat", "fingerprint", "option_checks", "option_groups", "parameters", "row_formats"],
     ["paths"],
     ["files"],
-    ["command_line", "locks", "processes", "trl_names"],
+    ["command_line", "help_text", "locks", "processes", "trl_names"],
     ["extensions"],
     ["errors", "names", "compat", "_version"],
 ]

@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from standins import save_pair
 
-from trl_tempkd import cli, launch, processes
+from trl_tempkd import caching, cli, launch, processes
 from trl_tempkd.commands import cache, distill
 from trl_tempkd.processes import LAUNCHER, Stopped, stopped_by_signals
 
@@ -70,6 +70,41 @@ def test_a_worker_ends_with_a_launcher(program, told, ends, tmp_path):
     assert len(below) == 2
     assert all_end(below, SECONDS if ends else 2) == ends
     parent.stdout.close()
+
+
+def test_what_fails_without_the_launcher_says_nothing(tmp_path):
+    """Of ranks that wait for each other the first that goes lets the others fail, whichever has noticed first."""
+    work = """
+import os, sys, time
+from trl_tempkd import processes
+processes._SECONDS = 60  # whoever watches comes too late
+processes.end_with_launcher()
+print(os.getpid(), flush=True)
+parent = os.getppid()
+if sys.argv[1] == "alone":
+    while os.getppid() == parent:
+        time.sleep(0.01)
+raise RuntimeError("Connection reset by peer")
+"""
+    (tmp_path / "work.py").write_text(work)
+    start = "import os, subprocess, sys, time; os.environ[{!r}] = str(os.getpid()); {}; time.sleep(60)"
+    for how, said in (("alone", False), ("led", True)):
+        code = start.format(LAUNCHER, f"subprocess.Popen([sys.executable, {str(tmp_path / 'work.py')!r}, {how!r}])")
+        with (tmp_path / how).open("w") as log:
+            parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=log, stderr=log)
+        until = time.monotonic() + 60
+        while not (output := (tmp_path / how).read_text()).endswith("\n"):
+            assert time.monotonic() < until, output
+            time.sleep(0.05)
+        below = psutil.Process(parent.pid).children()
+        if not said:
+            parent.kill()
+        try:
+            assert all_end(below)
+        finally:
+            parent.kill()
+            parent.wait()
+        assert ("Connection reset" in (tmp_path / how).read_text()) == said
 
 
 def test_a_launcher_that_is_gone_already():
@@ -209,6 +244,47 @@ def test_trainings_end_with_their_launcher(options, number, status, said, comman
     after = (tmp_path / "log").read_text().rsplit("}\n", 1)[-1]  # of the last step that was logged
     assert said in after
     assert len([line for line in after.splitlines() if line.strip()]) == (1 if said else 0), after
+
+
+# A rank of a command, and which of gloo's threads are left when it is done
+RANK = """
+import sys
+from pathlib import Path
+from trl_tempkd.commands import rank
+rank.main(sys.argv[1], sys.argv[2:])
+names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+print("left:", [name for name in names if "gloo" in name])
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are looked for as Linux shows them")
+@pytest.mark.parametrize("name", ["distill", "generate"])
+def test_no_thread_of_a_process_group_is_left(name, command, tmp_path):
+    """One that drops a tensor after Python has ended is a SIGABRT: `terminate called without an active exception`."""
+    (tmp_path / "rank.py").write_text(RANK)
+    flags = dict(zip(command[:-5:2], command[1:-5:2], strict=True))
+    common = [part for key in ("--teacher_model_name_or_path", "--dataset_name") for part in (key, flags[key])]
+    own = {
+        "distill": [*command, "--max_steps", "2", "--save_strategy", "no"],
+        "generate": [*common, "--num_rows", "4", "--max_new_tokens", "2", "--device", "cpu", "--output", "written"],
+    }[name]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    line = [*launcher, str(tmp_path / "rank.py"), name, *own]
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [line for line in done.stdout.splitlines() if line.startswith("left:")] == ["left: []"] * 2, done.stdout
+
+
+def test_a_build_of_a_cache_leaves_its_group_too(monkeypatch, tmp_path):
+    done = []
+    for name in ("end_with_launcher", "check_started", "check", "_build", "end_group"):
+        monkeypatch.setattr(caching, name, lambda *_, name=name: done.append(name))
+    options = "--dataset_name tiny --model_name_or_path tiny:student --use_cpu --bf16 false --output_dir nowhere"
+    values, _, _ = cache.make_parser().parse([*options.split(), "--output", str(tmp_path / "cache")], launched=True)
+    cache.main(*values)
+    assert done[-2:] == ["_build", "end_group"]
 
 
 def test_stopping_is_an_interruption():

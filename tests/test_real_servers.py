@@ -7,9 +7,14 @@ The built-in teacher stands behind three servers: last hidden states in fp32 and
 
 import json
 import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
@@ -22,6 +27,7 @@ if "TEACHER_SERVERS" not in os.environ:
     pytest.skip("vLLM isn't here: `make test-servers` installs and starts it", allow_module_level=True)
 
 pytestmark = pytest.mark.servers
+ROOT = Path(__file__).parent.parent
 URLS = json.loads(os.environ["TEACHER_SERVERS"])  # states, bf16, logprobs
 SENTENCES = [
     "Once upon a time there was a little girl named Lily who liked to play in the park with her dog.",
@@ -180,3 +186,47 @@ def test_says_what_the_teacher_is(make, capsys):
     assert "serves teacher exactly: last hidden states of size 192 in bfloat16" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"gives last hidden states, and the head .* perhaps"):
         make(URLS["states"], teacher_model_name_or_path=None)
+
+
+def test_the_recipe_is_the_live_teacher(said, tmp_path):
+    """
+    `accelerate launch examples/distill.py --config recipes/tiny/served_on_policy.yaml`, shortened: Adam makes of
+    rounding what it makes of a gradient, so sooner or later the student draws another token, and what follows differs.
+    """
+    recipe = yaml.safe_load((ROOT / "recipes/tiny/served_on_policy.yaml").read_text())
+    assert (recipe["divergence"], recipe["kd_temperature"], recipe["lmbda"]) == ("reverse_kl", 2.0, 1.0)
+    urls = {"served": URLS["states"], "bf16": URLS["bf16"], "live": None}
+    found = {}
+    for name, url in urls.items():
+        values = {**recipe, "teacher_server_url": url, "max_steps": 3, "logging_steps": 1}
+        if url is None:
+            del values["teacher_server_url"], values["teacher_server_requests"]
+            values["teacher_model_init_kwargs"] = {"dtype": "float32"}
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(values))
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+        command += ["examples/distill.py", "--config", str(file), "--output_dir", str(tmp_path / name)]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        log = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        found[name] = [entry["loss"] for entry in log if "loss" in entry]
+        assert len(found[name]) == 3 and all(entry["on_policy_share"] == 1 for entry in log if "loss" in entry)
+    worst = off(found["served"], found["live"])
+    said(f"the recipe, in fp32: losses within {worst:.2g} of the live teacher's")
+    rounded = off(found["bf16"], found["live"])
+    said(f"the recipe, with states in bf16: within {rounded:.2g} of those of the live teacher in fp32")
+    assert worst < 1e-5
+    assert off(found["bf16"][:1], found["live"][:1]) < 0.05  # from then on the student may write something else
+
+
+def test_the_engine_writes_for_the_student(said):
+    """vLLM in the training process, through TRL, with the weights of each step."""
+    command = [os.environ["VLLM_PYTHON"], "tests/colocated.py", sysconfig.get_paths()["purelib"]]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    worst = float(done.stdout.splitlines()[-1])
+    said(f"vLLM in the process, greedy: losses within {worst:.2g} of those on transformers' completions")
+    assert worst < 1e-4

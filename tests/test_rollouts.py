@@ -736,6 +736,7 @@ def test_vllm_server(make_trainer, monkeypatch, batches):
     for module in (vllm, vllm_generation):
         monkeypatch.setattr(module, "is_vllm_available", lambda: True)
     monkeypatch.setattr(vllm_generation, "VLLMClient", VLLMServer)
+    monkeypatch.setattr(vllm, "NO_WAY", {})
     trainer = make_trainer(
         lmbda=1.0, use_vllm=True, vllm_mode="server", vllm_server_port=1234, temperature=0.5, top_p=0.9,
         max_new_tokens=9, generation_kwargs={"seed": 3},
@@ -759,6 +760,15 @@ def test_vllm_is_asked_for_by_name_where_it_is_missing(make_trainer, monkeypatch
     with pytest.raises(ImportError, match=r"trl\[vllm\]"):
         make_trainer(lmbda=1.0, use_vllm=True, max_new_tokens=9)
     make_trainer(use_vllm=True).train()  # nothing to generate
+    make_trainer(use_vllm=True, seq_kd=True, max_new_tokens=9)  # nothing by the student
+
+
+def test_vllm_gets_no_weights_from_a_cpu(make_trainer, monkeypatch):
+    """TRL says so as an AttributeError of vLLM's in the first step, or a NotImplementedError of a server's client."""
+    monkeypatch.setattr(vllm, "is_vllm_available", lambda: True)
+    for mode in ("colocate", "server"):
+        with pytest.raises(ValueError, match="the student is on a CPU"):
+            make_trainer(lmbda=1.0, use_vllm=True, vllm_mode=mode, max_new_tokens=9)
     make_trainer(use_vllm=True, seq_kd=True, max_new_tokens=9)  # nothing by the student
 
 

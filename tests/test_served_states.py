@@ -463,6 +463,31 @@ def test_what_is_written_first_is_asked_about_first(make, server, monkeypatch):
     assert counts == [*range(16)] and server.count == PROBES + 16  # no row twice
 
 
+@pytest.mark.parametrize("own_prompt", [False, True])
+def test_a_row_is_asked_about_when_it_ends(make, server, monkeypatch, prompt_dataset, own_prompt):
+    """While longer ones of the same batch are written, each once, also with a prompt of the teacher's own."""
+    rows = Dataset.from_list(rows_of_text()) if own_prompt else prompt_dataset
+    trainer = make(server, train_dataset=rows, **{**ON_POLICY, "max_new_tokens": 24, "max_steps": 2})
+    # Half of all tokens end a completion, so that a batch ends row by row
+    trainer.rollouts.samplers["student"].config.eos_token_id = list(range(0, 192, 2))
+    early, generate = [], type(trainer.model).generate
+
+    def watched(*args, **kwargs):
+        before = server.count
+        output = generate(*args, **kwargs)
+        deadline = time.monotonic() + 20
+        while server.count == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        early.append(server.count - before)
+        return output
+
+    monkeypatch.setattr(type(trainer.model), "generate", watched)
+    server.count = 0
+    trainer.train()
+    assert len(early) == 2 and min(early) > 0
+    assert server.count == 2 * 4  # of two steps, no row twice
+
+
 @pytest.mark.parametrize("name", ["off-policy", "on-policy", "one by one", "replay"])
 def test_a_prompt_of_its_own_is_what_the_teacher_is_asked_with(make, server, name):
     fields = {

@@ -130,7 +130,7 @@ def check_installed(args: KDConfig, vllm: bool = True) -> None:
         [`UsageImportError`]: Says how to install it.
     """
     if vllm and args.use_vllm and (args.lmbda > 0 or args.lmbda_schedule == "adaptive"):
-        require_vllm()
+        require_vllm(args.device)
     available = {*get_available_reporting_integrations(), *_UNKNOWABLE}
     for tracker in args.report_to or []:
         if tracker not in INTEGRATION_TO_CALLBACK:

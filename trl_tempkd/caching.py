@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from . import training
 from .errors import UsageError
 from .files import written
+from .job import end_group
 from .launch import check_started
 from .locks import owned
 from .paths import check_writable
@@ -91,6 +92,7 @@ def build(
     folder = str(args.output)
     with written(folder), owned(folder, "--output") if training_args.process_index == 0 else nullcontext():
         _build(args, script_args, training_args, model_args, dataset_args)
+    end_group()
 
 
 def _build(

@@ -149,6 +149,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(command: Command, argv: list[str]) -> int:
     """Run one command in this process, or start the processes that train."""
+    from .help_text import written_help
+
+    if (text := written_help(command.name, argv)) is not None:
+        print(text, end="")
+        raise SystemExit(0)
     from .command_line import usage_errors_on_one_line
 
     prog = f"trl-tempkd {command.name}"

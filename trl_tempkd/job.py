@@ -1,10 +1,14 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """A training as a process among others: it ends with its launcher, and has its output folder to itself."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from .files import Unwritable, clear, written
 from .locks import owned
@@ -13,6 +17,25 @@ from .processes import end_with_launcher
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+
+def end_group() -> None:
+    """
+    Destroy the process group, and let go of it, so that its threads end. One of gloo's that drops a tensor when Python
+    is gone already would take the process with it, by SIGABRT.
+    """
+    if not torch.distributed.is_available():
+        return
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    group = torch.distributed.ProcessGroup
+    # Functions of torch and DeepSpeed that are made while there is a group have it as a default, and None otherwise.
+    # By type: what stands in for a deprecated name warns when `isinstance` looks at it
+    for function in [each for each in gc.get_objects() if type(each) is FunctionType]:
+        defaults = function.__defaults__ or ()
+        if any(issubclass(type(value), group) for value in defaults):
+            function.__defaults__ = tuple(None if issubclass(type(value), group) else value for value in defaults)
+    gc.collect()  # a trainer and its wrapped model are in cycles
 
 
 @contextmanager

@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 
 LAUNCHER = "TRL_TEMPKD_LAUNCHER"  # environment variable: the id of the process that has started this one to train
@@ -114,7 +116,8 @@ def end_with_input() -> None:
 def end_with_launcher() -> None:
     """
     End this process, and those below it, when the launcher that has started it is gone, killed or not: that of
-    `trl-tempkd`, which says who it is, or one that is known by its name, as `accelerate launch` and `torchrun`.
+    `trl-tempkd`, which says who it is, or one that is known by its name, as `accelerate launch` and `torchrun`. It
+    ends without a word, also by an error: the first process that goes takes away what the others wait for.
 
     Any other parent may go: a shell that was left, or a scheduler that ends its jobs itself.
     """
@@ -126,6 +129,7 @@ def end_with_launcher() -> None:
     launcher = _known_launcher() if told is None else int(told)
     if launcher is not None:
         _end_when(lambda: _wait_for(launcher))
+        sys.excepthook = partial(_say_unless_alone, launcher, sys.excepthook)
 
 
 def pass_on(error: KeyboardInterrupt) -> None:
@@ -165,15 +169,25 @@ def _wait_for(parent: int) -> None:
         time.sleep(_SECONDS)
 
 
+def _say_unless_alone(launcher: int, say: Callable[..., object], *error: Any) -> None:
+    if os.getppid() != launcher:
+        _end()
+    say(*error)
+
+
 def _end_when(gone: Callable[[], object]) -> None:
     def watch() -> None:
         gone()
-        try:
-            kill(descendants())
-        finally:
-            os._exit(1)
+        _end()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _end() -> None:
+    try:
+        kill(descendants())
+    finally:
+        os._exit(1)
 
 
 def descendants() -> list:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .job import job
+from .job import end_group, job
 from .launch import check_started
 
 
@@ -49,6 +49,7 @@ def train(
     check_started(training_args)
     with job(training_args):
         _train(script_args, training_args, model_args, dataset_args, callbacks, prepare)
+    end_group()
 
 
 def _train(
@@ -101,7 +102,7 @@ def _train(
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
         say(f"Model pushed to the Hub as {trainer.hub_model_id}.")
 
-    trainer.end()  # finishes the trackers and destroys the process group
+    trainer.end()  # finishes the trackers
 
 
 def names_of(

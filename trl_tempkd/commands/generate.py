@@ -4,6 +4,7 @@
 from typing import TYPE_CHECKING
 
 from ..generating import GenerateConfig, check
+from ..job import end_group
 from ..recipes import RecipeParser
 
 
@@ -55,6 +56,7 @@ def main(args: GenerateConfig, script_args: "ScriptArguments") -> None:
     if found["failed"]:
         said.append(f"{found['failed']} rows failed, with the reasons in {args.output}/{FAILED}")
     PartialState().print(f"{'; '.join(said)}. Train on them with --dataset_name {args.output}")
+    end_group()
 
 
 def make_parser(prog: str | None = None) -> RecipeParser:

@@ -2,6 +2,7 @@
 """Where a batch's completions come from: data set, student, teacher, or what the student has said before."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
-from ..row_formats import PROMPTS, TEACHER_PROMPTS
+from ..row_formats import PROMPTS
 from ..teachers import Teacher
 from .options import RolloutOptions
 from .preparation import CARRIED, TRAIN, check_answers, prepared
@@ -101,12 +102,12 @@ def make_rollouts(
             if args.vllm_mode == "colocate" and args.vllm_max_model_length is not None:
                 limits.append(room_for_prompts(args.vllm_max_model_length, args.max_new_tokens))
         else:
-            # A teacher with a prompt of its own reads other texts than those that the student has written
-            others = dataset is not None and TEACHER_PROMPTS in next(iter(dataset), {})
-            written = None if others else teacher.ask_early
-            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary, written=written)
+            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary)
     limit = min((limit for limit in limits if limit is not None), default=None)
-    return Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit, translation)
+    rollouts = Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit, translation)
+    if teacher.requests and isinstance(of_student, ModelSampler):
+        of_student.written = partial(rollouts.written, teacher.ask_early)
+    return rollouts
 
 
 def _check_parallelism(accelerator: Accelerator, model: nn.Module) -> None:

@@ -170,7 +170,7 @@ class GenerationOptions(OptionGroup):
 class VLLMOptions(OptionGroup):
     """Parameters that control generation with vLLM."""
 
-    use_vllm: bool = option(False, "Whether vLLM generates the student's completions.")
+    use_vllm: bool = option(False, "Whether vLLM generates the student's completions. It needs a GPU.")
     vllm_mode: str = option(
         "colocate",
         "`colocate` runs vLLM in the training processes, `server` asks one that `trl vllm-serve` has started.",

@@ -95,6 +95,7 @@ class Rollouts:
         self.replay: deque[Row] = deque(maxlen=self.replay_size)
         self._before: tuple[int, list[Row]] = (-1, [])  # what was kept for replay at the start of a step
         self.latest: list[tuple[list[int], list[int]]] = []  # prompts and completions that were generated last
+        self._asked: list[list[int]] = []  # what the teacher reads before each completion that is being written
         self.counts: Counter[str] = Counter()
         self.on_policy = False  # whether the student has written the completions of the present batches
 
@@ -210,11 +211,17 @@ class Rollouts:
     def _sampled(self, source: str, rows: list[Row], prompts: list[list[int]], seed: int) -> list[list[int]]:
         sampler, translation = self.samplers[source], self.translation
         assert sampler is not None
+        own = zip(rows, prompts, strict=True)
+        self._asked = [prompt if row.teacher_ids is None else row.teacher_ids for row, prompt in own]
         if source != "teacher" or translation is None:
             return sampler(prompts, seed)
         questions = [row.question for row in rows if row.question is not None]
         written = sampler([translation.prompt(question) for question in questions], seed)
         return [translation.completion(ids, question) for ids, question in zip(written, questions, strict=True)]
+
+    def written(self, ask: Callable[[list[list[int]]], None], number: int, completion: list[int]) -> None:
+        """Ask the teacher about a completion that has ended while others are being written."""
+        ask([self._asked[number] + completion])
 
     def _shortened(self, prompt: list[int]) -> list[int]:
         if self.args.max_length is not None and len(prompt) > self.args.max_length:

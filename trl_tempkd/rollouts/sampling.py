@@ -17,6 +17,8 @@ from transformers import (
     MinPLogitsWarper,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -30,6 +32,8 @@ from ..option_groups import OptionGroup
 
 # Completes the prompts of this rank, none of them empty, with a seed: a completion holds the token that stopped it
 Sampler = Callable[[list[list[int]], int], list[list[int]]]
+# Hears of each completion, by the number of its prompt, as soon as it has ended
+Written = Callable[[int, list[int]], None]
 
 
 def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -73,6 +77,7 @@ def complete(
     device: torch.device,
     processors: LogitsProcessorList | None = None,
     in_step: bool = False,
+    written: Written | None = None,
 ) -> list[list[int]]:
     """
     Complete a batch of prompts.
@@ -90,6 +95,8 @@ def complete(
             Applied to the logits after those that the configuration asks for.
         in_step (`bool`, *optional*, defaults to `False`):
             Whether all ranks go on until the last one of them has finished.
+        written (`Callable[[int, list[int]], None]`, *optional*):
+            Called with the number of a prompt and its completion as soon as that has ended.
 
     Returns:
         `list[list[int]]`: The completion of each prompt, with the token that stopped it, if one did.
@@ -98,15 +105,43 @@ def complete(
     padding = [width - len(prompt) for prompt in prompts]
     # On the left, so that the completions begin at the same place
     rows = [[config.pad_token_id] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]
+    stops = config.eos_token_id or []
+    ended = None if written is None else _Ended(width, stops, written)
     output = model.generate(
         input_ids=torch.tensor(rows, device=device),
         attention_mask=torch.tensor([[0] * n + [1] * (width - n) for n in padding], device=device),
         generation_config=config,
         logits_processor=processors,
+        stopping_criteria=None if ended is None else StoppingCriteriaList([ended]),
         synced_gpus=in_step,
     )
     # Not by comparing with the padding, which is often the same token as EOS
-    return [_up_to_stop(row, config.eos_token_id or []) for row in output[:, width:].tolist()]
+    completions = [_up_to_stop(row, stops) for row in output[:, width:].tolist()]
+    if ended is not None:
+        ended.say_others(completions)
+    return completions
+
+
+class _Ended(StoppingCriteria):
+    """Says of each completion once that it has ended, while others go on. It stops none itself."""
+
+    def __init__(self, width: int, stops: list[int], written: Written):
+        self._width, self._stops, self._written = width, {*stops}, written
+        self._said: set[int] = set()
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        last = input_ids[:, -1].tolist()
+        for i in [i for i, token in enumerate(last) if token in self._stops and i not in self._said]:
+            self._say(i, input_ids[i, self._width :].tolist())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def say_others(self, completions: list[list[int]]) -> None:
+        for i in [i for i in range(len(completions)) if i not in self._said]:
+            self._say(i, completions[i])
+
+    def _say(self, i: int, completion: list[int]) -> None:
+        self._said.add(i)
+        self._written(i, completion)
 
 
 def _up_to_stop(completion: list[int], stops: list[int]) -> list[int]:
@@ -168,9 +203,13 @@ class ModelSampler:
             Number of tokens to choose from, the first ones of the model's vocabulary.
         around (`Callable[[], AbstractContextManager]`, *optional*):
             Context to generate in.
-        written (`Callable[[list[list[int]]], None]`, *optional*):
-            Called with the texts of each `generation_batch_size`, prompt and completion, while the others are written.
+
+    Attributes:
+        written (`Callable[[int, list[int]], None]`, *optional*):
+            Called with the number of a prompt and its completion, while others are written.
     """
+
+    written: Written | None = None
 
     def __init__(
         self,
@@ -180,9 +219,7 @@ class ModelSampler:
         args: OptionGroup,
         vocabulary: int,
         around: Callable[[], AbstractContextManager] = nullcontext,
-        written: Callable[[list[list[int]]], None] | None = None,
     ):
-        self.written = written
         self.get_model = get_model
         self.accelerator = accelerator
         self.gather = args.ds3_gather_for_generation
@@ -220,15 +257,19 @@ class ModelSampler:
                 for batch in batches:
                     # A rank that has no more rows goes along with one that nobody reads
                     rows = [prompts[i] for i in batch] or [[self.config.pad_token_id]]
-                    new = complete(base, rows, self.config, self.accelerator.device, self.processors, in_step)
+                    how = (self.config, self.accelerator.device, self.processors, in_step)
+                    new = complete(base, rows, *how, self._heard(batch))
                     for i, completion in zip(batch, new, strict=False):
                         completions[i] = completion
-                    if self.written is not None:
-                        self.written([prompts[i] + completions[i] for i in batch])
 
         with _seeded(seed, self.accelerator.device), self.accelerator.autocast(), self.around():
             with_whole_model(self.get_model(), self.accelerator, self.gather, run)
         return completions
+
+    def _heard(self, batch: list[int]) -> Written | None:
+        """`written` of the prompts of a batch."""
+        written = self.written
+        return None if written is None or not batch else lambda i, completion: written(batch[i], completion)
 
 
 @contextmanager

@@ -5,22 +5,33 @@ from functools import partial
 from itertools import takewhile
 from operator import gt
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..compat import VLLMGeneration, is_vllm_available
-from ..errors import UsageImportError
+from ..errors import UsageError, UsageImportError
 from .options import RolloutOptions
 from .sampling import most_over_ranks
 
 
-def require_vllm() -> None:
-    """Stop where vLLM is asked for and isn't installed."""
+# Devices that the weights can't be sent from. TRL's way to a server is NCCL's. In the process, vLLM's build for CPUs
+# packs the weights of its linear layers when it loads them, and takes no others afterwards.
+NO_WAY = {"cpu"}
+
+
+def require_vllm(device: torch.device) -> None:
+    """Stop where vLLM is asked for and isn't installed, or can't be sent the student's weights from its device."""
     if not is_vllm_available():
         raise UsageImportError(
             "`use_vllm` is True, but vLLM isn't installed. Install a version that TRL supports with `pip install "
             "'trl[vllm]'`, or leave `use_vllm` unset to generate with transformers."
+        )
+    if device.type in NO_WAY:
+        raise UsageError(
+            "`use_vllm` is True, and the student is on a CPU, from which its weights can't be sent to vLLM after each "
+            "step. Leave `use_vllm` unset to generate with transformers."
         )
 
 
@@ -42,6 +53,7 @@ class VLLMSampler:
 
     Raises:
         [`UsageImportError`]: If vLLM isn't installed.
+        [`UsageError`]: If the student is on a CPU.
     """
 
     def __init__(
@@ -52,7 +64,7 @@ class VLLMSampler:
         args: RolloutOptions,
         vocabulary: int,
     ):
-        require_vllm()
+        require_vllm(accelerator.device)
         self.accelerator = accelerator
         self.vocabulary = vocabulary
         self.pad: int = tokenizer.pad_token_id

@@ -115,7 +115,9 @@ def _check_options(client: CompletionsClient, name: str | None, options: Any) ->
         )
 
 
-# Where other servers than vLLM's say what they are: path, a key of the reply, name
+# Where other servers than vLLM's say what they are: path, a key of the reply, name. SGLang's `return_hidden_states` is
+# no way: of a prompt whose beginning is in its cache, or that runs in a batch, states are missing or another request's
+# (its issues 4997 and 8066; not tried here).
 _FOREIGN = (
     ("/get_world_size/", "world_size", "an earlier version's `trl vllm-serve`"),
     ("/get_model_info", "model_path", "SGLang's"),
