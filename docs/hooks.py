@@ -15,8 +15,8 @@ LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)")
 
 def on_files(files: Any, config: Any) -> Any:
     """Make the first page of the README, whose links are seen from above this folder."""
-    text = re.sub(r"\]\(docs/", "](", (ROOT / "README.md").read_text(encoding="utf-8"))
-    files.append(File.generated(config, "index.md", content=text))
+    text = re.sub(r"(\[|\]\()docs/", r"\1", (ROOT / "README.md").read_text(encoding="utf-8"))
+    files.append(File.generated(config, "index.md", content=f"---\nhide: [navigation]\n---\n\n{text}"))
     return files
 
 
