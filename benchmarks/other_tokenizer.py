@@ -3,7 +3,7 @@
 What another tokenizer costs: a training step with a teacher that has one, over the same step with the student's own.
 
     python benchmarks/other_tokenizer.py                       # eight rows of 128 tokens, V = 50257
-    python benchmarks/other_tokenizer.py --alignments bytes shared uld --output other_tokenizer.json
+    python benchmarks/other_tokenizer.py --alignments bytes bytes+alm --output other_tokenizer.json
 
 A step collates its batch, in which the completions are read in the teacher's tokens, and then is forward, backward and
 AdamW. Rows are the built-in data set's, laid end to end to the length asked for. Both tokenizers are trained on it to
@@ -34,7 +34,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "recipes" / "tiny"))
 
 TAU = 2.0
 SAME = "own tokenizer"
-ALIGNMENTS = ("bytes", "shared", "uld")
+ALM = "+alm"  # behind a name: with the term on what is cut differently
+ALIGNMENTS = ("bytes", "shared", "uld", f"bytes{ALM}", f"shared{ALM}", f"uld{ALM}")
+ALM_WEIGHT = 0.3
 TOKENS = 2048  # of each tokenizer
 
 
@@ -102,6 +104,7 @@ def make_steps(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Callab
     rows = make_rows(args, data, own)
     steps, read = {}, {}
     for name in (SAME, *args.alignments):
+        alignment = name.removesuffix(ALM)
         config = KDConfig(
             str(folder / "out"),
             use_cpu=True,
@@ -115,8 +118,9 @@ def make_steps(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Callab
             report_to="none",
             kd_temperature=TAU,
             kd_ratio=args.kd_ratio,
-            divergence="tvd" if name == "uld" else "forward_kl",
-            vocabulary_alignment=None if name == SAME else name,
+            divergence="tvd" if alignment == "uld" else "forward_kl",
+            vocabulary_alignment=None if name == SAME else alignment,
+            alm_weight=ALM_WEIGHT if name.endswith(ALM) else 0.0,
             teacher_model_name_or_path=str(folder / (SAME if name == SAME else "other")),
         )
         dataset = Dataset.from_list(rows)

@@ -317,3 +317,33 @@ def make(pair, make_config, prompt_dataset):
         )
 
     return make
+
+
+@pytest.fixture
+def make_pair(tmp_path, make_model, make_config):
+    """`make_pair(student, teacher, dataset, **fields)`: a trainer of two tokenizers, made here by default."""
+    from vocabulary_pairs import TEXT, byte_level, metaspace, save_pair_of_two
+
+    from trl_tempkd import TemperatureKDTrainer
+
+    def make(student=None, teacher=None, dataset=TEXT, eval_dataset=None, padding=3, formatting_func=None, **fields):
+        student, teacher = student or byte_level(), teacher or metaspace(seed=1)
+        folders = save_pair_of_two(tmp_path / "pair", make_model, student, teacher, padding)
+        fields = {
+            "teacher_model_name_or_path": folders[1],
+            "vocabulary_alignment": "bytes",
+            "max_length": 128,
+            "per_device_train_batch_size": 2,
+            **fields,
+        }
+        if torch.get_default_dtype() == torch.float64:
+            fields["model_init_kwargs"] = {"dtype": torch.float64}
+        return TemperatureKDTrainer(
+            folders[0],
+            args=make_config(**fields),
+            train_dataset=dataset,
+            eval_dataset=eval_dataset,
+            formatting_func=formatting_func,
+        )
+
+    return make

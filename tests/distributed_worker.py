@@ -110,15 +110,17 @@ def make_trainer(backend: str, scenario: dict[str, Any], watch: Watch) -> Temper
     if backend == "fsdp2":  # without it, FSDP2 on CPU is DDP without a sign
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     lora, load = scenario.get("lora"), AutoModelForCausalLM.from_pretrained if scenario.get("loaded") else str
-    train_dataset = load_from_disk(scenario["train_dataset"])
+    data = [load_from_disk(scenario[name]) for name in ("train_dataset", "eval_dataset")]
+    if scenario.get("streamed"):
+        data = [dataset.to_iterable_dataset() for dataset in data]
     trainer = TemperatureKDTrainer(
         model=load(scenario["student"]),
         # The student, by its name, or several
         teacher_model=None if "teachers" in fields else scenario.get("itself") or load(scenario["teacher"]),
         args=args,
         processing_class=AutoTokenizer.from_pretrained(scenario["student"]),
-        train_dataset=train_dataset.to_iterable_dataset() if scenario.get("streamed") else train_dataset,
-        eval_dataset=load_from_disk(scenario["eval_dataset"]),
+        train_dataset=data[0],
+        eval_dataset=data[1],
         compute_metrics=(lambda output: {"rows": len(output.predictions)})
         if scenario.get("compute_metrics")
         else None,

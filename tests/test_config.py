@@ -157,3 +157,9 @@ def test_description(make_config):
     assert config.describe() == (
         "forward_kl, student tau 1.0, teacher tau 2.0 to 1.5 (linear), rescale tau2, kd_ratio 1.0"
     )
+
+
+def test_each_process_reads_its_own_batches(make_config):
+    """Accelerate's other way, its default for streams, puts batches together that aren't of one shape, nor tensors."""
+    for given in (None, {"dispatch_batches": True}, {"split_batches": False}):
+        assert make_config(accelerator_config=given).accelerator_config.dispatch_batches is False

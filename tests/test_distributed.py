@@ -93,8 +93,8 @@ SCENARIOS = {
         "single": {"train_dataset": "ten_rows_and_two"},
         "fields": {"train_sampling_strategy": "sequential", "num_train_epochs": 1, "max_steps": -1},
     },
-    # Five batches a pass, two to a step
-    "streamed": {"train_dataset": "ten_rows", "streamed": True, "fields": ACCUMULATED},
+    # Five batches a pass, two to a step; the evaluation's are of several widths
+    "streamed": {"train_dataset": "ten_rows", "eval_dataset": "prompts", "streamed": True, "fields": ACCUMULATED},
     # Both models are tried on such rows: under ZeRO-3 the student at its first batch, through its wrapper
     # (Rows that fill up a batch of the evaluation can't be told apart in it.)
     "padding_free": {"eval_dataset": "prompts", "fields": {"padding_free": True}},

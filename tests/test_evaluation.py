@@ -262,7 +262,8 @@ class TestEvaluateModel:
             evaluate.model, evaluate.teacher, tokenize(prompt_dataset, tokenizer), progress=False
         )
         compared = found["compared"]
-        assert compared["scores"] == pytest.approx(expected)
+        assert {name: compared["scores"][name] for name in expected} == pytest.approx(expected)
+        assert {*compared["scores"]} - {*expected} == {"bits_per_byte"}
         for name in ("kl_tau1", "reverse_kl_tau1", "ce", "agreement"):
             weighted = zip(compared["items"][name], compared["items"]["tokens"], strict=True)
             assert sum(value * tokens for value, tokens in weighted) / expected["tokens"] == pytest.approx(
@@ -274,8 +275,38 @@ class TestEvaluateModel:
     def test_without_a_teacher(self, evaluate):
         found = evaluate(seeds=(), greedy=False)["compared"]["scores"]
         alone = evaluate(seeds=(), greedy=False, teacher=None)["compared"]["scores"]
-        assert set(alone) == {"tokens", "ce", "student_entropy", "perplexity", "top_1", "ece"}
+        assert set(alone) == {"tokens", "ce", "bits_per_byte", "student_entropy", "perplexity", "top_1", "ece"}
         assert alone == pytest.approx({name: found[name] for name in alone})
+
+    @pytest.mark.usefixtures("float64")
+    @pytest.mark.parametrize("kind", ["prompts", "chats", "text"])
+    def test_bits_per_byte(self, evaluate, tokenizer, kind, prompt_dataset, chat_dataset, text_dataset):
+        dataset = {"prompts": prompt_dataset, "chats": chat_dataset, "text": text_dataset}[kind]
+        rows = read_rows(dataset, tokenizer)
+        found = evaluate(rows=rows, seeds=(), greedy=False)["compared"]
+        texts = {
+            "prompts": lambda row: row["completion"],
+            "chats": lambda row: row["messages"][-1]["content"],
+            "text": lambda row: row["text"],
+        }
+        bits, sizes = [], [len(texts[kind](row).encode()) for row in dataset]
+        for row in tokenize([{**row, "prompt": row["prompt"] or ""} for row in rows], tokenizer):
+            log_q = evaluate.model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+            own = [log_q[i - 1, token] for i, token in enumerate(row["labels"]) if i and token != -100]
+            bits.append(-sum(own).item() / math.log(2))
+        assert found["items"]["bits_per_byte"] == pytest.approx([a / b for a, b in zip(bits, sizes, strict=True)])
+        assert found["scores"]["bits_per_byte"] == pytest.approx(sum(bits) / sum(sizes))
+
+    def test_a_completion_that_is_cut_has_no_bits_per_byte(self, evaluate, tokenizer):
+        limit = evaluate.model.config.max_position_embeddings
+        rows = [
+            {"prompt": "the cat", "completion": " sat"},
+            {"prompt": "the cat", "completion": " sat on the mat" * limit},
+            {"prompt": "the cat " * limit, "completion": " sat"},  # the prompt is cut
+        ]
+        found = evaluate(rows=read_rows(rows, tokenizer), seeds=(), greedy=False)["compared"]["items"]
+        assert [value is None for value in found["bits_per_byte"]] == [False, True, False]
+        assert all(value > 0 for value in found["ce"])
 
     def test_goes_on(self, evaluate, monkeypatch):
         whole, saved = evaluate(), []

@@ -65,7 +65,7 @@ STUDY_FLOORS = [
     ["scores", "statistics"],
     ["diagnostics"],
     ["evaluation"],
-    ["metrics"],
+    ["bits_per_byte", "metrics"],
 ]
 STUDY_HEIGHT = {name: -floor for floor, names in enumerate(STUDY_FLOORS) for name in names}
 # Whoever makes or shows the built-in models stands at the top; loading them is at the bottom.

@@ -8,65 +8,18 @@ import pytest
 import torch
 from conftest import SENTENCES
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vocabulary_pairs import CHAT, byte_level, metaspace, save_pair_of_two, unigram, word_piece
+from vocabulary_pairs import CHAT, CHATS, ROWS, TAGS, TEXT, byte_level, metaspace, unigram, with_chat, word_piece
 
 from trl_tempkd import DIVERGENCES, KDConfig, TemperatureKDTrainer
 from trl_tempkd.errors import UsageError
 from trl_tempkd.losses import Pooled
 from trl_tempkd.row_formats import TEACHER_QUESTION
-from trl_tempkd.teachers.other_tokenizer import check_stream
 from trl_tempkd.vocabularies.alignment import readable
 from trl_tempkd.vocabularies.bins import make_bins
 
 
-ROWS = [
-    {"prompt": "the cat sat on", "completion": " the mat and looked at the moon"},
-    {"prompt": "what is the capital", "completion": " of the moon? 語 🙂 there is none"},
-    {"prompt": "a dog ran", "completion": " after the cat"},
-    {"prompt": "warm logits", "completion": " carry more than the top choice"},
-]
-TEXT = datasets.Dataset.from_list(ROWS)
-TAGS = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% if m['role'] == 'assistant' %}<eos>{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-CHATS = datasets.Dataset.from_list(
-    [
-        {
-            "prompt": [{"role": "user", "content": row["prompt"]}],
-            "completion": [{"role": "assistant", "content": row["completion"].strip()}],
-        }
-        for row in ROWS
-    ]
-)
-
-
-@pytest.fixture
-def make_pair(tmp_path, make_model, make_config):
-    """`make_pair(student, teacher, dataset, **fields)`: a trainer of two tokenizers, made here by default."""
-
-    def make(student=None, teacher=None, dataset=TEXT, eval_dataset=None, padding=3, **fields):
-        student, teacher = student or byte_level(), teacher or metaspace(seed=1)
-        folders = save_pair_of_two(tmp_path / "pair", make_model, student, teacher, padding)
-        fields = {
-            "teacher_model_name_or_path": folders[1],
-            "vocabulary_alignment": "bytes",
-            "max_length": 128,
-            "per_device_train_batch_size": 2,
-            **fields,
-        }
-        if torch.get_default_dtype() == torch.float64:
-            fields["model_init_kwargs"] = {"dtype": torch.float64}
-        return TemperatureKDTrainer(
-            folders[0], args=make_config(**fields), train_dataset=dataset, eval_dataset=eval_dataset
-        )
-
-    return make
-
-
-def with_chat(tokenizer, template=CHAT):
-    tokenizer.chat_template = template
-    return tokenizer
+# With what TRL finds the assistant's words by
+GENERATION = CHAT.replace(" {{ m['content'] }}<eos>", "{% generation %} {{ m['content'] }}<eos>{% endgeneration %}")
 
 
 def plain_loss(trainer, rows, tau_s, tau_t, divergence, kd_ratio, alignment):
@@ -300,12 +253,11 @@ REFUSED = {
     "unknown": ({"vocabulary_alignment": "byte"}, "`vocabulary_alignment` must be one of bytes, shared, uld"),
     "alm": ({"alm_weight": -1.0}, "`alm_weight`"),
     "alm alone": ({"alm_weight": 1.0, "vocabulary_alignment": None}, "`alm_weight` must be 0 without"),
-    "server": ({"teacher_server_url": "http://localhost:1"}, "`teacher_server_url`"),
     "student_base": ({"teacher_model_name_or_path": "student_base"}, "'student_base'"),
     "student_ema": ({"teacher_model_name_or_path": "student_ema"}, "'student_ema' has the student's tokenizer"),
     "several": (
         {"teacher_model_name_or_path": None, "teachers": [{"name": "one", "model": "teacher"}]},
-        "`vocabulary_alignment` is 'bytes', and there are `teachers`",
+        "`vocabulary_alignment` is 'bytes', and there are `teachers`: leave it unset, and give it to the entry",
     ),
 }
 
@@ -318,11 +270,42 @@ def test_what_it_can_not_do_is_refused(make_pair, case):
         make_pair(**fields)
 
 
-@pytest.mark.parametrize("fields", [{}, {"lmbda": 1.0}], ids=str)
-def test_a_prompt_of_the_teachers_own_is_refused(make_pair, fields):
+@pytest.mark.parametrize("rows", ["text", "chats", "messages"])
+@pytest.mark.parametrize("lmbda", [0.0, 1.0])
+def test_the_teacher_may_have_a_prompt_of_its_own(make_pair, rows, lmbda):
+    """It reads that in its own tokens, before the same completion; a row without one has the student's."""
+    its = with_chat(metaspace(seed=1), TAGS)
+    own = ["so the cat", None, "a dog that", None]
+    if rows == "text":
+        data = TEXT.add_column("teacher_prompt", own)
+    else:
+        asked = [None if text is None else [{"role": "user", "content": text}] for text in own]
+        data = [{**row, "teacher_prompt": text} for row, text in zip(CHATS, asked, strict=True)]
+        if rows == "messages":
+            data = [
+                {"messages": [*r["prompt"], *r["completion"]], "teacher_prompt": r["teacher_prompt"]} for r in data
+            ]
+        data = datasets.Dataset.from_list(data)
+    fields = {"lmbda": lmbda, "max_new_tokens": 6, "assistant_only_loss": rows == "messages"}
+    student = with_chat(byte_level(), GENERATION)
+    trainer = make_pair(student=student, teacher=its, dataset=data, max_steps=2, **fields)
+    for row, text, given in zip(trainer.train_dataset, own, ROWS, strict=True):
+        read = its.decode(row[TEACHER_QUESTION]["teacher_ids"]).strip()
+        asked = text or given["prompt"]
+        assert read == (asked if rows == "text" else f"<user>{asked}<assistant>")
+        assert "prompt_of_the_teacher" not in row and "teacher_contexts" not in row
+    trainer.train()
+    assert trainer.state.log_history[0]["aligned_share"] > 0
+
+
+def test_a_prompt_of_the_teachers_own_is_of_the_kind_of_the_other(make_pair):
     rows = datasets.Dataset.from_list([{"prompt": "the cat", "completion": " sat", "teacher_prompt": "so the cat"}])
-    with pytest.raises(UsageError, match="train data set have a `teacher_prompt`, and `vocabulary_alignment` is 'b"):
-        make_pair(dataset=rows, **fields)
+    with pytest.raises(UsageError, match="`formatting_func` makes one text of a row"):
+        text = {"formatting_func": lambda row: row["prompt"] + row["completion"], "completion_only_loss": False}
+        make_pair(dataset=rows, **text)
+    mixed = CHATS.add_column("teacher_prompt", ["so the cat"] * len(CHATS))
+    with pytest.raises(UsageError, match="has text in `teacher_prompt` and a conversation for the student"):
+        make_pair(student=with_chat(byte_level()), teacher=with_chat(metaspace(seed=1)), dataset=mixed)
 
 
 def test_rows_that_are_tokens_are_refused(make_pair):
@@ -368,15 +351,6 @@ def test_a_prompt_that_merges_into_its_completion(make_pair):
     assert 0 < trainer.state.log_history[0]["aligned_share"] < 1
 
 
-def test_a_stream_that_one_process_reads_for_all_is_refused(make_config):
-    stream, args = TEXT.to_iterable_dataset(), make_config(vocabulary_alignment="bytes")
-    check_stream(stream, args, 1)
-    check_stream(TEXT, args, 2)
-    with pytest.raises(UsageError, match="`accelerator_config`"):
-        check_stream(stream, args, 2)
-    check_stream(stream, make_config(accelerator_config={"dispatch_batches": False}), 2)
-
-
 def test_a_stream(make_pair):
     trainer = make_pair(dataset=TEXT.to_iterable_dataset())
     trainer.train()
@@ -405,3 +379,98 @@ def test_the_teachers_rows_are_of_its_own_type(make_pair):
     assert AutoModelForCausalLM.from_pretrained(trainer.args.teacher_model_name_or_path).config.vocab_size == len(
         rows.bins[1]
     )
+
+
+@pytest.fixture
+def save_teacher(tmp_path, make_model):
+    """`save_teacher(name, tokenizer)`: the folder of a teacher."""
+
+    def save(name, tokenizer, seed=2):
+        ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 256}
+        make_model("llama", seed=seed, **ids, **sizes).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    return save
+
+
+def entries_of(save_teacher):
+    """Three teachers, two of them with other tokenizers."""
+    kind = {"vocabulary_alignment": "bytes", "alm_weight": 0.4}
+    return [
+        {"name": "first", "model": save_teacher("first", with_chat(metaspace(seed=1))), **kind, "weight": 0.5},
+        {"name": "second", "model": save_teacher("second", with_chat(unigram(seed=1))), "vocabulary_alignment": "uld"},
+        {"name": "own", "model": save_teacher("own", with_chat(byte_level())), "kd_temperature": 1.5},
+    ]
+
+
+def routed_rows(rows):
+    return rows.add_column("teacher", ["first", "second", "own", "first"])
+
+
+def test_several_teachers_with_their_own_tokenizers(float64, make_pair, save_teacher):
+    """Each row's loss is that of a run with its teacher alone."""
+    entries, student = entries_of(save_teacher), with_chat(byte_level())
+    rows = routed_rows(CHATS)
+    fields = {"student": student, "divergence": "tvd", "kd_ratio": 0.7, "max_steps": 2, "learning_rate": 0.0}
+    fields["per_device_train_batch_size"] = 4
+    routed = make_pair(**fields, dataset=rows, eval_dataset=rows, teachers=entries, vocabulary_alignment=None,
+                       teacher_model_name_or_path=None)  # fmt: skip
+    assert [row[TEACHER_QUESTION] is None for row in routed.train_dataset] == [False, False, True, False]
+    routed.train()
+    log, total, count = routed.state.log_history[0], 0.0, 0
+    found = routed.evaluate()
+    for entry in entries:
+        own = {key: value for key, value in entry.items() if key not in ("name", "model", "weight")}
+        own = {"vocabulary_alignment": None, **own}
+        weight = entry.get("weight", 1.0)
+        mine = rows.filter(lambda row, name=entry["name"]: row["teacher"] == name).remove_columns("teacher")
+        for share in (fields["kd_ratio"], 0.0):  # the weight is on the divergence, and not on the cross-entropy
+            alone = make_pair(
+                **{**fields, "kd_ratio": share}, dataset=mine, eval_dataset=mine, **own,
+                teacher_model_name_or_path=entry["model"],
+            )  # fmt: skip
+            tokens = sum(label != -100 for row in alone.eval_dataset for label in row["labels"][1:])
+            loss = alone.evaluate()["eval_loss"] * tokens
+            if share:
+                whole = loss
+        # kd_ratio * KD + (1 - kd_ratio) * CE
+        ce = (1 - fields["kd_ratio"]) * loss
+        total += weight * (whole - ce) + ce
+        count += tokens
+    assert found["eval_loss"] == pytest.approx(total / count, rel=1e-9)
+    assert log["loss"] == pytest.approx(total / count, rel=1e-9)
+    assert 0 < found["eval_aligned_share/first"] < 1 and found["eval_kd_loss/own"] > 0
+
+
+@pytest.mark.parametrize("replay_size", [0, 4])
+def test_several_teachers_with_their_own_tokenizers_on_policy(make_pair, save_teacher, replay_size, tmp_path):
+    trainer = make_pair(
+        student=with_chat(byte_level()), dataset=routed_rows(CHATS), teachers=entries_of(save_teacher),
+        vocabulary_alignment=None, teacher_model_name_or_path=None, divergence="forward_kl", lmbda=1.0,
+        max_new_tokens=8, max_steps=4, replay_size=replay_size, replay_ratio=0.5 if replay_size else None,
+    )  # fmt: skip
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all(entry["on_policy_share"] + entry.get("replay_share", 0) == 1 for entry in logs)
+    assert any(entry.get("aligned_share/first", 0) > 0 for entry in logs)
+    if replay_size:  # with and without a question
+        kept = list(trainer.rollouts.replay)
+        trainer.rollouts.save(str(tmp_path))
+        trainer.rollouts.load(str(tmp_path))
+        assert list(trainer.rollouts.replay) == kept and len({row.question is None for row in kept}) == 2
+
+
+def test_a_mixture_of_tokenizers_is_refused(make_pair, save_teacher):
+    fields = {"vocabulary_alignment": None, "teacher_model_name_or_path": None, "student": with_chat(byte_level())}
+    with pytest.raises(UsageError, match="`teachers`, first: `vocabulary_alignment` is 'bytes', and without a"):
+        make_pair(**fields, dataset=CHATS, teachers=entries_of(save_teacher))
+    entries = entries_of(save_teacher)
+    for change, match in (
+        ({"alm_weight": -1.0}, "`teachers`, first: `alm_weight` must be 0 or more"),
+        ({"vocabulary_alignment": "byte"}, "`teachers`, first: `vocabulary_alignment` must be one of bytes"),
+        ({"vocabulary_alignment": None}, "`teachers`, first: `alm_weight` must be 0 without"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            make_pair(**fields, dataset=routed_rows(CHATS), teachers=[{**entries[0], **change}, *entries[1:]])

@@ -7,8 +7,9 @@ import torch
 from trl_tempkd import DIVERGENCES
 from trl_tempkd.errors import UsageError
 from trl_tempkd.losses import Pooled, Stretches, chunked_kd_loss, measure_tokens
-from trl_tempkd.losses.pooled import ON_POOLED
+from trl_tempkd.losses.pooled import ON_POOLED, sides
 from trl_tempkd.losses.truncated import F_DIVERGENCES
+from trl_tempkd.temperature import LOG_FLOOR
 from trl_tempkd.temperature_rules import row_temperatures
 
 
@@ -193,6 +194,32 @@ def test_by_rank_tvd_is_half_of_uld():
     pairs = zip(torch.autograd.grad(got.loss, student), torch.autograd.grad(want, student), strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(7, 12), (12, 7), (9, 9)])
+@pytest.mark.parametrize("divergence", F_DIVERGENCES)
+def test_ranks_are_those_of_both_vocabularies_sorted_whole(divergence, sizes):
+    torch.manual_seed(0)
+    z, v = (torch.randn(3, size, dtype=torch.float64, requires_grad=True) for size in sizes)
+    tau = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    width = max(sizes)
+
+    def whole(logits):
+        log = (logits / tau[:, None]).log_softmax(-1).sort(-1, descending=True).values
+        return torch.nn.functional.pad(log, (0, width - logits.shape[-1]), value=LOG_FLOOR)
+
+    want = DIVERGENCES[divergence](whole(v), whole(z))
+    (log_q, spread_q), (log_p, spread_p) = sides(z, v, tau, tau, (), 0)
+    log_q, log_p = (log.detach().requires_grad_() for log in (log_q, log_p))
+    got = DIVERGENCES[divergence](log_p, log_q)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    for of_log, spread, logits in ((log_q, spread_q, z), (log_p, spread_p, v)):
+        (slope,) = torch.autograd.grad(got.sum(), of_log, retain_graph=True)
+        in_logits = spread(slope)  # of log-probabilities, whose own slope in the logits is taken here
+        softmax = (logits / tau[:, None]).softmax(-1)
+        in_logits = (in_logits - softmax * in_logits.sum(-1, keepdim=True)) / tau[:, None]
+        (expected,) = torch.autograd.grad(want.sum(), logits, retain_graph=True)
+        torch.testing.assert_close(in_logits, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_stretches_are_the_plain_formula():

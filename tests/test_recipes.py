@@ -5,12 +5,14 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
-from datasets import DatasetDict
+from datasets import DatasetDict, load_from_disk
 from standins import save_pair
 from teacher_server import TeacherServer
 from transformers import AutoModelForCausalLM
@@ -31,6 +33,7 @@ ROWS = {
     "trl-lib/Capybara": "chat_dataset",
     "HuggingFaceTB/smol-smoltalk": "chat_dataset",
     "outputs/data/dolly": "prompt_dataset",
+    "outputs/other-tokenizer/data": "chat_dataset",
     "outputs/smollm2-study/data": "chat_dataset",
     "outputs/tiny-hints": "hinted_dataset",
     "outputs/tiny-teachers": "routed_dataset",
@@ -111,7 +114,7 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
     else:
         student, teacher = save_pair(tmp_path, make_model, tokenizer, ARCHITECTURES[recipe.parent.name])
     rows = request.getfixturevalue(ROWS[read(recipe)["dataset_name"]])
-    DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "data")
+    DatasetDict(train=rows, test=rows, written=rows).save_to_disk(tmp_path / "data")
     output = tmp_path / "output"
     overrides = {
         "model_name_or_path": student,
@@ -175,3 +178,24 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
     low = -1e4 if values[1].divergence == "minillm" else 0
     assert all(low <= loss < 1e4 for loss in losses)
     assert ("eval_results.json" in saved) == values[1].do_eval
+
+
+def test_the_rows_of_another_tokenizer(tmp_path):
+    """No question is asked twice, and what the teacher has written stands beside the references to the same."""
+    path = ROOT / "recipes/smollm2/prepare_other_tokenizer.py"
+    rows = [{"instruction": f"say {i}", "input": "", "output": str(i)} for i in range(230)]
+    rows += [{"instruction": "say 1", "input": "", "output": "again"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    run = [sys.executable, str(path), str(tmp_path / "rows.jsonl"), str(tmp_path)]
+    subprocess.run(run, check=True, timeout=100)
+    splits = load_from_disk(tmp_path / "rows")
+    questions = [row["prompt"][0]["content"] for split in splits.values() for row in split]
+    assert len(splits["test"]) == 200 and sorted(questions) == sorted({row["instruction"] for row in rows})
+    said = [{"role": "assistant", "content": "well"}]
+    written = [{**splits["train"][i], "completion": said, "row": i} for i in (4, 2)]
+    (tmp_path / "written").mkdir()
+    (tmp_path / "written" / "train.jsonl").write_text("\n".join(map(json.dumps, written)), encoding="utf-8")
+    subprocess.run(run, check=True, timeout=100)
+    data = load_from_disk(tmp_path / "data")
+    assert data["written"]["completion"] == [said] * 2 and data["train"]["prompt"] == data["written"]["prompt"]
+    assert data["train"]["completion"] == splits["train"].select([4, 2])["completion"]

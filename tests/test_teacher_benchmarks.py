@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from vocabulary_pairs import TEXT, metaspace
 
 
 ROOT = Path(__file__).parent.parent
@@ -76,3 +77,18 @@ def test_other_tokenizer(tmp_path):
     assert list(rows) == ["own tokenizer", "bytes", "uld"]
     assert rows["own tokenizer"]["ratio"] == 1 and all(row["seconds"] > 0 for row in rows.values())
     assert 0.3 < rows["bytes"]["aligned_share"] < 1 and rows["bytes"]["teacher_tokens_per_token"] != 1
+
+
+def test_tokenizer_coverage(tmp_path):
+    """A tokenizer has everything in common with itself, and something with another one."""
+    metaspace(seed=1).save_pretrained(tmp_path / "other")
+    TEXT.to_json(tmp_path / "rows.jsonl")
+    sources = ["built-in=tiny:student", "again=tiny:student", f"other={tmp_path / 'other'}"]
+    texts = [f"rows={tmp_path / 'rows.jsonl'}:completion"]
+    command = [sys.executable, "benchmarks/tokenizer_coverage.py", "--tokenizers", *sources, "--texts", *texts]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    rows = {(row[0], row[1]): [float(value) for value in row[3].split(", ")] for row in lines[2:]}
+    assert len(rows) == 6 and rows["built-in", "again"] == [1.0, 1.0, pytest.approx(1, abs=0.3)]
+    assert all(0.1 < value < 1 for value in rows["built-in", "other"][:2])

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import datasets
 from conftest import SENTENCES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -122,3 +123,30 @@ def save_pair_of_two(
         make_model("llama", seed=seed, **ids, **size, **overrides).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return str(folder / "student"), str(folder / "teacher")
+
+
+ROWS = [
+    {"prompt": "the cat sat on", "completion": " the mat and looked at the moon"},
+    {"prompt": "what is the capital", "completion": " of the moon? 語 🙂 there is none"},
+    {"prompt": "a dog ran", "completion": " after the cat"},
+    {"prompt": "warm logits", "completion": " carry more than the top choice"},
+]
+TEXT = datasets.Dataset.from_list(ROWS)
+TAGS = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% if m['role'] == 'assistant' %}<eos>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CHATS = datasets.Dataset.from_list(
+    [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completion": [{"role": "assistant", "content": row["completion"].strip()}],
+        }
+        for row in ROWS
+    ]
+)
+
+
+def with_chat(tokenizer, template=CHAT):
+    tokenizer.chat_template = template
+    return tokenizer

@@ -211,5 +211,10 @@ def check(
     teacher = training_args.teacher_model_name_or_path
     if teacher in STUDENTS:
         raise UsageError(f"{teacher} is in memory with the student anyway, and isn't cached")
+    if training_args.vocabulary_alignment is not None and args.mode != "hidden":
+        raise UsageError(
+            f"--mode {args.mode} has some tokens of the teacher, and vocabulary_alignment "
+            f"{training_args.vocabulary_alignment!r} pools all of them: give --mode hidden"
+        )
     check_writable(args.output, "--output")
     training.check(script_args, training_args, model_args, dataset_args)

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.utils import logging
 from trl import SFTConfig
 
 from .errors import UsageError
@@ -16,6 +17,9 @@ from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOp
 from .teachers.address import shown
 from .teachers.options import ServedTargetOptions, ServerOptions, TeacherOptions
 from .vocabularies.options import VocabularyOptions
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -89,6 +93,13 @@ class KDConfig(
                 setattr(self, new, getattr(self, old))
         check_dicts(self)
         super().__post_init__()
+        # One process that reads for all would put batches together as tensors of one shape. TRL sees to it where the
+        # training data are a stream; an evaluation's may be one too, and a batch has more than tensors here
+        if self.accelerator_config.dispatch_batches:
+            logger.warning(
+                "`accelerator_config.dispatch_batches` is taken as false: each process reads its own batches."
+            )
+        self.accelerator_config.dispatch_batches = False
         check_groups(self)
         self._check_trl()
 

@@ -1,6 +1,8 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Rows of a data set, in any of TRL's formats or as instructions -> prompts, references, and texts to compare at."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 from itertools import takewhile
 from typing import Any
@@ -60,8 +62,9 @@ def read_rows(
 
     Returns:
         `list[dict[str, Any]]`: For each row `prompt` (text or `None`), `references` (texts), `completion` (text to
-        compare at, or `None`) and `templated`: whether the chat template has put in the special tokens already. Where
-        the completion doesn't follow the prompt to the letter, `context` is what stands before it.
+        compare at, or `None`), `bytes` (how many the completion has in UTF-8, what the chat template or the end adds
+        not counted) and `templated`: whether the chat template has put in the special tokens already. Where the
+        completion doesn't follow the prompt to the letter, `context` is what stands before it.
     """
     if prompt_format not in PROMPT_FORMATS:
         raise UsageError(f"`prompt_format` must be one of {', '.join(PROMPT_FORMATS)}, got {prompt_format!r}.")
@@ -69,12 +72,19 @@ def read_rows(
     for number, row in enumerate(dataset):
         check_row(number, row)
         item = _read_row({name: value for name, value in row.items() if value is not None}, tokenizer, prompt_format)
+        item.setdefault("bytes", len((item["completion"] or "").removesuffix(tokenizer.eos_token or "").encode()))
         if item["prompt"] == "":
             raise UsageError(f"Row {number} has an empty prompt.")
         rows.append(item)
     if not rows:
         raise UsageError("The data set has no rows.")
     return rows
+
+
+def hash_of(rows: Iterable[dict[str, Any]]) -> str:
+    """SHA-256 of rows that [`read_rows`] has read, without their sizes, which follow from the rest."""
+    own = [{name: value for name, value in row.items() if name != "bytes"} for row in rows]
+    return hashlib.sha256(json.dumps(own).encode()).hexdigest()
 
 
 def check_rows(dataset: Iterable[dict[str, Any]]) -> None:
@@ -134,6 +144,7 @@ def _read_chat(turns: list[dict], answer: Any, row: dict[str, Any], tokenizer: A
     # A prompt may open thoughts that the text doesn't have: it is compared as TRL trains on it, from where they differ
     shared = "".join(a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
     item = _item(prompt, row.get("references", answer[-1]["content"]), whole.removeprefix(shared), templated=True)
+    item["bytes"] = sum(len(str(turn.get("content") or "").encode()) for turn in answer)
     return item if shared == prompt else {**item, "context": shared}
 
 

@@ -31,6 +31,8 @@ TEACHER_PROMPTS = "teacher_rollout_prompts"
 TEACHER = "teacher"  # column of rows: the name of the teacher that a row has, of several
 ROUTE = "teacher_number"  # of prepared rows: its number
 TEACHER_QUESTION = "teacher_question"  # and what a teacher with another tokenizer is asked
+# Of cached rows: what it has read, and where in bytes, as `vocabularies.alignment.Reading` has it
+TEACHER_TOKENS, TEACHER_OFFSETS = "teacher_tokens", "teacher_offsets"
 ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, which no chat template knows
 
 

@@ -51,11 +51,11 @@ class ChunkedKDOutput(NamedTuple):
             not rescaled), `ce` (where labels are given), `kl_tau1` (KL(p, q) at tau 1), `student_entropy` and
             `teacher_entropy` (at tau 1), all in nats, and `agreement` (1 where both rank the same token first). Of a
             truncated teacher or one of another vocabulary those that it has the numbers for, its `metrics`, among them
-            of a truncated one `student_mass_outside`, the student's probability of all but the known tokens at tau 1.
-            With a `temperature_rule` also the temperatures, `student_tau` and `teacher_tau`. By name alone:
-            `teacher_ce`, the teacher's cross-entropy at tau 1, `hellinger`, Hellinger's distance at tau 1, and
-            `student_tau_grad` and `teacher_tau_grad`, the derivatives of the rescaled divergence with respect to the
-            temperatures.
+            of a truncated one `student_mass_outside`, the student's probability of all but the known tokens at tau 1,
+            and with stretches `alm`, their term with its weight, which is part of `per_token`. With a
+            `temperature_rule` also the temperatures, `student_tau` and `teacher_tau`. By name alone: `teacher_ce`, the
+            teacher's cross-entropy at tau 1, `hellinger`, Hellinger's distance at tau 1, and `student_tau_grad` and
+            `teacher_tau_grad`, the derivatives of the rescaled divergence with respect to the temperatures.
     """
 
     loss: Tensor
@@ -196,7 +196,6 @@ def chunked_kd_loss(
                 chunk_size,
                 compile,
             )
-            measured = likelihoods.measured
             own = kd_ratio * likelihoods.ce_weight
             ce_weight = own if ce_weight is None else ce_weight + own
         elif labels is not None and not metrics and kd_ratio == 1 and ce_weight is None:
@@ -252,4 +251,5 @@ def chunked_kd_loss(
     if likelihoods is not None:  # its gradient is there, as that of a weighted cross-entropy; its value is another
         loss = loss + kd_ratio * likelihoods.excess.sum() / normalizer
         scaled = scaled + likelihoods.term
+        by_name["alm"] = likelihoods.term
     return ChunkedKDOutput(loss, scaled, by_name if metrics else None)

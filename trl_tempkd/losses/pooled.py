@@ -12,7 +12,7 @@ B bins, A tokens of the teacher in stretches.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -98,6 +98,17 @@ class Pooled:
         """What a block needs of the vocabularies."""
         return (*self.bins, *(mask.float() for mask in self.in_both))
 
+    def select(self, rows: Tensor) -> "Pooled":
+        """At some of the student's positions, by their numbers, which become its positions."""
+        place = rows.new_full((int(torch.cat([rows, self.rows]).max()) + 1 if len(rows) else 1,), -1)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        at = place[self.rows.clamp(max=len(place) - 1)]
+        kept = (at >= 0) & (self.rows < len(place))
+        stretches = self.stretches
+        if stretches is not None:
+            stretches = replace(stretches, student=stretches.student.index_select(0, rows))
+        return replace(self, hidden=self.hidden[kept], rows=at[kept], stretches=stretches)
+
     def check(self, divergence: str, kwargs: dict[str, Any] | None) -> None:
         """As [`check_pooled`]."""
         check_pooled(divergence, kwargs, by_rank=not self.count)
@@ -153,21 +164,28 @@ def pooled(logits_RV: Tensor, tau_R: Tensor, bins_V: Tensor, count: int) -> tupl
     return mass_RB.log(), spread
 
 
-def ranked(logits_RV: Tensor, tau_R: Tensor, width: int) -> tuple[Tensor, Spread]:
+def ranked(logits_RV: Tensor, tau_R: Tensor, count: int, width: int) -> tuple[Tensor, Spread]:
     """
-    The same by rank: log-probabilities in descending order, `(R, width)`, none where the vocabulary has ended.
+    The same by rank: log-probabilities of the first `count` in descending order, and then of the others in any order,
+    `(R, count + width)`. The other side has none beyond `count`, so that all of its pairs there are alike, and sorting
+    them would change no sum.
 
     Source: Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss, arXiv
     2402.12030.
     """
-    sorted_RV, order_RV = log_softmax(logits_RV, tau_R).sort(dim=-1, descending=True)
-    size = logits_RV.shape[-1]
-    padded = torch.nn.functional.pad(sorted_RV, (0, width - size), value=LOG_FLOOR)
+    log_RV = log_softmax(logits_RV, tau_R)
+    top_RC, order_RC = log_RV.topk(count, dim=-1)
+    is_longer = logits_RV.shape[-1] > count
+    if is_longer:
+        rest_RW = log_RV.scatter(-1, order_RC, LOG_FLOOR)
+    else:
+        rest_RW = log_RV.new_full((len(log_RV), width), LOG_FLOOR)
 
     def spread(jacobian: Tensor) -> Tensor:
-        return torch.zeros_like(sorted_RV).scatter(-1, order_RV, jacobian[:, :size])
+        rest = jacobian[:, count:] if is_longer else torch.zeros_like(log_RV)
+        return rest.scatter(-1, order_RC, jacobian[:, :count])
 
-    return padded, spread
+    return torch.cat([top_RC, rest_RW], dim=-1), spread
 
 
 def sides(
@@ -176,8 +194,9 @@ def sides(
     """Student and teacher, by `count` bins or by rank."""
     if count:
         return pooled(z_RV, tau_s_R, tables[0], count), pooled(v_RV, tau_t_R, tables[1], count)
-    width = max(z_RV.shape[-1], v_RV.shape[-1])
-    return ranked(z_RV, tau_s_R, width), ranked(v_RV, tau_t_R, width)
+    small, large = sorted((z_RV.shape[-1], v_RV.shape[-1]))
+    width = 0 if small == large else large
+    return ranked(z_RV, tau_s_R, small, width), ranked(v_RV, tau_t_R, small, width)
 
 
 def pooled_values(

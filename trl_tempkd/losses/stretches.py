@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..temperature import log_probability
 from .fused import head_logits
-from .measured import Measured, measure_tokens
+from .measured import measure_tokens
 from .pooled import Pooled, Stretches
 
 
@@ -24,13 +24,11 @@ CERTAIN = 1e-6
 class Likelihoods(NamedTuple):
     """
     Attributes:
-        measured ([`Measured`]): the student's cross-entropies, and the operands that they are of.
         term (`torch.Tensor` of shape `(N,)`): of each stretch, times its weight, at its first token.
         ce_weight (`torch.Tensor` of shape `(N,)`): a weighted cross-entropy that has the gradient of the term.
         excess (`torch.Tensor` of shape `(N,)`): what the value of the term has beyond that of the cross-entropy.
     """
 
-    measured: Measured
     term: Tensor
     ce_weight: Tensor
     excess: Tensor
@@ -56,6 +54,8 @@ def measure_stretches(
     rows, weight, bias = teacher
     assert isinstance(rows, Pooled) and rows.stretches is not None
     stretches = rows.stretches
+    if labels is not None:
+        labels = torch.where(stretches.student >= 0, labels, -100)  # of the others no likelihood is needed
     measured = measure_tokens(
         student[0],
         student[1],
@@ -73,7 +73,7 @@ def measure_stretches(
     ce = measured.metrics["ce"]
     term, ce_weight = likelihood_term(ce, _teacher_ce(stretches, weight, bias, *teacher_head), stretches)
     term, ce_weight = stretches.weight * term, stretches.weight * ce_weight
-    return Likelihoods(measured, term, ce_weight, term - ce_weight * ce)
+    return Likelihoods(term, ce_weight, term - ce_weight * ce)
 
 
 @torch.no_grad()

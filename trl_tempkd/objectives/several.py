@@ -96,7 +96,9 @@ class SeveralLoss(StepLoss):
             loss = loss + out.loss
             if not logged:
                 continue
-            scaled = kd_ratio * spec.weight * out.per_token + (1 - kd_ratio) * out.metrics["ce"]
+            term = out.metrics.get("alm", 0.0)  # has its weight already
+            own_kd = spec.weight * (out.per_token - term) + term
+            scaled = kd_ratio * own_kd + (1 - kd_ratio) * out.metrics["ce"]
             per_token.index_copy_(0, positions, scaled.to(per_token.dtype))
             for metric, value in out.metrics.items():
                 for key in (metric, f"{EACH.get(metric)}/{name}"):

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UsageError
 from ..row_formats import PROMPTS
 from ..teachers import Teacher
+from ..vocabularies.translation import Translation
 from .options import RolloutOptions
 from .preparation import CARRIED, TRAIN, check_answers, prepared
 from .rollouts import Collator, Rollouts
@@ -77,17 +78,16 @@ def make_rollouts(
     if dataset is not None:
         _check_prompts(dataset, collator)
     # What one of the models pads its vocabulary with, the other may have no embedding for
-    vocabularies = [*(model.config.get_text_config().vocab_size for model in models), teacher.vocabulary]
-    vocabulary = min(size for size in vocabularies if size is not None)
-    positions = [teacher.positions]
+    sizes = [model.config.get_text_config().vocab_size for model in models]
+    positions: list[int | None] = []
+    if teacher.shares_tokenizer:
+        sizes += [] if teacher.vocabulary is None else [teacher.vocabulary]
+        positions.append(teacher.positions)
+    vocabulary = min(sizes)
     of_teacher: Sampler | None = None
     translation = None
     if args.seq_kd and not teacher.shares_tokenizer:
-        its_own = accelerator.unwrap_model(teacher.wrapped())
-        translation = teacher.translation(longest_prompt(its_own, args.max_new_tokens))
-        assert translation is not None
-        other = translation.teacher.spelling.tokenizer
-        of_teacher = ModelSampler(teacher.wrapped, accelerator, other, args, len(other), teacher.active)
+        of_teacher, translation = _of_another_tokenizer(teacher, accelerator, args)
     elif args.seq_kd and teacher.can_generate:
         of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active)
     elif args.seq_kd:
@@ -108,6 +108,25 @@ def make_rollouts(
     if teacher.requests and isinstance(of_student, ModelSampler):
         of_student.written = partial(rollouts.written, teacher.ask_early)
     return rollouts
+
+
+def _of_another_tokenizer(
+    teacher: Teacher, accelerator: Accelerator, args: RolloutOptions
+) -> tuple[Sampler, Translation]:
+    """What completes in the teacher's own tokens, and what makes the student's of them."""
+    known = teacher.translation(None)
+    assert known is not None
+    tokenizer, ends = known.teacher.spelling.tokenizer, sorted(known.teacher.frame.ends)
+    sampler: Sampler
+    if teacher.can_generate:
+        sampler = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, len(tokenizer), teacher.active)
+        longest = longest_prompt(accelerator.unwrap_model(teacher.wrapped()), args.max_new_tokens)
+    else:
+        sampler = served = teacher.sampler(args, ends, len(tokenizer))
+        longest = None if served.positions is None else room_for_prompts(served.positions, args.max_new_tokens)
+    translation = teacher.translation(longest)
+    assert translation is not None
+    return sampler, translation
 
 
 def _check_parallelism(accelerator: Accelerator, model: nn.Module) -> None:

@@ -211,10 +211,12 @@ def join(rows: list[Row]) -> dict[str, torch.Tensor]:
             [-1 if row.context is None else len(row.context) for row in rows], dtype=torch.int32
         ),
     }
-    questions = [row.question for row in rows if row.question is not None]
-    if questions and len(questions) == len(rows):
-        asked = [i for question in questions for i in question.teacher_ids]
-        numbers = [[len(q.teacher_ids), q.start, q.skip, int(q.chat)] for q in questions]
+    if any(row.question is not None for row in rows):  # of several teachers some may have none, which is -1
+        asked = [i for row in rows if row.question for i in row.question.teacher_ids]
+        numbers = [
+            [-1, 0, 0, 0] if (q := row.question) is None else [len(q.teacher_ids), q.start, q.skip, int(q.chat)]
+            for row in rows
+        ]
         tensors["asked_ids"] = torch.tensor(asked, dtype=torch.int32)
         tensors["asked"] = torch.tensor(numbers, dtype=torch.int32)
     return tensors
@@ -230,11 +232,11 @@ def split(tensors: dict[str, torch.Tensor]) -> list[Row]:
         rows = _with_contexts(rows, tensors)
     if "asked" not in tensors:
         return rows
-    parts = tensors["asked_ids"].split(tensors["asked"][:, 0].tolist())
-    numbers = tensors["asked"][:, 1:].tolist()
+    parts = tensors["asked_ids"].split(tensors["asked"][:, 0].clamp(min=0).tolist())
+    numbers = tensors["asked"].tolist()
     return [
-        row._replace(question=Question(ids.tolist(), start, skip, bool(chat)))
-        for row, ids, (start, skip, chat) in zip(rows, parts, numbers, strict=True)
+        row if size < 0 else row._replace(question=Question(ids.tolist(), start, skip, bool(chat)))
+        for row, ids, (size, start, skip, chat) in zip(rows, parts, numbers, strict=True)
     ]
 
 

@@ -11,6 +11,7 @@ from .table import SEED, Group, in_both_modes, paired
 
 # Of all scores, each of which makes Holm's correction stricter; `rouge_l@NAME` is of another data set
 COMPARED = ("rouge_l", "kl_tau1")
+WITHOUT_TEACHER = ("rouge_l", "bits_per_byte")  # where no model is there to be compared with
 
 
 def conditions_of(results: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Group]]:
@@ -57,7 +58,8 @@ def comparisons(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def scores_of(*cells: dict[str, Any]) -> list[str]:
     """The scores to compare that some of these cells have; the same of other data sets."""
     found = {name for result in cells for name in result["scores"]}
-    return [name for score in COMPARED for name in sorted(found) if name.partition("@")[0] == score]
+    compared = COMPARED if "kl_tau1" in found else WITHOUT_TEACHER
+    return [name for score in compared for name in sorted(found) if name.partition("@")[0] == score]
 
 
 def difference(table: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ..losses.fused import CHUNK_ELEMENTS
 from ..prompts import tokenize
 from ..rollouts.sampling import as_in_use, by_length, complete, longest_prompt, stop_tokens
 from ..temperature import log_probability
+from .bits_per_byte import bits_per_byte
 from .metrics import distinct_n, rouge_l, self_bleu
 
 
@@ -311,7 +312,8 @@ def evaluate_model(
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     with_text = [i for i, row in enumerate(rows) if row["completion"] is not None]
     if with_text and "compared" not in results:
-        texts = tokenize([{**rows[i], "prompt": rows[i]["prompt"] or ""} for i in with_text], tokenizer)
+        whole = tokenize([{**rows[i], "prompt": rows[i]["prompt"] or ""} for i in with_text], tokenizer)
+        texts = whole
         if limit:  # cut as the prompts are, at the start
             texts = [{name: column[-limit:] for name, column in text.items()} for text in texts]
         scores, by_row = _compare(model, teacher or model, texts, batch_size, progress)
@@ -321,6 +323,12 @@ def evaluate_model(
             for i, total, tokens in zip(with_text, by_row[name], by_row["tokens"], strict=True):
                 column[i] = total if name == "tokens" else total / tokens if tokens else None
         results["compared"] = {"scores": {name: scores[name] for name in names}, "items": items}
+        targets = [sum(label != -100 for label in text["labels"][1:]) for text in whole]
+        kept = [count == tokens for count, tokens in zip(targets, by_row["tokens"], strict=True)]
+        if (found := bits_per_byte(by_row["ce"], [rows[i]["bytes"] for i in with_text], kept)) is not None:
+            results["compared"]["scores"]["bits_per_byte"], own = found
+            values = dict(zip(with_text, own, strict=True))
+            items["bits_per_byte"] = [values.get(i) for i in range(len(rows))]
         save(results)
     runs = results.setdefault("runs", [])
     wanted: list[int | None] = [*seeds, *([None] if greedy else [])] if rows[0]["prompt"] is not None else []

@@ -21,7 +21,7 @@ from ..files import write_atomically
 from ..fingerprint import fingerprint
 from ..models import load_model, load_tokenizer, resolve_model
 from ..paths import check_file_writable, check_model_name, check_path
-from ..prompts import check_rows, read_rows
+from ..prompts import check_rows, hash_of, read_rows
 from ..teachers.live import check_vocabulary
 from .diversity import measure_curve
 from .evaluation import evaluate_model, prompt_tokens
@@ -191,7 +191,7 @@ def settings_of(
         **options,
         "rows": len(rows),
         "fingerprint": data,
-        "rows_sha256": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "rows_sha256": hash_of(rows),
         "model": describe(model),
         "teacher": None if teacher is None else describe(teacher),
         "environment": environment(model.device),

@@ -7,6 +7,7 @@ LABELS = {
     "reverse_kl_tau1": "KL(student, teacher) at tau 1",
     "agreement": "agreement with the teacher's top choice",
     "ce": "cross-entropy of the references",
+    "bits_per_byte": "bits per byte of the references",
     "perplexity": "perplexity of the references",
     "ece": "expected calibration error",
     "self_bleu": "self-BLEU",
@@ -17,7 +18,7 @@ LABELS = {
     "head_first": "share of the head's error that is gone early, less that of the tail's",
     "lifted_outside_top_10": "log of the gradient's upward amount outside the teacher's top 10, relative to tau 1",
 }
-LOWER_IS_BETTER = {"kl_tau1", "reverse_kl_tau1", "ce", "perplexity", "ece", "self_bleu"}
+LOWER_IS_BETTER = {"kl_tau1", "reverse_kl_tau1", "ce", "bits_per_byte", "perplexity", "ece", "self_bleu"}
 HIGHER_IS_BETTER = {"rouge_l", "agreement", *(f"distinct_{n}" for n in range(1, 5))}
 GREEDY = "_greedy"  # ends the names of the scores of greedy decoding
 AT_SELF_BLEU = "_at_self_bleu_"  # and the value: read off the curve over temperatures of sampling

@@ -16,7 +16,7 @@ SHARED = ("initial_weights", "batch_order", "items")
 # Factors by which the batches differ on purpose, and the one by which the start does
 OF_BATCHES = (
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length",
-    "packing", "dataset_name", "dataset_config",
+    "packing", "dataset_name", "dataset_config", "dataset_train_split",
 )  # fmt: skip
 OF_START = ("model_name_or_path",)
 # To another teacher the distance is another score

@@ -14,6 +14,7 @@ from .cached import CachedTeacher
 from .client import TeacherServerError
 from .kinds import served_teacher
 from .live import LiveTeacher, check_separate, check_vocabulary, load_teacher
+from .other_cached import OtherCachedTeacher, cached_teacher
 from .other_tokenizer import OtherTokenizerTeacher
 from .served import ServedTeacher
 from .several import SeveralTeachers
@@ -32,6 +33,7 @@ __all__ = [
     "CacheBuilder",
     "CachedTeacher",
     "LiveTeacher",
+    "OtherCachedTeacher",
     "OtherTokenizerTeacher",
     "ServedTeacher",
     "SeveralTeachers",
@@ -49,7 +51,7 @@ __all__ = [
 
 # The option that asks for a source in place of a model
 SOURCES: dict[str, Callable[[str | None, Any], Teacher]] = {
-    "teacher_cache": CachedTeacher,
+    "teacher_cache": cached_teacher,
     "teacher_server_url": served_teacher,
 }
 

@@ -187,12 +187,16 @@ class AskedTeacher(Teacher):
         inputs[REQUESTS] = self._asked(inputs)
 
     def _asked(self, batch: Batch) -> "_Requests":
-        texts = [(place, tokens) for place, tokens in documents(batch) if len(tokens) > 1]
+        texts = [(place, tokens) for place, tokens in self._texts(batch) if len(tokens) > 1]
         longest = max((len(tokens) for _, tokens in texts), default=0)
         if self.positions is not None and longest > self.positions:
             raise UsageError(too_long(f"A row has {longest} tokens", self.positions, f"the server {self.client.url}"))
         early = self._early
         return _Requests([(place, early.get(tuple(each)) or self._question(each)) for place, each in texts])
+
+    def _texts(self, batch: Batch) -> Iterator[tuple[tuple[int, int], list[int]]]:
+        """The texts that are asked about, each with the row and position where it begins."""
+        return documents(batch)
 
     def _taken(self, inputs: Batch) -> list[tuple[slice, list[Any]]]:
         """

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -146,6 +147,27 @@ class Teacher(ABC):
         """The same, and what the teacher reads where that is another prompt than the student's."""
         collate = self.collate(collator)
         return OwnPromptCollator(collate, collator) if self.reads_tokens else collate
+
+    # A cache
+
+    @property
+    def own_tokenizer(self) -> tuple[PreTrainedTokenizerBase, set[int]] | None:
+        """Its tokenizer if that isn't the student's, and the tokens that end a text."""
+        return None
+
+    def to_cache(self, dataset: Dataset) -> Dataset:
+        """Prepared rows with what must be known of them beside the student's tokens."""
+        return dataset
+
+    def states(self, inputs: Batch, kept: torch.Tensor) -> torch.Tensor:
+        """
+        What a cache stores of a batch, before it is encoded: last hidden states `(K, H_t)`, row by row.
+
+        Args:
+            inputs (`dict`): a batch.
+            kept (`torch.Tensor` of shape `(B * L,)`): which of the student's positions predict a token with a label.
+        """
+        return self.hidden_states(inputs).flatten(0, 1)[kept]
 
     # An optimizer step
 

@@ -36,7 +36,7 @@ from ..heads import NoHead
 from ..locks import OWNER
 from ..row_formats import CONTEXTS
 from ..tiny import resolve
-from .cached import HEAD
+from .cached import HEAD, TOKENIZER
 from .columns import (
     CHECKSUM,
     Tokens,
@@ -51,7 +51,7 @@ from .columns import (
     uniform_of,
 )
 from .layouts import TopKLayout, make_layout
-from .manifest import NAME, PREPARATION, Manifest, checksum_of, hashes_of, identity_of, plain
+from .manifest import NAME, PREPARATION, Manifest, checksum_of, hashes_of, identity_of, plain, whole_hashes_of
 from .pooling import START
 
 
@@ -134,6 +134,7 @@ class CacheBuilder:
         taus: Sequence[float] = (1.0,),
         vocabulary: int | None = None,
     ):
+        splits = {name: teacher.to_cache(dataset) for name, dataset in splits.items()}
         self.folder, self.splits, self.teacher, self.collator = folder, splits, teacher, collator
         self.accelerator, self.batch_size = accelerator, batch_size
         self.quiet = args.disable_tqdm or not accelerator.is_local_main_process
@@ -151,7 +152,7 @@ class CacheBuilder:
         size = size if vocabulary is None else min(size, vocabulary)
         self.layout = make_layout(mode, dtype, hidden_size, size, count=count, taus=taus)
         self.head = self.head if self.layout.has_head else {}
-        name = resolve(args.teacher_model_name_or_path)
+        name, own = resolve(args.teacher_model_name_or_path), teacher.own_tokenizer
         self.bytes, self.lengths = 0, {split: np.zeros(0, dtype=np.int64) for split in splits}
         self.manifest = Manifest(
             mode=mode,
@@ -168,6 +169,7 @@ class CacheBuilder:
             preparation={name: plain(getattr(args, name)) for name in PREPARATION},
             splits={split: self._describe(split) for split in splits},
             own_prompts=any(CONTEXTS in dataset.column_names for dataset in splits.values()),
+            other_tokenizer=None if own is None else {**whole_hashes_of(own[0]), "ends": sorted(own[1])},
             versions={m.__name__: m.__version__ for m in (torch, transformers, trl, datasets, accelerate)}
             | {"trl_tempkd": __version__},
         )
@@ -179,16 +181,16 @@ class CacheBuilder:
         for row in rows_of(self.splits[split]):
             digest.update(key_of(row))
             lengths.append(len(row.input_ids))
-            states = int(predicting(row).sum()) * self.layout.size
+            states = int(row.stored.sum()) * self.layout.size
             if filled and filled + states > SHARD_BYTES:
                 per_shard.append(0)
                 filled = 0
             per_shard[-1] += 1
             filled += states
             tokens += states // self.layout.size
-            # the token columns, an offset for each of their positions, and what a row of its own takes
+            # the token columns, an offset for each position of the teacher, and what a row of its own takes
             columns = sum(column is not None for column in row)
-            self.bytes += states + row.nbytes + 8 * len(row.input_ids) + 4 * columns + 12
+            self.bytes += states + row.nbytes + 8 * len(row.stored) + 4 * columns + 12
         if not lengths:
             raise UsageError(f"The {split} data set has no rows to be cached.")
         files = [f"data-{i:05d}-of-{len(per_shard):05d}.arrow" for i in range(len(per_shard))]
@@ -255,6 +257,8 @@ class CacheBuilder:
         if self.head:
             with whole_file(self.folder / HEAD) as path:
                 save_file(self.head, path)
+        if (own := self.teacher.own_tokenizer) is not None:
+            own[0].save_pretrained(self.folder / TOKENIZER)
         return todo
 
     def _is_whole(self, path: Path, rows: int) -> bool:
@@ -332,9 +336,9 @@ class CacheBuilder:
         """Rows with their cached columns."""
         rows, tokens, batch, kept = read
         with torch.no_grad(), self.accelerator.autocast():
-            hidden = self.teacher.hidden_states(batch).flatten(0, 1)[kept]
+            hidden = self.teacher.states(batch, kept)
             stored = self.layout.encode(hidden, self.teacher.head, partial(uniform_of, tokens)).cpu()
-        parts = stored.split([int(predicting(own).sum()) for own in tokens])
+        parts = stored.split([int(own.stored.sum()) for own in tokens])
         return [
             {**row, **encode(own, part, self.layout, self.manifest.seed)}
             for row, own, part in zip(rows, tokens, parts, strict=True)

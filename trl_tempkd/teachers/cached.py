@@ -27,9 +27,10 @@ from .manifest import Manifest, checksum_of
 
 
 HEAD = "head.safetensors"
+TOKENIZER = "tokenizer"  # folder of the teacher's, where that isn't the student's
 POSITIONS = "teacher_positions"  # of what is stored, in the flattened batch
 
-_REPAIR = "Run `trl-tempkd cache` again with the same --output: it makes anew what is damaged or missing."
+REPAIR = "Run `trl-tempkd cache` again with the same --output: it makes anew what is damaged or missing."
 
 
 class CachedTeacher(Teacher):
@@ -61,7 +62,8 @@ class CachedTeacher(Teacher):
                 f"{', '.join(MODES)}."
             )
         if not self.manifest.complete:
-            raise UsageError(f"The cache in {self.folder} isn't complete. {_REPAIR}")
+            raise UsageError(f"The cache in {self.folder} isn't complete. {REPAIR}")
+        self._check_alignment(options.vocabulary_alignment)
         self.layout = layout_of(self.manifest)
         self.metrics, self.knows, self.taus = self.layout.metrics, self.layout.target, self.layout.taus
         self.columns = [*TOKENS, self.layout.column, CHECKSUM]
@@ -70,13 +72,22 @@ class CachedTeacher(Teacher):
             path = self.folder / split / shard["file"]
             size = path.stat().st_size if path.is_file() else 0
             if size != shard["bytes"]:
-                raise UsageError(f"{path} has {size} bytes of {shard['bytes']}. {_REPAIR}")
+                raise UsageError(f"{path} has {size} bytes of {shard['bytes']}. {REPAIR}")
         if teacher is not None:
             trust, kwargs = options.trust_remote_code, options.teacher_model_init_kwargs
             self.manifest.check_teacher(teacher, options.teacher_model_revision, trust, kwargs, self.folder)
         self._splits = [
             self._open(split, described["fingerprint"]) for split, described in self.manifest.splits.items()
         ]
+
+    def _check_alignment(self, alignment: str | None) -> None:
+        """Stop where the teacher has the student's tokenizer in the run and not in the cache, or the other way."""
+        if (self.manifest.other_tokenizer is None) != (alignment is None):
+            raise UsageError(
+                f"`vocabulary_alignment` is {alignment!r}, and the cache in {self.folder} is of a teacher with "
+                + ("the student's own tokenizer" if alignment else "another tokenizer than the student's")
+                + f". {'Leave it unset' if alignment else 'Set it'}, or build a cache for this run."
+            )
 
     def bind(
         self, student: Callable[[], nn.Module], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
@@ -95,9 +106,9 @@ class CachedTeacher(Teacher):
         try:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise UsageError(f"{path} can't be read: {error}. {_REPAIR}") from error
+            raise UsageError(f"{path} can't be read: {error}. {REPAIR}") from error
         if checksum_of(tensors) != self.manifest.head_checksum:
-            raise UsageError(f"{path} is damaged. {_REPAIR}")
+            raise UsageError(f"{path} is damaged. {REPAIR}")
         return Head(**{name: tensor.to(accelerator.device) for name, tensor in tensors.items()}, **self.manifest.head)
 
     def _open(self, split: str, fingerprint: str) -> tuple[Dataset, dict[bytes, int]]:
@@ -107,12 +118,12 @@ class CachedTeacher(Teacher):
             assert isinstance(rows, Dataset)
             rows.data.validate(full=True)  # no offset points outside of the file
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise UsageError(f"{self.folder / split} can't be read: {error}. {_REPAIR}") from error
+            raise UsageError(f"{self.folder / split} can't be read: {error}. {REPAIR}") from error
         if not {"input_ids", "labels"} <= set(rows.column_names):
-            raise UsageError(f"{self.folder / split} is damaged: it has no tokens. {_REPAIR}")
+            raise UsageError(f"{self.folder / split} is damaged: it has no tokens. {REPAIR}")
         keys = [key_of(tokens) for tokens in rows_of(rows)]
         if xxhash.xxh3_128_hexdigest(b"".join(keys)) != fingerprint:
-            raise UsageError(f"{self.folder / split} is damaged: its tokens aren't those of `fingerprint`. {_REPAIR}")
+            raise UsageError(f"{self.folder / split} is damaged: its tokens aren't those of `fingerprint`. {REPAIR}")
         return rows, {key: i for i, key in enumerate(keys)}
 
     def prepare(
@@ -229,15 +240,19 @@ class CachedCollator:
         if name not in examples[0]:
             self._fail(f"a row has no `{name}`. With `skip_prepare_dataset`, train on the cache's own data set.")
         if not all(is_sound(row, self.layout, self.seed) for row in examples):
-            self._fail(f"a row is damaged, or of another teacher's cache. {_REPAIR}")
+            self._fail(f"a row is damaged, or of another teacher's cache. {REPAIR}")
         data = bytearray().join(part for row in examples for part in row[name])
         stored = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-        targets = nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
-        positions = (targets != -100).flatten().nonzero().squeeze(-1)
+        positions = self.positions(batch)
         if len(positions) * size != len(stored):
             self._fail("the batch has labels where its rows have none. Use TRL's collator, and the recipe's packing.")
         batch[name], batch[POSITIONS] = stored.view(-1, size), positions
         return batch
+
+    def positions(self, batch: Batch) -> torch.Tensor:
+        """Where in the flattened batch of the teacher something is stored."""
+        targets = nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
+        return (targets != -100).flatten().nonzero().squeeze(-1)
 
     def _looked_up(self, row: dict[str, Any]) -> dict[str, Any]:
         tokens = tokens_of(row)

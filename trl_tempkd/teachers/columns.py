@@ -11,14 +11,18 @@ import torch
 import xxhash
 from datasets import Dataset, Features, List, Value
 
-from ..row_formats import CONTEXTS
+from ..row_formats import CONTEXTS, TEACHER_OFFSETS, TEACHER_QUESTION, TEACHER_TOKENS
+from ..vocabularies.alignment import Question
 from .layouts import Layout
 
 
 # Beside it stands the column of the layout. It is as long as `input_ids`: bytes where the teacher predicts a token
 # with a label, and none elsewhere. So a token keeps what belongs to it, however rows are selected, sliced or packed.
+# With another tokenizer it is as long as the teacher's row, and has bytes where the teacher predicts the completion.
 CHECKSUM = "teacher_checksum"  # of the row's tokens and of these bytes
-TOKENS = ("input_ids", "labels", "seq_lengths", CONTEXTS)  # what TRL's collator reads, and what the teacher has read
+_READ = (TEACHER_TOKENS, TEACHER_OFFSETS)
+# What TRL's collator reads, and what the teacher is asked and has read
+TOKENS = ("input_ids", "labels", "seq_lengths", CONTEXTS, TEACHER_QUESTION, *_READ)
 
 
 class Tokens(NamedTuple):
@@ -28,10 +32,18 @@ class Tokens(NamedTuple):
     labels: np.ndarray
     seq_lengths: np.ndarray | None = None
     teacher_contexts: np.ndarray | None = None
+    teacher_question: np.ndarray | None = None
+    teacher_tokens: np.ndarray | None = None
+    teacher_offsets: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
         return sum(column.nbytes for column in self if column is not None)
+
+    @property
+    def stored(self) -> np.ndarray:
+        """Where something is stored of the teacher: `(L,)`, or `(L_t,)` of the row of another tokenizer."""
+        return predicting(self) if self.teacher_offsets is None else self.teacher_offsets >= 0
 
 
 def features_of(dataset: Dataset, layout: Layout) -> Features:
@@ -46,7 +58,18 @@ def token_columns(dataset: Dataset) -> list[str]:
 
 def tokens_of(row: dict[str, Any]) -> Tokens:
     """The token columns of a row."""
-    return Tokens(**{name: np.asarray(row[name], dtype=np.int64) for name in TOKENS if name in row})
+    return Tokens(**{name: _numbers(row[name]) for name in TOKENS if name in row})
+
+
+def _numbers(value: Any) -> Any:
+    """A column of a row as numbers; of a question its start, skip, chat, and the tokens. A row may have none."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        value = Question(**value)
+    if isinstance(value, Question):
+        value = [value.start, value.skip, value.chat, *value.teacher_ids]
+    return np.asarray(value, dtype=np.int64)
 
 
 def rows_of(dataset: Dataset) -> Iterator[Tokens]:
@@ -58,6 +81,8 @@ def rows_of(dataset: Dataset) -> Iterator[Tokens]:
 
 
 def _split(column: pa.ChunkedArray) -> list[np.ndarray]:
+    if pa.types.is_struct(column.type):
+        return [_numbers(value) for value in column.to_pylist()]
     lists = column.combine_chunks()
     ends = np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False))
     return np.split(lists.flatten().cast(pa.int64()).to_numpy(zero_copy_only=False), ends[:-1])
@@ -65,10 +90,10 @@ def _split(column: pa.ChunkedArray) -> list[np.ndarray]:
 
 def key_of(tokens: Tokens) -> bytes:
     """
-    What a row is recognised by: its tokens, which of them have a label, where its documents begin, and what the
-    teacher reads before them if that is something else.
+    What a row is recognised by: its tokens, which of them have a label, where its documents begin, what the teacher
+    reads before them if that is something else, and what a teacher with another tokenizer is asked.
     """
-    input_ids, labels, lengths, contexts = tokens
+    input_ids, labels, lengths, contexts, question, *_ = tokens
     digest = xxhash.xxh3_128(input_ids.tobytes())
     digest.update(labels.tobytes())
     if lengths is not None and len(lengths) > 1:
@@ -76,6 +101,9 @@ def key_of(tokens: Tokens) -> bytes:
     if contexts is not None:
         digest.update(b"teacher")
         digest.update(contexts.tobytes())
+    if question is not None:
+        digest.update(b"question")
+        digest.update(question.tobytes())
     return digest.digest()
 
 
@@ -104,6 +132,9 @@ def predicting(tokens: Tokens) -> np.ndarray:
 
 def checksum(tokens: Tokens, parts: Iterable[bytes], seed: int) -> int:
     digest = xxhash.xxh3_64(key_of(tokens), seed)
+    for column in (tokens.teacher_tokens, tokens.teacher_offsets):
+        if column is not None:
+            digest.update(column.tobytes())
     for part in parts:
         digest.update(part)
     return digest.intdigest()
@@ -117,7 +148,7 @@ def encode(tokens: Tokens, bytes_KS: torch.Tensor, layout: Layout, seed: int) ->
         tokens ([`Tokens`]):
             The row's token columns.
         bytes_KS (`torch.Tensor` of shape `(K, S)`):
-            What the layout has made of the `K` positions that predict something.
+            What the layout has made of the `K` positions where something is stored.
         layout ([`Layout`]):
             The layout.
         seed (`int`):
@@ -125,12 +156,12 @@ def encode(tokens: Tokens, bytes_KS: torch.Tensor, layout: Layout, seed: int) ->
     """
     data, size = bytes_KS.numpy().tobytes(), layout.size
     parts = iter([data[start : start + size] for start in range(0, len(data), size)])
-    column = [next(parts) if kept else b"" for kept in predicting(tokens)]
+    column = [next(parts) if kept else b"" for kept in tokens.stored]
     return {layout.column: column, CHECKSUM: checksum(tokens, column, seed)}
 
 
 def is_sound(row: dict[str, Any], layout: Layout, seed: int) -> bool:
     """Whether a row has the layout's bytes wherever it should have them, and is what was written."""
     tokens, column = tokens_of(row), row[layout.column]
-    fits = [len(part) for part in column] == [layout.size if kept else 0 for kept in predicting(tokens).tolist()]
+    fits = [len(part) for part in column] == [layout.size if kept else 0 for kept in tokens.stored.tolist()]
     return fits and checksum(tokens, column, seed) == row[CHECKSUM]

@@ -9,6 +9,7 @@ from ..errors import UsageError
 from .address import Address, plain
 from .asked import AskedTeacher
 from .client import DOUBT, CompletionsClient, TeacherServerError
+from .other_states import OtherStatesTeacher
 from .pooling import START
 from .served import ServedTeacher
 from .states import StatesTeacher
@@ -30,7 +31,9 @@ def served_teacher(name: str | None, options: Any) -> AskedTeacher:
         [`TeacherServerError`]: If it doesn't answer.
     """
     try:
-        return ServedTeacher(_of_log_probabilities(options, name), options)
+        client = _of_log_probabilities(options, name)
+        _check_alignment(client, options)
+        return ServedTeacher(client, options)
     except TeacherServerError as error:
         if not (error.refused or error.malformed):
             raise
@@ -42,7 +45,8 @@ def served_teacher(name: str | None, options: Any) -> AskedTeacher:
     client, encoding = found
     try:
         _check_options(client, name, options)
-        return StatesTeacher(client, encoding, str(name), options)
+        kind = StatesTeacher if options.vocabulary_alignment is None else OtherStatesTeacher
+        return kind(client, encoding, str(name), options)
     except BaseException:
         client.close()
         raise
@@ -112,6 +116,16 @@ def _check_options(client: CompletionsClient, name: str | None, options: Any) ->
             f"`teacher_server_logprobs` is {options.teacher_server_logprobs}, and `teacher_server_url` {client.url} "
             "gives last hidden states, from which all follow. Leave it unset, or start the server without --runner "
             "pooling."
+        )
+
+
+def _check_alignment(client: CompletionsClient, options: Any) -> None:
+    if options.vocabulary_alignment is not None:
+        client.close()
+        raise UsageError(
+            f"`vocabulary_alignment` is {options.vocabulary_alignment!r}, and `teacher_server_url` {client.url} gives "
+            "log-probabilities of some tokens, where all of the teacher's are pooled. Start the server with "
+            f"{START}, which gives its last hidden states."
         )
 
 

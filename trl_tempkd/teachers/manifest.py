@@ -77,6 +77,9 @@ class Manifest:
             Of all modes but `hidden` the `count` of tokens of a position, the `taus` and the `vocabulary`.
         own_prompts (`bool`):
             Whether the teacher has read a `teacher_prompt` of rows in the place of the student's prompt.
+        other_tokenizer (`dict`, *optional*):
+            Of a teacher with another tokenizer: hashes of its `tokenizer` and `chat_template`, and the tokens that
+            are its `ends` of a text. The tokenizer itself has a folder of its own.
     """
 
     mode: str
@@ -98,12 +101,14 @@ class Manifest:
     format: int = FORMAT
     truncated: dict[str, Any] | None = None
     own_prompts: bool = False
+    other_tokenizer: dict[str, Any] | None = None
 
     @property
     def seed(self) -> int:
         """Seed of the checksums, so that a row of another teacher's cache fails them."""
         names = ("mode", "teacher_revision", "teacher_weights", "tokenizer", "dtype", "hidden_size", "head_checksum")
-        values = [getattr(self, name) for name in names] + ([] if self.truncated is None else [self.truncated])
+        values = [getattr(self, name) for name in names]
+        values += [part for part in (self.truncated, self.other_tokenizer) if part is not None]
         return xxhash.xxh3_64_intdigest(json.dumps(values).encode())
 
     def shards(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -151,7 +156,7 @@ class Manifest:
         for name in (field.name for field in dataclasses.fields(self)):
             mine, theirs = (plan(part) if name == "splits" else getattr(part, name) for part in (self, other))
             if name not in ("complete", "teacher_model_name_or_path"):
-                _compare(mine, theirs, name, f"The cache in {folder} was begun with", "the recipe now says", _ANEW)
+                compare(mine, theirs, name, f"The cache in {folder} was begun with", "the recipe now says", _ANEW)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         """
@@ -159,7 +164,7 @@ class Manifest:
             `ValueError`: If the tokenizer or its chat template isn't the one that the cache was built with.
         """
         for name, value in hashes_of(tokenizer).items():
-            _compare(getattr(self, name), value, name, f"The cache in {folder} was built with", "the run has", _AGAIN)
+            compare(getattr(self, name), value, name, f"The cache in {folder} was built with", "the run has", AGAIN)
 
     def check_teacher(
         self, name: str, revision: str | None, trust_remote_code: bool, kwargs: Any, folder: Path
@@ -172,15 +177,15 @@ class Manifest:
             wanted = identity_of(name, revision, trust_remote_code)
         except (OSError, ValueError):  # the Hub is out of reach, which is what a cache is good for
             wanted = {} if revision is None else {"teacher_revision": revision}
-            _compare(
+            compare(
                 self.teacher_model_name_or_path, name, "teacher_model_name_or_path",
-                f"The cache in {folder} was built with", "the run says", _AGAIN,
+                f"The cache in {folder} was built with", "the run says", AGAIN,
             )  # fmt: skip
         wanted["teacher_model_init_kwargs"] = plain(kwargs or {})
         for key in _OF_THE_TEACHER:
             if key in wanted:
                 start = f"The cache in {folder} was built from {self.teacher_model_name_or_path} with"
-                _compare(getattr(self, key), wanted[key], key, start, f"the run's teacher {name} has", _AGAIN)
+                compare(getattr(self, key), wanted[key], key, start, f"the run's teacher {name} has", AGAIN)
 
     def differing_preparation(self, options: Any) -> str:
         """The options of the data preparation that differ from those of a run, as a sentence, or an empty string."""
@@ -193,15 +198,15 @@ class Manifest:
 
 
 _ANEW = "Give another --output, or delete the folder."
-_AGAIN = "Build a cache for this run, or leave `teacher_cache` unset to run the teacher itself."
+AGAIN = "Build a cache for this run, or leave `teacher_cache` unset to run the teacher itself."
 
 
-def _compare(mine: Any, theirs: Any, name: str, start: str, then: str, way_out: str) -> None:
+def compare(mine: Any, theirs: Any, name: str, start: str, then: str, way_out: str) -> None:
     if mine == theirs:
         return
     if isinstance(mine, dict) and isinstance(theirs, dict):
         for key in sorted({*mine, *theirs}):
-            _compare(mine.get(key), theirs.get(key), f"{name}.{key}", start, then, way_out)
+            compare(mine.get(key), theirs.get(key), f"{name}.{key}", start, then, way_out)
     raise UsageError(f"{start} `{name}` {mine!r}, but {then} {theirs!r}. {way_out}")
 
 
@@ -225,6 +230,13 @@ def hashes_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Hashes of the vocabulary and of the chat template."""
     parts = {"tokenizer": sorted(tokenizer.get_vocab().items()), "chat_template": tokenizer.chat_template}
     return {name: xxhash.xxh3_128_hexdigest(json.dumps(part, sort_keys=True).encode()) for name, part in parts.items()}
+
+
+def whole_hashes_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The same of a fast tokenizer with all that decides how it cuts a text."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = json.dumps({name: state[name] for name in ("normalizer", "pre_tokenizer", "added_tokens", "model")})
+    return {**hashes_of(tokenizer), "tokenizer": xxhash.xxh3_128_hexdigest(parts.encode())}
 
 
 def checksum_of(tensors: dict[str, torch.Tensor]) -> str:

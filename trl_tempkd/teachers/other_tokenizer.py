@@ -1,65 +1,58 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""A teacher that runs beside the student and has another tokenizer: it reads the same text in its own tokens."""
+"""A teacher with another tokenizer: it reads the same text in its own tokens."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat import prompt_of, text_prompt
 from ..compat import get_config_model_id
 from ..errors import UsageError
-from ..losses import Pooled, Stretches
+from ..losses import Pooled
 from ..losses.pooled import METRICS, OF_ALIGNED, ON_POOLED, check_pooled
-from ..row_formats import CONTEXTS, PROMPTS, TEACHER_PROMPT, TEACHER_QUESTION
-from ..vocabularies.alignment import Alignment, Question, Side, align
+from ..row_formats import PROMPTS, ROUTE, TEACHER_OFFSETS, TEACHER_PROMPT, TEACHER_QUESTION, TEACHER_TOKENS
+from ..vocabularies.alignment import Question, Side
 from ..vocabularies.answers import AnswerFrame
-from ..vocabularies.bins import Bins, describe, make_bins
+from ..vocabularies.bins import describe, make_bins
 from ..vocabularies.spelling import Spelling
 from ..vocabularies.translation import Translation
-from .base import Batch, Collator
+from .aligned import Aligned, Aligner, AligningCollator, Pieces, stretches_of
+from .base import Batch, Collator, Teacher
 from .live import LiveTeacher
 
 
 logger = get_logger(__name__)
 
+OWN_PROMPT = "prompt_of_the_teacher"  # what `TEACHER_PROMPT` is called while rows are prepared
+_QUESTION = {
+    "teacher_ids": List(Value("int64")),
+    "start": Value("int64"),
+    "skip": Value("int64"),
+    "chat": Value("bool"),
+}
 
-class OtherTokenizerTeacher(LiveTeacher):
+
+class OtherTokenizer(Teacher):
     """
-    A model with another tokenizer. It reads its own chat template around the question of a row, then the completion,
-    and is compared with the student where both have a token boundary.
-
-    Args:
-        teacher (`str` or [`~transformers.PreTrainedModel`]):
-            Name or path of a causal language model, or the model itself if it knows where it was loaded from.
-        options (`KDConfig`):
-            Configuration of the run.
-
-    Raises:
-        `ValueError`: As [`LiveTeacher`] does, and if a tokenizer can't be loaded or understood, or the divergence
-            means nothing on two vocabularies.
+    What a teacher with another tokenizer does, wherever its last hidden states come from: it reads its own chat
+    template around the question of a row, then the completion, and is compared with the student where both have a
+    token boundary. Stands before the class that has the states.
     """
 
-    metrics = METRICS
     relative = dict.fromkeys(OF_ALIGNED, "aligned")
-    columns = [PROMPTS, TEACHER_QUESTION]
     shares_tokenizer = False
     reads_tokens = False
-    source = "a teacher with another tokenizer"
-
-    def __init__(self, teacher: str | PreTrainedModel, options: Any):
-        super().__init__(teacher, options)
-        self.check(options)
-        self._tokenizer = load_tokenizer(teacher, options)
-        self._spellings: dict[str, Spelling] = {}
-        self.aligner = Aligner()
+    aligner: Aligner
+    _options: Any
+    _tokenizer: PreTrainedTokenizerBase
 
     def serves(
         self,
@@ -82,35 +75,56 @@ class OtherTokenizerTeacher(LiveTeacher):
     # The data
 
     def prepare(self, prepare: Any, dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any) -> Any:
+        return super().prepare(partial(self._prepared, prepare), dataset, processing_class, *args)
+
+    def _prepared(self, prepare: Any, dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any) -> Any:
         columns = dataset.column_names or list(next(iter(dataset), {}))
-        if {TEACHER_PROMPT, CONTEXTS} & {*columns}:
-            raise UsageError(
-                f"Rows of the {args[-1]} data set have a `{TEACHER_PROMPT}`, and `vocabulary_alignment` is "
-                f"{self._options.vocabulary_alignment!r}: a teacher with another tokenizer reads the student's prompt "
-                "alone, in its own tokens. Leave the column out, or use a teacher with the student's tokenizer."
-            )
         if TEACHER_QUESTION in columns:
             return prepare(dataset, processing_class, *args)
-        if "input_ids" in columns:
-            raise UsageError(
-                f"Rows of the {args[-1]} data set are tokens already, and a teacher with another tokenizer must read "
-                "their text. Give rows of `prompt` and `completion`, `messages` or `text`."
-            )
-        check_stream(dataset, args[0], PartialState().num_processes)
-        prepared = prepare(dataset, processing_class, *args)
+        check_text(columns, args)
+        own = TEACHER_PROMPT in columns
+        if own:  # under another name, since the preparation would read it in the student's tokens
+            dataset = dataset.rename_column(TEACHER_PROMPT, OWN_PROMPT)
+        prepared = self.asking(prepare(dataset, processing_class, *args), processing_class, *args)
+        return prepared.remove_columns(OWN_PROMPT) if own else prepared
+
+    def asking(
+        self,
+        prepared: Any,
+        processing_class: PreTrainedTokenizerBase,
+        *args: Any,
+        of: int | None = None,
+        own_prompt: bool = True,
+    ) -> Any:
+        """
+        Prepared rows with what each asks the teacher.
+
+        Args:
+            prepared, processing_class, args: as of `prepare`.
+            of (`int`, *optional*): its number, of several teachers. The rows of others stay as they are.
+            own_prompt (`bool`): whether it reads the `OWN_PROMPT` of rows.
+        """
         how = {
             "student": self._spelling(processing_class, "student"),
             "teacher": self._tokenizer,
             "is_text": args[-2] is not None,  # a formatting function has made one text of each row
+            "of": of,
+            "own_prompt": own_prompt,
         }
         options: dict[str, Any] = {}
         if isinstance(prepared, Dataset):
             desc = f"Tokenizing the prompts of the {args[-1]} dataset for the teacher"
             options = {"num_proc": args[0].dataset_num_proc, "desc": desc}
+            if of is not None:  # the first rows may have none
+                options["features"] = Features({**prepared.features, TEACHER_QUESTION: _QUESTION})
         assert isinstance(prepared, Dataset | IterableDataset)
         state = PartialState()
         with state.main_process_first(), state.local_main_process_first():  # who writes the cache for the others
             return prepared.map(partial(_ask, **how), **options)
+
+    @cached_property
+    def _spellings(self) -> dict[str, Spelling]:
+        return {}
 
     def _spelling(self, tokenizer: PreTrainedTokenizerBase, side: str) -> Spelling:
         if side not in self._spellings:
@@ -118,43 +132,77 @@ class OtherTokenizerTeacher(LiveTeacher):
         return self._spellings[side]
 
     def collate(self, collator: Collator) -> Collator:
-        return AligningCollator(collator, self.aligner)
+        return super().collate(AligningCollator(collator, self.aligner))
 
-    # The models
+    # A cache
 
-    def check_tokenizer(
-        self, tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel, teacher: PreTrainedModel
+    @property
+    def own_tokenizer(self) -> tuple[PreTrainedTokenizerBase, set[int]]:
+        assert self.aligner.sides is not None
+        return self._tokenizer, self.aligner.sides[1].frame.ends
+
+    def to_cache(self, dataset: Dataset) -> Dataset:
+        return dataset.map(partial(_read, aligner=self.aligner), desc="Tokenizing the completions for the teacher")
+
+    # Both sides
+
+    def meet(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        student: PreTrainedModel,
+        size: int,
+        stops: Iterable[int],
+        longest: int | None,
     ) -> None:
-        ours = self._side("student", tokenizer, student)
-        its = self._side("teacher", self._tokenizer, teacher)
-        longest = getattr(teacher.config.get_text_config(), "max_position_embeddings", None)
+        """
+        Get ready for a student.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]), student ([`~transformers.PreTrainedModel`]):
+                The student's.
+            size (`int`):
+                How many logits the teacher has.
+            stops (`Iterable[int]`):
+                Tokens that stop its completions.
+            longest (`int`, *optional*):
+                How many positions it has.
+        """
+        ours = self._side("student", tokenizer, student.config.get_text_config().vocab_size, stops_of(student))
+        its = self._side("teacher", self._tokenizer, size, stops)
         self.aligner.ready(ours, its, longest)
         alignment = self._options.vocabulary_alignment
         self._bins = make_bins(ours, its, alignment)
         # Once, and where it is seen: what has no counterpart is for the user to judge
         logger.warning(f"`vocabulary_alignment` {alignment}: {describe(ours, its, self._bins)}")
 
-    def _side(self, name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Side:
+    def _side(self, name: str, tokenizer: PreTrainedTokenizerBase, size: int, stops: Iterable[int]) -> Side:
         spelling = self._spelling(tokenizer, name)
-        spelling.fit(model.config.get_text_config().vocab_size)
-        stops = model.generation_config.eos_token_id if model.generation_config is not None else None
-        stops = [] if stops is None else [stops] if isinstance(stops, int) else stops
+        spelling.fit(size)
         return Side(spelling, AnswerFrame(tokenizer, stops))
 
-    def rows(self, inputs: Batch) -> Pooled:
+    def found_in(self, inputs: Batch) -> Aligned:
+        """Takes out of a batch what the collator has put there."""
         found: Aligned | None = inputs.pop(TEACHER_QUESTION, None)
         if found is None:
             raise UsageError(
                 "A teacher with another tokenizer needs what the trainer's own preparation adds to the rows, and the "
                 "batch hasn't it. Leave `skip_prepare_dataset` unset."
             )
-        device = inputs["input_ids"].device
+        return found
+
+    @abstractmethod
+    def own_states(self, inputs: Batch, pieces: Pieces) -> torch.Tensor:
+        """The last hidden states of its own batch, `(B_t * L_t, H_t)`, with 0 where they aren't known or of no use."""
+
+    def rows(self, inputs: Batch) -> Pooled:
+        found, device, count = self.found_in(inputs), inputs["input_ids"].device, inputs["input_ids"].numel()
         pieces = found.pieces(device)
-        hidden = self._run(pieces.inputs).flatten(0, 1)
-        stretches = None
+        hidden, stretches = self.own_states(inputs, pieces), None
         if self._options.alm_weight and self._options.kd_ratio:
-            stretches = _stretches(found, pieces, hidden, inputs["input_ids"].numel(), self._options.alm_weight)
-        bins = self._on(device)
+            stretches = stretches_of(found, pieces, hidden, count, self._options.alm_weight)
+        if self._bins.student.device != device:
+            self._bins = self._bins.to(device)
+        bins = self._bins
         by_rank = self._options.vocabulary_alignment == "uld"
         return Pooled(
             hidden.index_select(0, pieces.teacher),
@@ -165,14 +213,55 @@ class OtherTokenizerTeacher(LiveTeacher):
             stretches,
         )
 
+    def states(self, inputs: Batch, kept: torch.Tensor) -> torch.Tensor:
+        found, device = self.found_in(inputs), inputs["input_ids"].device
+        return self.own_states(inputs, found.pieces(device))[found.known().to(device)]
+
     def translation(self, longest: int | None) -> Translation:
         assert self.aligner.sides is not None
         return Translation(*self.aligner.sides, longest)
 
-    def _on(self, device: torch.device) -> Bins:
-        if self._bins.student.device != device:
-            self._bins = self._bins.to(device)
-        return self._bins
+
+class OtherTokenizerTeacher(OtherTokenizer, LiveTeacher):
+    """
+    A model beside the student that has another tokenizer.
+
+    Args:
+        teacher (`str` or [`~transformers.PreTrainedModel`]):
+            Name or path of a causal language model, or the model itself if it knows where it was loaded from.
+        options (`KDConfig`):
+            Configuration of the run.
+
+    Raises:
+        `ValueError`: As [`LiveTeacher`] does, and if a tokenizer can't be loaded or understood, or the divergence
+            means nothing on two vocabularies.
+    """
+
+    metrics = METRICS
+    columns = [PROMPTS, TEACHER_QUESTION]
+    source = "a teacher with another tokenizer"
+
+    def __init__(self, teacher: str | PreTrainedModel, options: Any):
+        super().__init__(teacher, options)
+        self.check(options)
+        self._tokenizer, self.aligner = load_tokenizer(teacher, options), Aligner()
+
+    def check_tokenizer(
+        self, tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel, teacher: PreTrainedModel
+    ) -> None:
+        config = teacher.config.get_text_config()
+        longest = getattr(config, "max_position_embeddings", None)
+        self.meet(tokenizer, student, config.vocab_size, stops_of(teacher), longest)
+
+    def own_states(self, inputs: Batch, pieces: Pieces) -> torch.Tensor:
+        with self.active():
+            return self._run(pieces.inputs).flatten(0, 1)
+
+
+def stops_of(model: PreTrainedModel) -> list[int]:
+    """The tokens that stop a model's completions, by its own configuration."""
+    stops = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return [] if stops is None else [stops] if isinstance(stops, int) else stops
 
 
 def load_tokenizer(teacher: str | PreTrainedModel, options: Any) -> PreTrainedTokenizerBase:
@@ -198,41 +287,50 @@ def load_tokenizer(teacher: str | PreTrainedModel, options: Any) -> PreTrainedTo
     )
 
 
-def check_stream(dataset: Any, options: Any, processes: int) -> None:
+def check_text(columns: Any, args: Any) -> None:
     """
-    Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Data.
-        options (`KDConfig`):
-            Configuration of the run.
-        processes (`int`):
-            How many there are.
+    Refuse rows that a teacher with another tokenizer can't read.
 
-    Raises:
-        `ValueError`: If one process would read the batches of all, which Accelerate cuts as tensors.
+    Args:
+        columns (`Iterable[str]`): of the rows.
+        args (`Sequence`): the arguments of their preparation.
     """
-    dispatch = getattr(options.accelerator_config, "dispatch_batches", None)
-    if isinstance(dataset, IterableDataset) and processes > 1 and dispatch is not False:
+    if "input_ids" in columns:
         raise UsageError(
-            f"`vocabulary_alignment` is {options.vocabulary_alignment!r}, and the data a stream that one of "
-            f"{processes} processes reads for all (`accelerator_config.dispatch_batches`), which can't pass on what "
-            'the teacher is asked. Set `accelerator_config` to {"dispatch_batches": false}, or load the data whole.'
+            f"Rows of the {args[-1]} data set are tokens already, and a teacher with another tokenizer must read "
+            "their text. Give rows of `prompt` and `completion`, `messages` or `text`."
+        )
+    if TEACHER_PROMPT in columns and args[-2] is not None:
+        raise UsageError(
+            f"The {args[-1]} data have a `{TEACHER_PROMPT}`, and the teacher reads it in the place of the prompt, "
+            "but `formatting_func` makes one text of a row. Give rows `prompt` and `completion`."
         )
 
 
-def _ask(row: dict[str, Any], student: Spelling, teacher: PreTrainedTokenizerBase, is_text: bool) -> dict[str, Any]:
+def _ask(
+    row: dict[str, Any],
+    student: Spelling,
+    teacher: PreTrainedTokenizerBase,
+    is_text: bool,
+    of: int | None = None,
+    own_prompt: bool = True,
+) -> dict[str, Any]:
     """The question of a row in the teacher's tokens, and where in the student's row the completion begins."""
+    if of is not None and row[ROUTE] != of:
+        return {TEACHER_QUESTION: row.get(TEACHER_QUESTION)}
     asked = {} if is_text else row
     chat = isinstance(asked.get("prompt") or asked.get("messages"), list)
+    own = row.get(OWN_PROMPT) if own_prompt else None
+    read = asked if own is None else {**asked, "prompt": own}
     if chat and not teacher.chat_template:
         raise UsageError(
             "The rows are conversations, and the teacher's tokenizer has no chat template. Use `prompt` and "
             "`completion` as plain text, or a teacher that has one."
         )
     try:
-        teacher_ids = prompt_of(asked, teacher) or text_prompt("", teacher)
+        teacher_ids = prompt_of(read, teacher) or text_prompt("", teacher)
     except TemplateError as error:
-        raise UsageError(f"The teacher's chat template can't write a row: {error}. Its prompt: {asked}") from error
+        raise UsageError(f"The teacher's chat template can't write a row: {error}. Its prompt: {read}") from error
     prompt, ids = prompt_of(asked, student.tokenizer), row["input_ids"]
     start = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
     # Tokens may have merged across the end of the prompt: the first bytes of the completion are the prompt's last
@@ -241,118 +339,7 @@ def _ask(row: dict[str, Any], student: Spelling, teacher: PreTrainedTokenizerBas
     return {TEACHER_QUESTION: Question(list(teacher_ids), start, skip, chat)._asdict()}
 
 
-class Aligner:
-    """Aligns rows, once both tokenizers are known. It goes to the processes that read the data, and holds no model."""
-
-    def __init__(self) -> None:
-        self.sides: tuple[Side, Side] | None = None
-        self.longest: int | None = None
-
-    def ready(self, student: Side, teacher: Side, longest: int | None) -> None:
-        self.sides, self.longest = (student, teacher), longest
-
-    def __call__(self, ids: list[int], question: Question) -> Alignment:
-        assert self.sides is not None
-        return align(ids, question, *self.sides, self.longest)
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """
-    What the teacher is given of a batch, and which of its positions belong to which of the student's.
-
-    Attributes:
-        inputs (`dict`): its own batch, of shape `(B_t, L_t)`, padded on the right.
-        student, teacher (`torch.Tensor` of shape `(M,)`): pairs of positions in both batches, flattened.
-        offsets (`list[tuple[int, int]]`): where each row begins in both.
-    """
-
-    inputs: Batch
-    student: torch.Tensor
-    teacher: torch.Tensor
-    offsets: list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """
-    The rows of a batch as the teacher reads them. No container, so that it is passed on as it is.
-
-    Attributes:
-        questions (`list[Question | None]`): what each asks; `None` for one that fills a batch up.
-        alignments (`list[Alignment]`): where both agree.
-        starts (`list[int]`): where each row begins in the student's flattened batch.
-    """
-
-    questions: list[Question | None]
-    alignments: list[Alignment]
-    starts: list[int]
-
-    def pieces(self, device: torch.device) -> Pieces:
-        """The teacher's batch. It has one row at least, so that every process runs the teacher."""
-        rows = [alignment.teacher_ids or [0] for alignment in self.alignments] or [[0]]
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-        offsets = [(start, i * width) for i, start in enumerate(self.starts)]
-        pairs = [
-            (of_student + i, of_teacher + k)
-            for (of_student, of_teacher), alignment in zip(offsets, self.alignments, strict=True)
-            for i, k in zip(alignment.student, alignment.teacher, strict=True)
-        ]
-        student, teacher = torch.tensor(pairs, dtype=torch.long, device=device).view(-1, 2).unbind(1)
-        return Pieces({"input_ids": ids, "attention_mask": mask}, student, teacher, offsets)
-
-
-def _stretches(found: Aligned, pieces: Pieces, hidden: torch.Tensor, count: int, weight: float) -> Stretches:
-    """What lies between aligned positions. A token is predicted at the position before it."""
-    number = torch.full((count,), -1, device=hidden.device)
-    places: list[int] = []
-    tokens: list[int] = []
-    numbers: list[int] = []
-    total = 0
-    for (of_student, of_teacher), alignment in zip(pieces.offsets, found.alignments, strict=True):
-        for (start, end), (first, last) in alignment.stretches:
-            number[of_student + start - 1 : of_student + end - 1] = total
-            places += range(of_teacher + first - 1, of_teacher + last - 1)
-            tokens += alignment.teacher_ids[first:last]
-            numbers += [total] * (last - first)
-            total += 1
-    own, ids, index = (torch.tensor(x, dtype=torch.long, device=hidden.device) for x in (places, tokens, numbers))
-    return Stretches(weight, number, hidden.index_select(0, own), ids, index, total)
-
-
-class AligningCollator:
-    """
-    What another collator makes of some rows, and the rows as the teacher reads them.
-
-    Args:
-        collator (`Callable`):
-            The other collator. It keeps the order of the rows, and pads on the right or not at all.
-        aligner ([`Aligner`]):
-            Aligns a row.
-    """
-
-    def __init__(self, collator: Collator, aligner: Aligner):
-        self.collator, self.aligner = collator, aligner
-
-    def __call__(self, examples: list[dict[str, Any]]) -> Batch:
-        batch = self.collator([{name: row[name] for name in row if name != TEACHER_QUESTION} for row in examples])
-        if not any(TEACHER_QUESTION in row for row in examples):
-            return batch
-        questions = [_question(row.get(TEACHER_QUESTION)) for row in examples]
-        rows, width = batch["input_ids"].shape
-        lengths = [len(row["input_ids"]) for row in examples]
-        padded = rows == len(examples)
-        starts = [i * width if padded else sum(lengths[:i]) for i in range(len(examples))]
-        nothing = Alignment([], [], [], [])
-        alignments = [
-            nothing if question is None else self.aligner(list(row["input_ids"]), question)
-            for row, question in zip(examples, questions, strict=True)
-        ]
-        batch[TEACHER_QUESTION] = Aligned(questions, alignments, starts)
-        return batch
-
-
-def _question(value: Any) -> Question | None:
-    return Question(**value) if isinstance(value, dict) else value
+def _read(row: dict[str, Any], aligner: Aligner) -> dict[str, list[int]]:
+    """What the teacher reads of a row."""
+    reading = aligner.read(list(row["input_ids"]), Question(**row[TEACHER_QUESTION]))
+    return {TEACHER_TOKENS: reading.ids, TEACHER_OFFSETS: reading.offsets}

@@ -17,9 +17,10 @@ from ..errors import UsageError
 from ..heads import Head, NoHead
 from ..losses import METRICS, Truncated
 from ..names import did_you_mean
-from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER, TEACHER_PROMPTS
+from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER, TEACHER_PROMPT, TEACHER_PROMPTS, TEACHER_QUESTION
 from .base import Batch, Collator, Teacher
 from .columns import TOKENS
+from .other_tokenizer import OWN_PROMPT, OtherTokenizer, check_text
 from .own_prompt import selected
 from .several_batches import ROUTED, Mixed, Routed, SeveralCollator, SubBatch, part_of, without_contexts
 from .several_options import TeacherSpec, view_of
@@ -27,7 +28,7 @@ from .several_options import TeacherSpec, view_of
 
 # Metrics of each teacher, and what they are logged as
 EACH = {"kd": "kd_loss", "kl_tau1": "kl_tau1", "kl_tau1_coarse": "kl_tau1_coarse"}
-EACH |= {"student_mass_outside": "student_mass_outside"}
+EACH |= {"student_mass_outside": "student_mass_outside", "aligned": "aligned_share"}
 
 
 class SeveralTeachers(Teacher):
@@ -64,7 +65,7 @@ class SeveralTeachers(Teacher):
                 self.members[name] = make(spec.model, view_of(options, spec))
             self.members[name].alone, self.members[name].part = False, partial(part_of, name)
         self.routed: bool | None = None  # until the training data are seen
-        self.columns = [PROMPTS, ROUTE, *TOKENS]
+        self.columns = [PROMPTS, ROUTE, *TOKENS]  # with the questions for other tokenizers
 
     @property
     def metrics(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -83,11 +84,16 @@ class SeveralTeachers(Teacher):
 
     @property
     def vocabulary(self) -> int | None:  # type: ignore[override]
-        return min((of.vocabulary for of in self.members.values() if of.vocabulary is not None), default=None)
+        return min((of.vocabulary for of in self._alike if of.vocabulary is not None), default=None)
 
     @property
     def positions(self) -> int | None:  # type: ignore[override]
-        return min((of.positions for of in self.members.values() if of.positions is not None), default=None)
+        return min((of.positions for of in self._alike if of.positions is not None), default=None)
+
+    @property
+    def _alike(self) -> list[Teacher]:
+        """Those whose tokens are the student's."""
+        return [member for member in self.members.values() if member.shares_tokenizer]
 
     def bind(
         self, student: Callable[[], nn.Module], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
@@ -133,11 +139,29 @@ class SeveralTeachers(Teacher):
             )
         if TEACHER in columns:
             dataset = dataset.map(self._numbered, fn_kwargs={"split": args[-1]}, remove_columns=[TEACHER])
-        dataset = prepare(dataset, processing_class, *args)
+        dataset = self._asking(prepare, dataset, processing_class, *args)
         for number, (name, member) in enumerate(self.members.items()):
             with _named(name):
                 member.check_rows(self._rows_of(dataset, number), processing_class, args[-1])
         return dataset
+
+    def _asking(self, prepare: Callable[..., Any], dataset: Any, tokenizer: Any, *args: Any) -> Any:
+        """The rows prepared, with what those ask whose teacher has another tokenizer."""
+        numbered = list(enumerate(self.members.items()))
+        others = [(i, name, of) for i, (name, of) in numbered if isinstance(of, OtherTokenizer)]
+        columns = dataset.column_names or list(next(iter(dataset), {}))
+        if not others or TEACHER_QUESTION in columns:
+            return prepare(dataset, tokenizer, *args)
+        check_text(columns, args)
+        own = TEACHER_PROMPT in columns
+        if own:
+            dataset = dataset.map(lambda row: {OWN_PROMPT: row[TEACHER_PROMPT]})
+        dataset = prepare(dataset, tokenizer, *args)
+        for number, name, member in others:
+            own_prompt = self.specs[name].teacher_prompt
+            with _named(name):
+                dataset = member.asking(dataset, tokenizer, *args, of=number, own_prompt=own_prompt)
+        return dataset.remove_columns(OWN_PROMPT) if own else dataset
 
     def _rows_of(self, dataset: Any, number: int) -> Any:
         """Those that a teacher is asked about, as it reads them. A stream can't be looked through."""
@@ -156,6 +180,12 @@ class SeveralTeachers(Teacher):
                 "False; `padding_free` wastes no memory either."
             )
         for name, spec in self.specs.items():
+            if not self.routed and spec.vocabulary_alignment is not None:
+                raise UsageError(
+                    f"`teachers`, {name}: `vocabulary_alignment` is {spec.vocabulary_alignment!r}, and without a "
+                    f"column `{TEACHER}` in the rows the target is one mixture of all, which need the same tokens. "
+                    "Add the column, or leave it out."
+                )
             if not self.routed and spec.own_loss:
                 raise UsageError(
                     f"`teachers`, {name}: `{spec.own_loss}` is of its own, but without a column `{TEACHER}` in the "
@@ -218,6 +248,7 @@ class SeveralTeachers(Teacher):
 
     def rows(self, inputs: Batch) -> Routed | Mixed:
         batches, count = inputs.pop(ROUTED).batches, inputs["input_ids"].numel()
+        inputs.pop(TEACHER_QUESTION, None)
         together = self._accelerator.num_processes > 1  # shards are gathered, and answers waited for, by all
         known: dict[str, Any] = {}
         for name, member in self.members.items():

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..row_formats import CONTEXTS, ROUTE
+from ..row_formats import CONTEXTS, ROUTE, TEACHER_QUESTION
+from ..vocabularies.alignment import Question
+from .aligned import question_of
 from .base import Batch, Collator
 from .columns import predicting, tokens_of
 from .own_prompt import Known, selected, targets_of
@@ -42,6 +44,13 @@ class RoutedBatches:
     """The batches of the teachers, by name. No container, so that it is passed on as it is."""
 
     batches: dict[str, SubBatch]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the rows of a batch ask teachers with other tokenizers, for those that are completed in their place."""
+
+    questions: list[Question | None]
 
 
 def part_of(name: str, batch: Batch) -> Batch:
@@ -109,6 +118,8 @@ class SeveralCollator:
             at = torch.cat([positions[:0], *(parts[i] for i in mine)])
             found[name] = SubBatch(own, at, theirs)
         batch[ROUTED] = RoutedBatches(found)
+        if any(row.get(TEACHER_QUESTION) is not None for row in rows):
+            batch[TEACHER_QUESTION] = Asked([question_of(row.get(TEACHER_QUESTION)) for row in rows])
         return batch
 
 
@@ -119,5 +130,7 @@ def without_contexts(collate: Collator, rows: list[dict[str, Any]]) -> Batch:
 
 def _nothing(row: dict[str, Any]) -> dict[str, Any]:
     """What a teacher reads that has no row, where all processes read together: a token, which isn't asked about."""
-    nothing = {"input_ids": list(row["input_ids"][:1]), "labels": [-100]}
+    nothing: dict[str, Any] = {"input_ids": list(row["input_ids"][:1]), "labels": [-100]}
+    if TEACHER_QUESTION in row:
+        nothing[TEACHER_QUESTION] = None
     return {**nothing, "seq_lengths": [1]} if "seq_lengths" in row else nothing

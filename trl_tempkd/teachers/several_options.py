@@ -11,6 +11,7 @@ from typing import Any
 from ..divergences import DIVERGENCES, check_divergence
 from ..errors import UsageError
 from ..names import did_you_mean
+from ..vocabularies.options import VocabularyOptions
 from .address import Address, shown
 
 
@@ -44,6 +45,8 @@ class TeacherSpec:
             Its temperatures, in the place of the run's. In a mixture the student has one.
         divergence, divergence_kwargs (`str`, `dict`, *optional*):
             Its divergence, in the place of the run's.
+        vocabulary_alignment, alm_weight (`str`, `float`, *optional*):
+            How it is compared, if it has another tokenizer, as the options of these names.
     """
 
     name: str
@@ -61,6 +64,8 @@ class TeacherSpec:
     teacher_kd_temperature: float | None = None
     divergence: str | None = None
     divergence_kwargs: dict[str, Any] | None = None
+    vocabulary_alignment: str | None = None
+    alm_weight: float = 0.0
 
     @classmethod
     def read(cls, options: Any) -> "dict[str, TeacherSpec]":
@@ -103,6 +108,9 @@ class TeacherSpec:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (value is None and key != "weight") and not (number and 0 < value < math.inf):
                 raise UsageError(f"`teachers`, {spec.name}: `{key}` must be positive and finite, got {value!r}.")
+        alm = spec.alm_weight
+        if isinstance(alm, bool) or not isinstance(alm, int | float) or not 0 <= alm < math.inf:
+            raise UsageError(f"`teachers`, {spec.name}: `alm_weight` must be 0 or more, and finite, got {alm!r}.")
         if spec.divergence_kwargs is not None and spec.divergence is None:
             raise UsageError(f"`teachers`, {spec.name}: `divergence_kwargs` needs a `divergence` beside it.")
         if spec.divergence is not None:
@@ -147,6 +155,8 @@ class TeacherSpec:
         said = {name: value for name, value in dataclasses.asdict(self).items() if name not in places}
         if self.teacher_prompt:
             del said["teacher_prompt"]
+        if not self.alm_weight:
+            del said["alm_weight"]
         return {name: value for name, value in said.items() if value is not None}
 
     def temperatures(self, student: float, teacher: float) -> tuple[float, float]:
@@ -186,7 +196,8 @@ def check_teachers(options: Any) -> None:
         "teacher_model_name_or_path": "leave it unset, `teachers` has them",
         "teacher_cache": "leave it unset, and give the entry that has it a `cache`",
         "teacher_server_url": "leave it unset, and give the entry that has it a `server_url`",
-        "vocabulary_alignment": "leave it unset: several teachers need the student's tokenizer",
+        "vocabulary_alignment": "leave it unset, and give it to the entry that has another tokenizer",
+        "alm_weight": "leave it unset, and give it to the entry that has another tokenizer",
         "seq_kd": "leave it False: of several teachers none writes completions",
         "kd_temperature_rule": "leave it unset, and give each its own temperature",
         "kd_diagnostics_steps": "leave it unset: the measures are of one teacher",
@@ -203,6 +214,16 @@ def check_teachers(options: Any) -> None:
                 f"`teachers`, {name}: `cache` {spec.cache} has nothing for completions generated in training. Set "
                 f"`lmbda` to 0 (got {options.lmbda}) and `lmbda_schedule` to 'constant', or give it a `model` or a "
                 "`server_url`."
+            )
+        view = view_of(options, spec)
+        try:
+            VocabularyOptions.check(view)
+        except UsageError as error:
+            raise UsageError(f"`teachers`, {name}: {error}") from error
+        if spec.vocabulary_alignment is not None and options.teachers_offload is not None:
+            raise UsageError(
+                f"`teachers`, {name}: `vocabulary_alignment` is {spec.vocabulary_alignment!r}, and `teachers_offload` "
+                f"{options.teachers_offload!r} keeps what teachers with the student's tokens say. Leave one unset."
             )
     if options.teachers_offload is not None and not any(map(is_live, specs.values())):
         raise UsageError(
@@ -224,6 +245,9 @@ def view_of(options: Any, spec: TeacherSpec) -> Any:
     view.teacher_model_revision, view.teacher_model_init_kwargs = spec.revision, spec.init_kwargs
     view.teacher_cache, view.teacher_server_url = spec.cache, spec.server_url
     view.teacher_server_model, view.teacher_server_logprobs = spec.server_model, spec.server_logprobs
+    view.vocabulary_alignment = spec.vocabulary_alignment
+    # The weight of an entry is on its divergence alone: its other term is told here
+    view.alm_weight = spec.alm_weight * spec.weight if spec.vocabulary_alignment else spec.alm_weight
     if spec.divergence is not None:
         view.divergence, view.divergence_kwargs = spec.divergence, spec.divergence_kwargs
     if spec.kd_temperature is not None:  # in the place of whatever the run has, a schedule included

@@ -56,7 +56,7 @@ class StatesTeacher(AskedTeacher):
         self.positions = min((limit for limit in limits if limit and limit > 0), default=None)
 
     def _probe(self, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        check_vocabulary(tokenizer, student, self._empty, **self._origin)
+        tokenizer = self._fit(student, tokenizer)
         device, dtype = self._accelerator.device, self._head.weight.dtype
         self._head = _moved(self._head, device, dtype)
         self.served = probe(self.client, self._encoding, self._head, tokenizer, self.checkpoint, self.positions)
@@ -68,6 +68,11 @@ class StatesTeacher(AskedTeacher):
             f"{self.served.describe()}, and the head of {self.checkpoint} here in {str(both).removeprefix('torch.')}. "
             f"A known English text costs {self.served.cross_entropy:.2f} nats a token."
         )
+
+    def _fit(self, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """Check that student and teacher fit together. Returns the teacher's tokenizer, which is that of both."""
+        check_vocabulary(tokenizer, student, self._empty, **self._origin)
+        return tokenizer
 
     def _question(self, tokens: list[int]) -> list["Future[Any]"]:
         # With the text goes the mark, by which another teacher after a restart is recognised
@@ -87,12 +92,14 @@ class StatesTeacher(AskedTeacher):
         The last hidden states, of shape `(B * L, H)`. Takes out of the batch what is for the teacher alone. 0 where
         there is padding.
         """
-        found = self._taken(inputs)
-        count, device = inputs["input_ids"].numel(), inputs["input_ids"].device
-        states = torch.zeros(count, self.served.hidden_size, dtype=DTYPES[self.served.dtype])
+        return self._placed(self._taken(inputs), inputs["input_ids"])
+
+    def _placed(self, found: list[tuple[slice, list[Any]]], ids: torch.Tensor) -> torch.Tensor:
+        """The states of some texts in a flattened batch of so many tokens."""
+        states = torch.zeros(ids.numel(), self.served.hidden_size, dtype=DTYPES[self.served.dtype])
         for place, ((of_text, _),) in found:
             states[place.start : place.start + len(of_text)] = of_text
-        return states.to(device)
+        return states.to(ids.device)
 
     def head(self) -> AbstractContextManager[Head]:
         return nullcontext(self._head)

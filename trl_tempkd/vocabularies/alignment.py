@@ -40,6 +40,22 @@ class Question(NamedTuple):
     chat: bool
 
 
+class Reading(NamedTuple):
+    """
+    A row as the teacher reads it.
+
+    Attributes:
+        ids (`list[int]`):
+            The prompt, and the completion in the teacher's tokens.
+        offsets (`list[int]`):
+            Behind each of these tokens the number of bytes of the completion that have been read; negative in the
+            prompt, and behind what stands for no text.
+    """
+
+    ids: list[int]
+    offsets: list[int]
+
+
 class Stretch(NamedTuple):
     """Tokens between two boundaries that both have, `[start, end)` of each row, of which one has several."""
 
@@ -58,12 +74,15 @@ class Alignment(NamedTuple):
             Positions of both rows that have read the same bytes, in pairs: the next token begins behind them.
         stretches (`list[Stretch]`):
             What lies between two of them, where it isn't one token on both sides.
+        offsets (`list[int]`):
+            Of the teacher's row, as [`Reading`] has them.
     """
 
     teacher_ids: list[int]
     student: list[int]
     teacher: list[int]
     stretches: list[Stretch]
+    offsets: list[int]
 
 
 def boundaries(spelling: Spelling, ids: list[int]) -> list[int]:
@@ -79,11 +98,7 @@ def boundaries(spelling: Spelling, ids: list[int]) -> list[int]:
 
 def align(ids: list[int], question: Question, student: Side, teacher: Side, longest: int | None = None) -> Alignment:
     """
-    Align a row of the student with the teacher's row for the same completion.
-
-    The student's completion ends for this purpose with its first token that stands for no text, be it its end or an
-    unknown one, and with the first byte that isn't UTF-8: what comes after it the teacher can't read, and a completion
-    that is cut in the middle of a character has such a byte at its end.
+    Align a row of the student with the teacher's row for the same completion: [`match`] of what it [`read`]s.
 
     Args:
         ids (`list[int]`):
@@ -95,32 +110,66 @@ def align(ids: list[int], question: Question, student: Side, teacher: Side, long
         longest (`int`, *optional*):
             Number of positions that the teacher has; what is beyond isn't compared.
     """
-    start = question.start
-    if not start:  # text without a prompt may begin with a special token
-        start = next((i for i, token in enumerate(ids) if student.spelling.known([token])), len(ids))
-    own = boundaries(student.spelling, ids[start:])
-    data = student.spelling.known(ids[start:])
-    skip, glue = question.skip, teacher.frame.glue if question.chat else ""
-    if question.chat and data[skip:].startswith(student.frame.glue.encode()):
-        skip += len(student.frame.glue.encode())
-    text = readable(data[skip:])
-    answer = teacher.spelling.encode(glue + text) or []
-    others = boundaries(teacher.spelling, answer)
-    # A boundary behind byte `n` of the answer is that before the student's token `at[n]`, and the teacher's
-    last = len(text.encode())
-    at = {offset - skip: start + i for i, offset in enumerate(own)}
-    of_teacher = {offset - len(glue.encode()): len(question.teacher_ids) + k for k, offset in enumerate(others)}
-    teacher_ids = (question.teacher_ids + answer)[:longest]
-    shared = sorted(n for n in at.keys() & of_teacher.keys() if 0 <= n <= last and of_teacher[n] <= len(teacher_ids))
-    pairs = [(at[n] - 1, of_teacher[n] - 1) for n in shared if at[n] > 0 and of_teacher[n] > 0]
+    return match(ids, question, student, read(ids, question, student, teacher, longest))
+
+
+def read(ids: list[int], question: Question, student: Side, teacher: Side, longest: int | None = None) -> Reading:
+    """
+    The completion of a row in the teacher's tokens, behind its own prompt. Arguments as of [`align`].
+
+    The student's completion ends for this purpose with its first token that stands for no text, be it its end or an
+    unknown one, with the first byte that isn't UTF-8, and with the first that the teacher's tokenizer changes: what
+    comes after it the teacher can't read, and a completion that is cut in the middle of a character has such a byte at
+    its end.
+    """
+    start, skip = _beginning(ids, question, student)
+    glue = teacher.frame.glue if question.chat else ""
+    answer = teacher.spelling.encode_beginning(glue + readable(student.spelling.known(ids[start:])[skip:]))
+    asked, offsets = question.teacher_ids, [n - len(glue.encode()) for n in boundaries(teacher.spelling, answer)]
+    if asked:
+        offsets = [*[-1] * (len(asked) - 1), *offsets]
+    else:
+        offsets = offsets[1:]  # nothing predicts a first token
+    reading = asked + answer
+    offsets += [-1] * (len(reading) - len(offsets))
+    return Reading(reading[:longest], offsets[:longest])
+
+
+def match(ids: list[int], question: Question, student: Side, reading: Reading) -> Alignment:
+    """
+    Where a row of the student and what the teacher reads of it have read the same bytes.
+
+    Args:
+        ids, question, student:
+            As of [`align`].
+        reading ([`Reading`]):
+            What the teacher reads.
+    """
+    start, skip = _beginning(ids, question, student)
+    # A boundary behind byte `n` of the completion is that before the student's token `at[n]`, and the teacher's
+    at = {n - skip: start + i for i, n in enumerate(boundaries(student.spelling, ids[start:])) if start + i}
+    of_teacher = {n: k + 1 for k, n in enumerate(reading.offsets) if n >= 0}
+    shared = sorted(at.keys() & of_teacher.keys())
+    pairs = [(at[n] - 1, of_teacher[n] - 1) for n in shared]
     stretches = [
         Stretch((at[a], at[b]), (of_teacher[a], of_teacher[b]))
         for a, b in pairwise(shared)
-        if at[a] > 0 and of_teacher[a] > 0 and (at[b] - at[a], of_teacher[b] - of_teacher[a]) != (1, 1)
+        if (at[b] - at[a], of_teacher[b] - of_teacher[a]) != (1, 1)
     ]
     # The boundary at the end of a row has no next token: its position predicts nothing that is there
     pairs = [pair for pair in pairs if pair[0] + 1 < len(ids)]
-    return Alignment(teacher_ids, [i for i, _ in pairs], [k for _, k in pairs], stretches)
+    return Alignment(reading.ids, [i for i, _ in pairs], [k for _, k in pairs], stretches, reading.offsets)
+
+
+def _beginning(ids: list[int], question: Question, student: Side) -> tuple[int, int]:
+    """With which of the student's tokens the completion begins, and how many of its bytes aren't part of it."""
+    start, skip = question.start, question.skip
+    if not start:  # text without a prompt may begin with a special token
+        start = next((i for i, token in enumerate(ids) if student.spelling.known([token])), len(ids))
+    glue = student.frame.glue.encode() if question.chat else b""
+    if glue and student.spelling.known(ids[start:])[skip:].startswith(glue):
+        skip += len(glue)
+    return start, skip
 
 
 def readable(data: bytes) -> str:

@@ -16,9 +16,9 @@ class VocabularyOptions(OptionGroup):
     vocabulary_alignment: str | None = option(
         None,
         "How a teacher with another tokenizer is compared, where both have a token boundary: `bytes` by the next "
-        "byte, which is exact as far as it goes; `shared` by the next token where both have it, and by its first byte "
-        "where not, which is finer and an approximation; `uld` by rank, whatever the tokens are. If not set, student "
-        "and teacher need the same tokenizer.",
+        "byte, which is exact as far as it goes, and did best where the three were compared; `shared` by the next "
+        "token where both have it, and by its first byte where not, which is finer and an approximation; `uld` by "
+        "rank, whatever the tokens are. If not set, student and teacher need the same tokenizer.",
         choices=list(ALIGNMENTS),
     )
     alm_weight: float = option(
@@ -35,12 +35,6 @@ class VocabularyOptions(OptionGroup):
             must(self, "alm_weight", not self.alm_weight, "0 without `vocabulary_alignment`, which it is a part of")
             return
         said = f"`vocabulary_alignment` is {alignment!r}, and"
-        for name in ("teacher_cache", "teacher_server_url"):
-            if getattr(self, name) is not None:
-                raise UsageError(
-                    f"{said} `{name}` is set, which has the student's tokens alone: the teacher must run beside the "
-                    f"student (`teacher_model_name_or_path`). Leave `{name}` unset, or `vocabulary_alignment`."
-                )
         if self.packing:
             raise UsageError(
                 f"{said} `packing` True lays the texts of rows together, which the teacher must read one by one. Set "

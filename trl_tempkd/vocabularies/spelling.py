@@ -8,12 +8,13 @@ piece is `<0x0A>`). Which one is read from the tokenizer, and then compared with
 """
 
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..compat import bytes_to_unicode
+from ..compat import bytes_to_unicode, common_prefix_length
 from ..errors import UsageError
 
 
@@ -23,7 +24,7 @@ PROBES = (
     "the cat sat on the mat",
     "The Quick brown FOX, aged 12.5 years; didn't it jump?\nYes (twice)!",
     "  two spaces,   three,\ttab\n\n  indented line\r\n",
-    "Größe, naïve café, Ångström: ﬁne ½ ² Ⅷ ＡＢＣ … ™",
+    "Größe, naïve café, Ångström: ﬁne ½ ² Ⅷ ＡＢＣ … ™",  # NFKC writes these with other characters
     "Привет, мир! Ελληνικά και Ёлка",
     "日本語と中文、한국어。",
     "नमस्ते दुनिया مرحبا بالعالم שלום",
@@ -31,6 +32,8 @@ PROBES = (
     "def f(x):\n    return {'a': x ** 2}  # <b>&amp;</b>",
 )
 
+
+_NFKC = ", NFKC"
 
 # What may stand before a text so that it is read as the rest of one: there a tokenizer puts no space of its own
 ANCHORS = ("", "\n", ".", "a", "0")
@@ -48,7 +51,7 @@ class Spelling:
 
     Attributes:
         kind (`str`):
-            How tokens are spelt, in words.
+            How tokens are spelt, in words, and whether text is brought into the form NFKC.
         tokens (`list[bytes | None]` of length `V`):
             The bytes of each id; `None` where it stands for no text: special and unknown tokens, padding of the head.
         special (`dict[int, str]`):
@@ -126,8 +129,12 @@ class Spelling:
             works[anchor] = sum(self._after(anchor, text) is not None for text in PROBES)
         self._anchors = sorted((a for a in ANCHORS if works[a]), key=lambda anchor: -works[anchor])
         for text in PROBES:
-            ids = self.encode(text)
-            if ids is None:
+            if self.encode(text) is not None:
+                continue
+            usual = unicodedata.normalize("NFKC", text)
+            if usual != text and self.encode(usual) is not None:
+                self.kind += "" if self.kind.endswith(_NFKC) else _NFKC
+            else:
                 changed = ", ".join(part["type"] for part in _parts([state["normalizer"]])) or "its pre-tokenizer"
                 raise self._refusal(
                     f"doesn't give back the bytes of the text {text!r}: {changed} changes or drops some"
@@ -152,6 +159,21 @@ class Spelling:
             where the tokenizer changes it.
         """
         return next((ids for anchor in self._anchors if (ids := self._after(anchor, text)) is not None), None)
+
+    def encode_beginning(self, text: str) -> list[int]:
+        """The tokens of as much of a text as the tokenizer leaves as it is, from its first byte on."""
+        found = self.encode(text)
+        if found is not None or not self._anchors:
+            return found or []
+        before, ids = self._before[self._anchors[0]], self._ids(self._anchors[0] + text)
+        data = text.encode()
+        same = data[: common_prefix_length([*self.known(ids[len(before) :])], [*data])]
+        # What it changes may have changed the tokens before it too: those of a character, or of the word that it is in
+        left = same.decode(errors="ignore")
+        for end in (len(left), len(left) - 1, left.rfind(" ")):
+            if end > 0 and (found := self.encode(left[:end])) is not None:
+                return found
+        return []
 
     def _after(self, anchor: str, text: str) -> list[int] | None:
         if anchor not in self._before:

@@ -13,7 +13,10 @@ from .scores import Condition, Mean, items_of, mean_of
 
 
 # What the table of all conditions shows, where it was scored
-COLUMNS = ("rouge_l", "rouge_l_greedy", "kl_tau1", "reverse_kl_tau1", "student_entropy", "agreement", "self_bleu")
+COLUMNS = (
+    *("rouge_l", "bits_per_byte", "rouge_l_greedy", "kl_tau1", "reverse_kl_tau1", "student_entropy", "agreement"),
+    "self_bleu",
+)
 
 
 def to_markdown(section: Section) -> str:
@@ -26,9 +29,9 @@ def to_markdown(section: Section) -> str:
         *(use(found) if found is not None else []),
         *decisions(section),
         "## Scores",
-        "Means over seeds and items, with 95% intervals for other seeds and items. Lower is better for both KLs and "
-        "self-BLEU. `teacher` and `start` are the teacher and the student before training. p is that of the "
-        "difference to the best condition in the first score, after Holm's correction.",
+        "Means over seeds and items, with 95% intervals for other seeds and items. Lower is better for both KLs, bits "
+        "per byte and self-BLEU. `teacher` and `start` are the teacher and the student before training. p is that of "
+        "the difference to the best condition in the first score, after Holm's correction.",
         scores(section),
         *(["## Asymmetry of the gradients", *section.reading] if section.reading else []),
         "## How to repeat it",

@@ -41,7 +41,7 @@ def scores_over_tau(results: Results) -> Figure | None:
         panels,
         {score: label(score) for score in scores},
         "Score",
-        tuple(score for score in ("rouge_l", "kl_tau1") if score in scores),
+        tuple(score for score in ("rouge_l", "kl_tau1", "bits_per_byte") if score in scores),
         listed=True,
     )
 

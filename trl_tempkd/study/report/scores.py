@@ -16,7 +16,7 @@ from .results import MODES, Results, Series
 
 
 NO_SCORE = {"tokens", "teacher_entropy"}  # of the rows and the teacher, the same in every cell
-DECIDING = ("rouge_l", "kl_tau1")  # the first of these that every condition has says which is best
+DECIDING = ("rouge_l", "kl_tau1", "bits_per_byte")  # the first of these that every condition has says which is best
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...files import write_atomically
 from ...models import check_model, resolve_model
-from ...prompts import read_rows
+from ...prompts import hash_of, read_rows
 from ..one_model import other_rows
 from .work import claim
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...config import KDConfig
 
 # Scores that every item has, of the text it is given and of what is generated
-OF_TEXT = ("kl_tau1", "reverse_kl_tau1", "ce", "student_entropy", "agreement")
+OF_TEXT = ("kl_tau1", "reverse_kl_tau1", "ce", "bits_per_byte", "student_entropy", "agreement")
 OF_SAMPLES = ("rouge_l", "self_bleu", "length", "stop_rate")
 TRAIN_ROWS = 512  # rows of the training split on which the teacher's peakedness is measured
 TAUS = [1.0, 1.5, 2.0, 3.0, 4.0, 8.0]
@@ -122,8 +122,8 @@ class Scorer:
 
 def teacher_of(values: list[Any]) -> dict[str, Any] | None:
     """
-    Name, revision and arguments of loading of the model that a student is compared with. A cache may name none, and
-    of several teachers it is none.
+    Name, revision and arguments of loading of the model that a student is compared with. A cache may name none; of
+    several teachers, and of one with another tokenizer, it is none.
     """
     from ...teachers import STUDENTS
 
@@ -131,6 +131,8 @@ def teacher_of(values: list[Any]) -> dict[str, Any] | None:
     if training_args.teacher_model_name_or_path in STUDENTS:
         name = resolve_model(model_args.model_name_or_path, "model_name_or_path")
         return {"name": name, "revision": model_args.model_revision}
+    if training_args.vocabulary_alignment is not None:
+        return None
     elsewhere = training_args.teacher_cache is not None or training_args.teachers is not None
     if elsewhere and not training_args.teacher_model_name_or_path:
         return None
@@ -151,8 +153,7 @@ def score(values: list[Any], evaluation: dict[str, Any], dataset: "Dataset") -> 
     gc.collect()  # the training's own models
     folder = values[1].output_dir
     scorer = Scorer(values, evaluation, dataset, folder)
-    items = hashlib.sha256(json.dumps(scorer.rows).encode()).hexdigest()
-    return {**scorer(scorer.load(folder)), "items": items}
+    return {**scorer(scorer.load(folder)), "items": hash_of(scorer.rows)}
 
 
 def baseline(

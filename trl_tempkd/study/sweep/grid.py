@@ -35,7 +35,7 @@ MODES = ("both", "teacher")
 TEMPERATURES = ("kd_temperature", "student_kd_temperature", "teacher_kd_temperature")
 RULES = ("kd_temperature_rule", "kd_temperature_rule_kwargs")
 # By these the conditions of a sweep with `select` are chosen
-SELECT_BY = ("rouge_l", "rouge_l_greedy", "kl_tau1")
+SELECT_BY = ("rouge_l", "rouge_l_greedy", "kl_tau1", "bits_per_byte")
 
 
 def check_keys(
@@ -136,7 +136,7 @@ def check_factors(grid: Any, where: str) -> None:
     from ...config import KDConfig
 
     options = {field.name for field in fields(KDConfig)} - {*TEMPERATURES, *RULES, "data_seed", "output_dir"}
-    options |= {"model_name_or_path"}
+    options |= {"model_name_or_path", "dataset_train_split"}
     for name in grid if isinstance(grid, dict) else ():
         if name in TEMPERATURES:
             raise UsageError(f"{name!r} in {where}: say `tau`, and `mode: [both, teacher]` for whom it softens.")

@@ -64,8 +64,10 @@ def check_data(found: Sequence[Cell]) -> None:
     from ..runs.measure import load_rows
     from ..runs.scoring import check_teacher
 
-    values = try_options(found[0].options, PROG)
-    training.load_splits(values[0], values[1], values[3])
+    trained_on = {cell.options.get("dataset_train_split"): cell for cell in reversed(found)}
+    for cell in trained_on.values():
+        values = try_options(cell.options, PROG)
+        training.load_splits(values[0], values[1], values[3])
     load_rows(values, "dataset_test_split", found[0].evaluation["rows"])
     teachers = {json.dumps([cell.options.get(name) for name in OF_THE_TEACHER]): cell for cell in found}
     for cell in teachers.values():
