@@ -16,7 +16,7 @@ from datasets import load_from_disk
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoProcessor, TrainerCallback
 
 import trl_tempkd.objectives.several as several_module
 import trl_tempkd.objectives.step_loss as step_loss_module
@@ -88,7 +88,7 @@ def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 def is_sharded(parameter: torch.nn.Parameter) -> bool:
     if isinstance(parameter, DTensor):
-        return parameter.to_local().numel() < parameter.numel()
+        return parameter.to_local().numel() < parameter.numel() or parameter.shape[0] == 1  # one row has no halves
     return hasattr(parameter, "ds_id") and parameter.numel() == 0
 
 
@@ -118,7 +118,7 @@ def make_trainer(backend: str, scenario: dict[str, Any], watch: Watch) -> Temper
         # The student, by its name, or several
         teacher_model=None if "teachers" in fields else scenario.get("itself") or load(scenario["teacher"]),
         args=args,
-        processing_class=AutoTokenizer.from_pretrained(scenario["student"]),
+        processing_class=AutoProcessor.from_pretrained(scenario["student"]),
         train_dataset=data[0],
         eval_dataset=data[1],
         compute_metrics=(lambda output: {"rows": len(output.predictions)})

@@ -21,6 +21,7 @@ from trl import SFTTrainer
 
 from trl_tempkd.checkpoints import description, find_checkpoint, newest_whole, problem_of, whole
 from trl_tempkd.checkpoints.description import sample_of
+from trl_tempkd.checkpoints.resuming import names_in
 from trl_tempkd.commands import distill
 from trl_tempkd.errors import UsageError
 from trl_tempkd.parameters import parameter_hash
@@ -184,6 +185,21 @@ def test_resuming_falls_back_and_says_so(make_trainer, tmp_path, caplog):
     assert problem_of(tmp_path / "out/checkpoint-4") is None  # it was written again
     with pytest.raises(UsageError, match="there is no checkpoint"):
         make_trainer(output_dir=str(tmp_path / "empty")).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
+def test_weights_that_are_written_under_other_names_come_back(make_trainer, tmp_path, architecture):
+    """Transformers writes each expert for itself, has them together in memory, and its trainer doesn't translate."""
+    fields = {**SAVING, "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    data = {"eval_dataset": Dataset.from_list([{"prompt": "the cat", "completion": " sat on the mat"}])}
+    whole_run = make_trainer(architecture, architecture, **fields, **data)
+    whole_run.train()
+    assert names_in(tmp_path / "out/checkpoint-4") - set(whole_run.model.state_dict())
+    expected = parameters(whole_run.model)
+    shutil.rmtree(tmp_path / "out/checkpoint-4")
+    trainer = make_trainer(architecture, architecture, **fields, **data)
+    trainer.train(resume_from_checkpoint=True)
+    torch.testing.assert_close(parameters(trainer.model), expected, rtol=0, atol=0)
 
 
 def test_nothing_is_lost_when_all_are_damaged(make_trainer, tmp_path):

@@ -86,7 +86,7 @@ def test_results(evaluate, prompt_dataset, capsys):
 def test_goes_on_and_refuses_other_settings(evaluate, capsys, monkeypatch, make_model, pair, prompt_dataset):
     first = evaluate("--seeds", "10", "--no_greedy")
     assert [run["seed"] for run in first["runs"]] == [10]
-    monkeypatch.setattr(evaluation, "_compare", None)
+    monkeypatch.setattr(evaluation, "compare", None)
     more = evaluate()
     assert [run["seed"] for run in more["runs"]] == [10, 20, None]
     assert more["runs"][0] == first["runs"][0]

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from trl_tempkd import kd_loss
 from trl_tempkd.heads import Head
 from trl_tempkd.prompts import read_rows
-from trl_tempkd.study import evaluation
+from trl_tempkd.study import evaluation, to_teacher
 from trl_tempkd.study.evaluation import (
     divergence_to_teacher,
     evaluate_model,
@@ -193,14 +193,14 @@ class TestDivergenceToTeacher:
     def test_small_chunks_change_nothing(self, make_model, tokenizer, prompt_dataset, monkeypatch):
         student, teacher, rows = make_model(), make_model(seed=1), tokenize(prompt_dataset, tokenizer)
         expected = divergence_to_teacher(student, teacher, rows, progress=False)
-        monkeypatch.setattr(evaluation, "CHUNK_ELEMENTS", 500)
+        monkeypatch.setattr(to_teacher, "CHUNK_ELEMENTS", 500)
         assert divergence_to_teacher(student, teacher, rows, progress=False) == pytest.approx(expected)
 
     def test_calibration_bins(self):
         tops = [0.06, 0.1, 0.95, 1.0]
         hidden = torch.tensor([[top, *[(1 - top) / 20] * 20] for top in tops]).log().clamp(min=-1e9)
         labels = torch.tensor([0, 3, 0, 1])
-        found = evaluation._calibration(hidden, Head(torch.eye(21)), labels)
+        found = to_teacher.calibration(hidden, Head(torch.eye(21)), labels)
         expected = torch.zeros(3, 15, dtype=torch.float64)
         expected[:, 0] = torch.tensor([1, 0.06, 1])
         expected[:, 1] = torch.tensor([1, 0.1, 0])
@@ -315,7 +315,7 @@ class TestEvaluateModel:
         seeds = []
         inner = evaluation.sample
         monkeypatch.setattr(evaluation, "sample", lambda *a, **k: seeds.append(k.get("seed")) or inner(*a, **k))
-        monkeypatch.setattr(evaluation, "_compare", None)
+        monkeypatch.setattr(evaluation, "compare", None)
         assert evaluate(results=part) == whole
         assert seeds == [20, None]
 

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from datasets import DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, load_from_disk
 from standins import save_pair
 from teacher_server import TeacherServer
 from transformers import AutoModelForCausalLM
+from vision_models import chat_rows as pictured_chat_rows
+from vision_models import rows as pictured_rows
+from vision_models import save_pair_that_sees
 from vocabulary_pairs import CHAT, metaspace, save_pair_of_two
 
 from trl_tempkd.commands import cache, distill
@@ -37,6 +40,8 @@ ROWS = {
     "outputs/smollm2-study/data": "chat_dataset",
     "outputs/tiny-hints": "hinted_dataset",
     "outputs/tiny-teachers": "routed_dataset",
+    "outputs/tiny-vision/data": "pictured_dataset",
+    "HuggingFaceH4/llava-instruct-mix-vsft": "pictured_chats",
     "tiny": "prompt_dataset",
 }
 
@@ -57,6 +62,16 @@ def hinted_dataset(prompt_dataset):
 @pytest.fixture
 def routed_dataset(prompt_dataset):
     return prompt_dataset.map(program("prepare_teachers").routed)
+
+
+@pytest.fixture
+def pictured_dataset():
+    return Dataset.from_list(pictured_rows())
+
+
+@pytest.fixture
+def pictured_chats():
+    return Dataset.from_list(pictured_chat_rows())
 
 
 def name_of(recipe: Path) -> str:
@@ -111,6 +126,8 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
         other = metaspace(seed=1)
         other.chat_template = CHAT
         student, teacher = save_pair_of_two(tmp_path, make_model, tokenizer, other)
+    elif recipe.stem == "vision":
+        student, teacher = save_pair_that_sees(tmp_path)
     else:
         student, teacher = save_pair(tmp_path, make_model, tokenizer, ARCHITECTURES[recipe.parent.name])
     rows = request.getfixturevalue(ROWS[read(recipe)["dataset_name"]])

@@ -539,18 +539,6 @@ def test_refuses_logits_that_it_cannot_compute(make_trainer, make_model, side):
         make_trainer(**{side: model})
 
 
-def test_refuses_vision_language_models(make_trainer, monkeypatch):
-    init = SFTTrainer.__init__
-
-    def init_with_processor(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        self._is_vlm = True
-
-    monkeypatch.setattr(SFTTrainer, "__init__", init_with_processor)
-    with pytest.raises(ValueError, match="Vision"):
-        make_trainer()
-
-
 def test_refuses_a_vocabulary_of_another_size(make_trainer, make_model, tokenizer):
     with pytest.raises(ValueError, match="same tokenizer"):  # can't even read the student's tokens
         make_trainer("llama", make_model(vocab_size=len(tokenizer) - 1))

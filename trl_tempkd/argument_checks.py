@@ -21,6 +21,7 @@ from .names import did_you_mean
 from .paths import check_model_name, check_writable
 from .rollouts.vllm import require_vllm
 from .tiny import resolve
+from .vision_data import on_language_alone, text_arguments
 
 
 # Where what is given in the place of a model belongs
@@ -90,9 +91,10 @@ def _model(name: str, value: Any) -> Any:
     )
 
 
-def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any]) -> None:
+def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any], teacher: Any = None) -> None:
     """
-    Stop at what can't work, before a model is loaded. Arguments as of the trainer.
+    Stop at what can't work, before a model is loaded. Arguments as of the trainer. If the student has a processor
+    and the data are text, they get what it needs to read them, and an adapter leaves its tower alone.
 
     Raises:
         [`UsageError`]: If there is no model of a name, a package is missing, the `output_dir` can't be written, or the
@@ -109,7 +111,11 @@ def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any]) -> None:
     check_installed(args, vllm=isinstance(model, str))
     if args.should_save:
         check_writable(str(args.output_dir), "`output_dir`")
-    check_datasets(model, args, **kwargs)
+    found = check_datasets(model, args, **kwargs)
+    if isinstance(found, ProcessorMixin) and kwargs.get("data_collator") is None:
+        kwargs.update(text_arguments(found, kwargs, args, teacher))
+    if isinstance(found, ProcessorMixin) and kwargs.get("peft_config") is not None:
+        kwargs["peft_config"] = on_language_alone(model, kwargs["peft_config"], args)
 
 
 def _revision(init_kwargs: Any) -> str | None:

@@ -133,6 +133,7 @@ def _build(
         count=getattr(args, COUNTS.get(args.mode, ""), None) or COUNT,
         taus=TAUS if args.taus is None else args.taus,
         vocabulary=trainer.model.config.get_text_config().vocab_size,
+        processing=trainer.processing,
     ).build()
     said = ", ".join(f"{split['rows']} rows of {name}" for name, split in manifest.splits.items())
     trainer.accelerator.print(f"Complete: {said} in {args.output}. Train with --teacher_cache {args.output}")

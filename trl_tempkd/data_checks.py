@@ -20,8 +20,11 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase
 from .compat import get_config_model_id, get_training_chat_template, has_generation_markers
 from .counted_tokens import UnwritableError, counted_tokens, described, has_target
 from .errors import UsageError, UsageTypeError
+from .models import load_processor
 from .rollouts.options import RolloutOptions
 from .row_formats import PROMPTS, ROUTE, TEACHER, TEACHER_PROMPT, Expected, Row, is_chat, problem_of
+from .vision import is_pictured
+from .vision_data import check_vision_options, check_vision_rows, has_images, undecoded
 
 
 logger = get_logger(__name__)
@@ -37,10 +40,14 @@ def check_datasets(
     eval_dataset: Any = None,
     processing_class: Any = None,
     formatting_func: Callable | None = None,
+    data_collator: Any = None,
     **_: Any,
-) -> None:
+) -> Any:
     """
     Stop at data that can't be trained on. Arguments as of the trainer, before it loads anything.
+
+    Returns:
+        The processor or the tokenizer of the run, or `None` where it isn't known before the model.
 
     Raises:
         [`UsageError`]: Names the data set, the row, the problem, and the way out.
@@ -48,6 +55,7 @@ def check_datasets(
     if train_dataset is None:
         raise UsageError("`train_dataset` is None: the trainer needs data to train on.")
     named = {"`train_dataset`": train_dataset}
+    pictured = has_images(undecoded(train_dataset)) if isinstance(train_dataset, Dataset | IterableDataset) else False
     if isinstance(eval_dataset, Mapping):
         named |= {f"`eval_dataset[{name!r}]`": dataset for name, dataset in eval_dataset.items()}
     elif eval_dataset is not None:
@@ -56,6 +64,16 @@ def check_datasets(
     for name, dataset in named.items():
         rows = first_rows(dataset, name)
         _check_skipped(args, rows[0], name)
+        if is_pictured(rows[0]) and not pictured:
+            raise UsageError(
+                f"{name} has images, and `train_dataset` has no column for them, so that they would be left out. Give "
+                "it one, `images`, which may be empty in every row."
+            )
+        if pictured:
+            check_vision_options(name, args, formatting_func, data_collator)
+            processing_class = load_processing_class(model, args, processing_class)
+            check_vision_rows(rows, name, args, processing_class, _template_of(args, processing_class))
+            continue
         if formatting_func is not None or _is_prepared_elsewhere(args, dataset, rows[0]):
             continue
         check_rows(rows, name, args, processing_class)
@@ -69,6 +87,7 @@ def check_datasets(
         )  # else the prompt suffices, which stays whole
         if with_template is not None and args.max_length is not None and answered and not packing:
             _check_lengths(dataset, name, with_template, args)
+    return processing_class if tokenizer is None else tokenizer
 
 
 def _check_skipped(args: Any, row: Row, name: str) -> None:
@@ -98,7 +117,7 @@ def first_rows(dataset: Any, name: str) -> list[Row]:
             f"{name} must be a `datasets.Dataset` or `IterableDataset`, got {type(dataset).__name__}. "
             "`Dataset.from_list(rows)` makes one of a list of dicts."
         )
-    rows = list(islice(dataset, FIRST_ROWS if isinstance(dataset, Dataset) else 1))
+    rows = list(islice(undecoded(dataset), FIRST_ROWS if isinstance(dataset, Dataset) else 1))
     if not rows:
         raise UsageError(f"{name} has no rows. Give a split that has some.")
     return rows
@@ -107,8 +126,11 @@ def first_rows(dataset: Any, name: str) -> list[Row]:
 def check_rows(rows: Iterable[Row], name: str, args: RolloutOptions, processing_class: Any = None) -> None:
     """Stop at the first row that can't be trained on."""
     expected = _expected(args, processing_class)
+    rows = list(rows)
     for number, row in enumerate(rows):
         _checked(name, expected, row, number)
+    if rows and is_pictured(rows[0]):
+        check_vision_rows(rows, name, args, processing_class)
 
 
 def prepared(prepare: Callable[..., Any], dataset: Any, tokenizer: Any, args: RolloutOptions, *others: Any) -> Any:
@@ -168,13 +190,9 @@ def _expected(args: RolloutOptions, processing_class: Any) -> Expected:
 
 
 def _is_prepared_elsewhere(args: RolloutOptions, dataset: Any, row: Row) -> bool:
-    """Whether rows are made ready by the collator, as those with images are, or by a transform of the user's."""
+    """Whether rows are made ready by a collator or a transform of the user's."""
     transformed = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
-    return (
-        transformed
-        or bool((args.dataset_kwargs or {}).get("skip_prepare_dataset"))
-        or bool({"image", "images"} & set(row))
-    )
+    return transformed or bool((args.dataset_kwargs or {}).get("skip_prepare_dataset"))
 
 
 def _load_tokenizer(model: Any, args: RolloutOptions, processing_class: Any) -> Any:
@@ -192,6 +210,30 @@ def _load_tokenizer(model: Any, args: RolloutOptions, processing_class: Any) -> 
         return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError, ImportError):  # the trainer says so, if it doesn't find one elsewhere either
         return None
+
+
+def load_processing_class(model: Any, args: RolloutOptions, processing_class: Any) -> Any:
+    """
+    The processor or the tokenizer that the trainer will use, or `None` where it can't be known before the model.
+
+    Raises:
+        [`UsageError`]: If it can't be loaded.
+    """
+    if processing_class is not None or not isinstance(model, str):
+        return _load_tokenizer(model, args, processing_class)
+    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(args.model_init_kwargs, dict) else None
+    return load_processor(model, revision, args.trust_remote_code, "student")
+
+
+def _template_of(args: RolloutOptions, processing_class: Any) -> str | None:
+    """The chat template that TRL trains with in place of the processor's own, if it is another."""
+    path = args.chat_template_path
+    own = Path(path).read_text(encoding="utf-8") if path is not None and path.endswith((".jinja", ".j2")) else None
+    if not args.assistant_only_loss or not getattr(processing_class, "chat_template", None):
+        return own
+    marked = copy.copy(processing_class)
+    marked.chat_template = own or processing_class.chat_template
+    return _with_marks(marked).chat_template
 
 
 def _with_template(row: Row, name: str, tokenizer: PreTrainedTokenizerBase, args: RolloutOptions) -> Any:
@@ -220,15 +262,21 @@ def _with_template(row: Row, name: str, tokenizer: PreTrainedTokenizerBase, args
             f"{name} has conversations, and the tokenizer has no chat template. Set `chat_template_path` to a Jinja "
             "file or to a model that has one, or use `prompt` and `completion` as plain text."
         )
-    if args.assistant_only_loss and not has_generation_markers(tokenizer.chat_template):
-        try:
-            tokenizer.chat_template = get_training_chat_template(tokenizer)
-        except ValueError as error:
-            raise UsageError(
-                "`assistant_only_loss` needs a chat template with `{% generation %}` around what the assistant says, "
-                "and the tokenizer's has none. Use rows of `prompt` and `completion`, whose completion alone is "
-                "trained on, or set `chat_template_path` to a template that has these marks."
-            ) from error
+    return _with_marks(tokenizer) if args.assistant_only_loss else tokenizer
+
+
+def _with_marks(tokenizer: Any) -> Any:
+    """The tokenizer or processor, with a template that marks what the assistant says."""
+    if has_generation_markers(tokenizer.chat_template):
+        return tokenizer
+    try:
+        tokenizer.chat_template = get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise UsageError(
+            "`assistant_only_loss` needs a chat template with `{% generation %}` around what the assistant says, "
+            "and the tokenizer's has none. Use rows of `prompt` and `completion`, whose completion alone is "
+            "trained on, or set `chat_template_path` to a template that has these marks."
+        ) from error
     return tokenizer
 
 

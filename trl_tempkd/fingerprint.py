@@ -57,7 +57,7 @@ def shown_fingerprints(found: Mapping[str, str]) -> str:
 
 def row_hash(row: Any) -> str:
     """Hash of one row, by what it says: 32 hexadecimal digits. The order of its keys makes no difference."""
-    text = json.dumps(row, sort_keys=True, separators=(",", ":"), default=_plain)
+    text = json.dumps(row, sort_keys=True, separators=(",", ":"), default=plain)
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
@@ -87,13 +87,13 @@ def _spread(rows: Any, count: int) -> Any:
     return rows.select(indices, keep_in_memory=True) if hasattr(rows, "select") else [rows[i] for i in indices]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON has no word for: bytes, images and arrays by a hash of what they hold, dates as text."""
     if isinstance(value, bytes):
         return xxhash.xxh3_128_hexdigest(value)
     if hasattr(value, "tobytes"):
         shape = getattr(value, "shape", getattr(value, "size", None))
-        return [str(shape), str(getattr(value, "dtype", getattr(value, "mode", ""))), _plain(value.tobytes())]
+        return [str(shape), str(getattr(value, "dtype", getattr(value, "mode", ""))), plain(value.tobytes())]
     if hasattr(value, "tolist"):
         return value.tolist()
     if hasattr(value, "isoformat"):

@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._version import __version__
-from .chat import chat_prompt, context_of, text_prompt
 from .errors import UsageError
 from .files import whole_file, write_atomically, written
 from .fingerprint import fingerprint, row_hash
+from .generated_rows import new_row, prompt_of
 from .locks import owned
 from .option_groups import must, option
 from .paths import check_writable
 from .processes import end_with_launcher
 from .rollouts.options import GenerationOptions, SamplingOptions
-from .row_formats import problem_of
+from .teachers.address import shown
 from .teachers.options import ServerOptions
+from .vision import is_pictured
+from .vision_data import undecoded
 
 
 if TYPE_CHECKING:
@@ -39,10 +41,10 @@ _AROUND = (
     *("output", "overwrite", "device", "generation_batch_size", "teacher_server_url"),
     *("teacher_server_requests", "teacher_server_timeout", "teacher_server_patience"),
 )
-_MARK = "\u241f"  # stands for an answer, to see where a chat template puts it
 
-# Tokens of some prompts and a seed -> the tokens of their completions, or why there is none
-Write = Callable[[list[list[int]], int], list[Any]]
+# Tokens of some prompts, a seed, and what the prompts were made of if they have images -> the tokens of their
+# completions, or why there is none
+Write = Callable[..., list[Any]]
 
 
 @dataclass
@@ -52,6 +54,7 @@ class GenerateConfig(ServerOptions, GenerationOptions, SamplingOptions):
     # What the groups look at, of the options that a training has
     generates: ClassVar[bool] = True
     use_vllm: ClassVar[bool] = False
+    teachers: ClassVar[None] = None
     world_size: ClassVar[int] = 1
     _VALID_DICT_FIELDS: ClassVar[list[str]] = ["generation_kwargs"]
 
@@ -137,7 +140,13 @@ def generate(args: GenerateConfig, script_args: "ScriptArguments") -> dict[str, 
     with written(folder), owned(folder, "--output") if main else nullcontext():
         with accelerator.main_process_first():
             rows = load_rows(script_args, args.num_rows)
-        name, tokenizer, write, room = make_writer(args, accelerator)
+        pictured = bool(rows) and is_pictured(rows[0])
+        if pictured and args.teacher_server_url is not None:
+            raise UsageError(
+                f"the rows have images, and --teacher_server_url {shown(args.teacher_server_url)} isn't shown any: "
+                "leave it out, and give a --teacher_model_name_or_path that sees"
+            )
+        name, tokenizer, write, room = make_writer(args, accelerator, pictured)
         about = settings_of(args, script_args, name, rows)
         todo: list[Any] = [_begin(folder, about, rows, args)] if main else [None]
         parts: list[int] = broadcast_object_list(todo)[0]
@@ -168,13 +177,17 @@ def load_rows(script_args: "ScriptArguments", count: int | None) -> list[dict[st
     mixture = DatasetMixtureConfig()
     dataset = select_split(load_data(script_args, mixture), script_args.dataset_train_split, "dataset_train_split")
     with data_faults(script_args, mixture):
-        return list(islice(dataset, count))
+        return list(islice(undecoded(dataset), count))
 
 
-def make_writer(args: GenerateConfig, accelerator: Any) -> tuple[str, Any, Write, int | None]:
-    """Name and tokenizer of who writes, what completes prompts, and how many tokens a prompt may have."""
-    from .models import load_model, load_tokenizer, resolve_model
+def make_writer(args: GenerateConfig, accelerator: Any, pictured: bool) -> tuple[str, Any, Write, int | None]:
+    """
+    Name and tokenizer of who writes, what completes prompts, and how many tokens a prompt may have. With `pictured`
+    rows have images, and whoever writes sees them.
+    """
+    from .models import load_model, load_processor, load_tokenizer, resolve_model
     from .rollouts.sampling import ModelSampler, longest_prompt, room_for_prompts
+    from .vision import Processing
 
     name = resolve_model(args.teacher_model_name_or_path, "teacher_model_name_or_path")
     if args.teacher_server_url is not None:
@@ -191,7 +204,10 @@ def make_writer(args: GenerateConfig, accelerator: Any) -> tuple[str, Any, Write
         tokenizer.pad_token = tokenizer.eos_token
     model = model.to(accelerator.device)
     vocabulary = min(len(tokenizer), model.config.get_text_config().vocab_size)
-    write = ModelSampler(lambda: model, accelerator, tokenizer, args, vocabulary)
+    processing = None
+    if pictured:
+        processing = Processing(load_processor(name, args.teacher_model_revision, args.trust_remote_code, "teacher"))
+    write = ModelSampler(lambda: model, accelerator, tokenizer, args, vocabulary, processing=processing)
     return name, tokenizer, write, longest_prompt(model, args.max_new_tokens)
 
 
@@ -268,13 +284,14 @@ def _complete(
     asked, lines = [], []
     for number in numbers:
         try:
-            asked.append((number, _prompt_of(rows[number], tokenizer, room)))
+            asked.append((number, prompt_of(rows[number], tokenizer, room)))
         except UsageError as error:
             lines.append({"row": number, "failed": str(error)})
-    prompts = [tokens for _, (tokens, _) in asked for _ in range(args.num_completions)]
+    prompts = [tokens for _, (tokens, _, _) in asked for _ in range(args.num_completions)]
+    pictures = [picture for _, (_, _, picture) in asked for _ in range(args.num_completions)]
     seed = int(row_hash([args.seed, part])[:8], 16)
-    completions = write(prompts, seed)
-    for i, (number, (_, opened)) in enumerate(asked):
+    completions = write(prompts, seed, pictures) if any(pictures) else write(prompts, seed)
+    for i, (number, (_, opened, _)) in enumerate(asked):
         own = completions[i * args.num_completions :][: args.num_completions]
         refusal = next((each for each in own if isinstance(each, UsageError)), None)
         if refusal is not None:
@@ -290,51 +307,6 @@ def _complete(
 
 def _is_stop(tokens: Sequence[int], tokenizer: Any) -> bool:
     return bool(tokens) and tokens[-1] in tokenizer.all_special_ids
-
-
-def _prompt_of(row: dict[str, Any], tokenizer: Any, room: int | None) -> tuple[list[int], str]:
-    """
-    Tokens of a row's prompt, and what of the answer stands in it already, which some chat templates open.
-
-    Raises:
-        [`UsageError`]: If the row has none that the teacher can complete.
-    """
-    problem = problem_of(row)
-    if problem is not None:
-        raise UsageError(problem)
-    asked = asked_in(row)
-    if not asked:
-        raise UsageError(
-            "has no prompt: neither `prompt` nor a turn of `messages` stands before what is to be written."
-        )
-    try:
-        tokens = text_prompt(asked, tokenizer) if isinstance(asked, str) else chat_prompt(asked, row, tokenizer)
-        opened = "" if isinstance(asked, str) else _opening(asked, row, tokenizer)
-    except Exception as error:  # the template's, about this row
-        raise UsageError(f"the chat template can't write it: {error}") from error
-    if not tokens:
-        raise UsageError("has an empty prompt.")
-    if room is not None and len(tokens) > room:
-        raise UsageError(
-            f"has a prompt of {len(tokens)} tokens, and the teacher has room for {room} before `max_new_tokens`."
-        )
-    return tokens, opened
-
-
-def asked_in(row: dict[str, Any]) -> Any:
-    """What a row asks, as text or turns: its `prompt`, or the turns of `messages` before the answer."""
-    return row["prompt"] if "prompt" in row else context_of(row.get("messages") or [])
-
-
-def _opening(turns: list[dict[str, Any]], row: dict[str, Any], tokenizer: Any) -> str:
-    """
-    What a chat template puts into the answer that it asks for, such as `<think>`. It belongs to what the assistant has
-    said: a template writes it again only where it stands in the message.
-    """
-    asks = chat_prompt(turns, row, tokenizer, tokenize=False)
-    answered = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": _MARK}], tokenize=False)
-    before, mark, _ = answered.partition(_MARK)
-    return asks[len(before) :] if mark and asks.startswith(before) else ""
 
 
 def _finish(
@@ -358,7 +330,8 @@ def _finish(
                 other.write(f"{json.dumps(line, ensure_ascii=False)}\n")
             elif fate == "written":
                 tokens += line["tokens"]
-                to.write(f"{json.dumps(_new_row(rows[line['row']], line), ensure_ascii=False)}\n")
+                new = new_row(rows[line["row"]], line, folder)
+                to.write(f"{json.dumps(new, ensure_ascii=False)}\n")
         if not counts["written"]:
             first = next((line["failed"] for line in _lines(folder) if "failed" in line), None)
             why = f"the first row that failed {first}" if first else "see --min_tokens and --only_stopped"
@@ -380,12 +353,3 @@ def _fate(line: dict[str, Any], args: GenerateConfig) -> str:
     if line["tokens"] < args.min_tokens:
         return "too_short"
     return "not_stopped" if args.only_stopped and not line["stopped"] else "written"
-
-
-def _new_row(row: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
-    """A row of `prompt` and `completion`, with what its chat template needs, and where it comes from."""
-    asked, text = asked_in(row), line["text"]
-    completion = text if isinstance(asked, str) else [{"role": "assistant", "content": text}]
-    also = {name: row[name] for name in ("tools", "chat_template_kwargs") if row.get(name) is not None}
-    origin = {name: line[name] for name in ("row", "sample", "tokens", "stopped")}
-    return {"prompt": asked, "completion": completion, **also, **origin}

@@ -115,7 +115,16 @@ def backbone(model: nn.Module) -> nn.Module:
 
 def last_hidden_state(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     """What the backbone of a model makes of a batch, of shape `(B, L, H)`."""
-    return backbone(model)(**inputs, use_cache=False).last_hidden_state
+    return backbone(model)(**in_its_dtype(model, inputs), use_cache=False).last_hidden_state
+
+
+def in_its_dtype(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same batch, with pixels in the model's own dtype. Processors make float32, and not every tower casts it."""
+    dtype = getattr(unwrap_adapter(model), "dtype", None)
+    return {
+        name: x.to(dtype) if torch.is_tensor(x) and x.is_floating_point() and dtype is not None else x
+        for name, x in inputs.items()
+    }
 
 
 def _check_adapter(model: PeftModel) -> None:

@@ -3,12 +3,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
+from .errors import UsageError, UsageImportError
 from .paths import check_model_name, check_path
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 
 def resolve_model(name: str | None, option: str) -> str:
@@ -54,18 +54,38 @@ def load_model(name: str, revision: str | None, option: str, **kwargs: Any) -> "
         kwargs:
             Of `from_pretrained`, such as `dtype` and `trust_remote_code`.
     """
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoModelForCausalLM
+    from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 
     from .compat import find_adapter_config_file
 
     kwargs = {**kwargs, **({} if revision is None else {"revision": revision})}
+    trust = bool(kwargs.get("trust_remote_code"))
     try:
-        adapter = find_adapter_config_file(name, revision=revision)
-        loader = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
-        return loader.from_pretrained(name, **kwargs).eval()
+        if not find_adapter_config_file(name, revision=revision):
+            return auto_class(name, revision, trust).from_pretrained(name, **kwargs).eval()
+        base = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
+        if not sees(str(base), None, trust):
+            return AutoPeftModelForCausalLM.from_pretrained(name, **kwargs).eval()
+        own = {key: value for key, value in kwargs.items() if key != "revision"}
+        model = auto_class(str(base), None, trust).from_pretrained(base, **own)
+        return PeftModel.from_pretrained(model, name, revision=revision).eval()
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot load the model {name!r} (--{option}): {str(error).splitlines()[0]}") from error
+
+
+def sees(name: str, revision: str | None, trust_remote_code: bool) -> bool:
+    """Whether a model reads images, by its configuration."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def auto_class(name: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """The class of transformers that loads a model, with its tower if it sees."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if sees(name, revision, trust_remote_code) else AutoModelForCausalLM
 
 
 def load_tokenizer(
@@ -83,3 +103,38 @@ def load_tokenizer(
         except (OSError, ValueError) as error:
             problem = error
     raise UsageError(f"cannot load a tokenizer for {name!r}: {str(problem).splitlines()[0]}") from problem
+
+
+def load_processor(
+    name: str, revision: str | None, trust_remote_code: bool, what: str
+) -> "ProcessorMixin | PreTrainedTokenizerBase":
+    """
+    The processor of a model that sees, or the tokenizer of one that doesn't.
+
+    Args:
+        name, revision (`str`, `str` or `None`):
+            Name or folder of the model, and its revision on the Hub.
+        trust_remote_code (`bool`):
+            Whether to run code that comes with it.
+        what (`str`):
+            What the model is, for the message.
+
+    Raises:
+        [`UsageImportError`]: If the processor needs torchvision, which isn't there.
+        [`UsageError`]: If there is none.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a torchvision of another build fails in the middle of its own import
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        if "torchvision" in said.lower():
+            raise UsageImportError(
+                f"The processor of the {what} {name!r} needs torchvision, which isn't installed, or not in the build "
+                f"of torch: `pip install 'trl-tempkd[vision]'`, and with torch for CPUs `pip install torchvision "
+                f"--index-url https://download.pytorch.org/whl/cpu`. It says: {said[:200]}"
+            ) from error
+        if isinstance(error, OSError | ValueError | ImportError | KeyError):
+            raise UsageError(f"cannot load the processor of the {what} {name!r}: {said[:200]}") from error
+        raise

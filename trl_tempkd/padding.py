@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .compat import DataCollatorForLanguageModeling
+from .vision import VisionCollator
 
 
 Batch = dict[str, Any]
@@ -46,8 +47,9 @@ def _is_of(value: Any, mask: torch.Tensor) -> bool:
 
 
 def aligned(collator: Collator) -> Collator:
-    """The same data collator, whose rows are padded on the right, as TRL's own are."""
-    return collator if type(collator) is DataCollatorForLanguageModeling else partial(_collate, collator)
+    """The same data collator, whose rows are padded on the right, as TRL's own are and those of rows with images."""
+    right = (DataCollatorForLanguageModeling, VisionCollator)
+    return collator if type(collator) in right else partial(_collate, collator)
 
 
 def _collate(collator: Collator, rows: list[dict[str, Any]]) -> Batch:

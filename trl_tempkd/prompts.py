@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .chat import chat_prompt, template_arguments
 from .errors import UsageError
+from .fingerprint import plain
 from .row_formats import conversion, problem_of_turns
+from .vision import Processing, read_row
 
 
 # As in MiniLLM's tools/process_data_dolly.py, to the letter
@@ -37,7 +39,10 @@ def alpaca_prompt(instruction: str, input: str | None = None) -> str:
 
 
 def read_rows(
-    dataset: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, prompt_format: str = "auto"
+    dataset: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_format: str = "auto",
+    processing: Processing | None = None,
 ) -> list[dict[str, Any]]:
     """
     Read the rows of a data set as what a model is asked and what it should say.
@@ -59,18 +64,24 @@ def read_rows(
             Tokenizer with the chat template.
         prompt_format (`str`, *optional*, defaults to `"auto"`):
             `"alpaca"` puts the Alpaca prompt around prompts of plain text too.
+        processing ([`~trl_tempkd.vision.Processing`], *optional*):
+            The model's processor, for rows with images.
 
     Returns:
         `list[dict[str, Any]]`: For each row `prompt` (text or `None`), `references` (texts), `completion` (text to
         compare at, or `None`), `bytes` (how many the completion has in UTF-8, what the chat template or the end adds
         not counted) and `templated`: whether the chat template has put in the special tokens already. Where the
-        completion doesn't follow the prompt to the letter, `context` is what stands before it.
+        completion doesn't follow the prompt to the letter, `context` is what stands before it. Of rows with images
+        `row` is the row itself, without `bytes`: what is compared and completed is made of it.
     """
     if prompt_format not in PROMPT_FORMATS:
         raise UsageError(f"`prompt_format` must be one of {', '.join(PROMPT_FORMATS)}, got {prompt_format!r}.")
     rows = []
     for number, row in enumerate(dataset):
         check_row(number, row)
+        if processing is not None:
+            rows.append(_read_pictured(number, row, processing))
+            continue
         item = _read_row({name: value for name, value in row.items() if value is not None}, tokenizer, prompt_format)
         item.setdefault("bytes", len((item["completion"] or "").removesuffix(tokenizer.eos_token or "").encode()))
         if item["prompt"] == "":
@@ -82,9 +93,32 @@ def read_rows(
 
 
 def hash_of(rows: Iterable[dict[str, Any]]) -> str:
-    """SHA-256 of rows that [`read_rows`] has read, without their sizes, which follow from the rest."""
+    """SHA-256 of rows that [`read_rows`] has read, and of their images, without sizes, which follow from the rest."""
     own = [{name: value for name, value in row.items() if name != "bytes"} for row in rows]
-    return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(own, default=plain).encode()).hexdigest()
+
+
+def _read_pictured(number: int, row: dict[str, Any], processing: Processing) -> dict[str, Any]:
+    """A row that a processor reads, with images or without."""
+    try:
+        read = read_row(row, opened=False)
+        turns = read.pictured.asked
+        answer = read.answer if read.answer is not None else turns[-1:] if read.whole else None
+        prompt = processing.text(read.question) if read.question.asked else None
+        written = processing.texts(read.pictured, read.answer)[1] if isinstance(read.answer, list) else read.answer
+    except UsageError as error:
+        raise UsageError(f"Row {number} {error}") from error
+    said = answer if isinstance(answer, str | None) else _said(answer)
+    whole = processing.text(read.pictured, whole=True) if read.whole else None
+    item = _item(prompt, row.get("references") or said, whole or written, templated=True)
+    return {**item, "row": row}
+
+
+def _said(turns: Any) -> str | None:
+    """The text of what the assistant says, or `None` if it says nothing."""
+    if not isinstance(turns, list) or not turns or turns[-1]["role"] != "assistant":
+        return None
+    return " ".join(part["text"] for part in turns[-1]["content"] if part.get("type") == "text")
 
 
 def check_rows(dataset: Iterable[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .heads import backbone, unwrap_adapter
+from .heads import backbone, in_its_dtype, unwrap_adapter
 
 
 logger = logging.get_logger(__name__)
@@ -47,7 +47,7 @@ def run_backbone(
         `tuple[torch.Tensor, torch.Tensor | None]`: Of shape `(B, L, H)`, and a scalar. In its place `None` if it isn't
             wanted, if the model has none of its own, or no router (a dense member of a family of mixtures).
     """
-    body = backbone(model)
+    body, inputs = backbone(model), in_its_dtype(model, inputs)
     if not aux_loss:
         return body(**inputs, use_cache=False).last_hidden_state, None
     inputs = {**inputs, "output_router_logits": True, "use_cache": False}

@@ -33,6 +33,7 @@ ROUTE = "teacher_number"  # of prepared rows: its number
 TEACHER_QUESTION = "teacher_question"  # and what a teacher with another tokenizer is asked
 # Of cached rows: what it has read, and where in bytes, as `vocabularies.alignment.Reading` has it
 TEACHER_TOKENS, TEACHER_OFFSETS = "teacher_tokens", "teacher_offsets"
+PIXELS = "image_hash"  # of prepared rows with images: 16 bytes of a hash
 ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, which no chat template knows
 
 

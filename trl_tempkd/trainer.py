@@ -28,7 +28,9 @@ from .packing import PackingCheck
 from .padding import aligned, right_padded
 from .rollouts import CARRIED, CarryingCollator, check_answers, make_rollouts, prepared
 from .routers import leave_routers, run_backbone, warn_of_none
+from .sharding import shard_own_layers
 from .teachers import make_teacher
+from .vision_data import columns_of, give_images
 
 
 # What some of the loss's per-token metrics are logged as
@@ -106,7 +108,7 @@ class TemperatureKDTrainer(ResumingTrainer):
             args = KDConfig(f"{model_name.split('/')[-1]}-KD")
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
         check_answers(args, {"train": kwargs.get("train_dataset"), "eval": kwargs.get("eval_dataset")})
-        check_run(model, args, kwargs)
+        check_run(model, args, kwargs, teacher_model)
         self.teacher = make_teacher(teacher_model, args)
         super().__init__(model, args=args, **kwargs)
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one
@@ -121,9 +123,11 @@ class TemperatureKDTrainer(ResumingTrainer):
             disable_dropout_in_model(self.model)
         leave_routers(self.model)
         check_head(self.model)
+        shard_own_layers(self.accelerator, self.model)
         self._packing = PackingCheck("student", args)
         self._packing.begin(self.model)
 
+        self.processing = give_images(self)  # what reads the images of rows, if they have any
         self.data_collator = self.teacher.collated(aligned(self.data_collator))
         if args.generates:
             self.data_collator = CarryingCollator(self.data_collator)
@@ -131,7 +135,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         self.teacher.bind(student, self._tokenizer, self.accelerator)
         self.teacher_model = self.teacher.model  # as TRL's trainers call it
         parts = (self._tokenizer, self.accelerator, self._get_collator_with_removed_columns(self.data_collator))
-        self.rollouts = make_rollouts(student, self.teacher, *parts, args, self.train_dataset)
+        self.rollouts = make_rollouts(student, self.teacher, *parts, args, self.train_dataset, self.processing)
 
         self._forward_redirection = ForwardRedirection()
         self.step_loss = make_loss(args, self.accelerator, self.teacher.metrics)
@@ -144,11 +148,6 @@ class TemperatureKDTrainer(ResumingTrainer):
         self._name = f"{self._name} ({args.describe()})"  # "trained with {_name}, a method introduced in {_paper}"
 
     def _refuse_unsupported(self) -> None:
-        if self._is_vlm:
-            raise UsageError(
-                "Vision-language models aren't supported. To distil one on text alone, pass its tokenizer as "
-                "`processing_class` instead of its processor."
-            )
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             raise UsageError("Context and sequence parallelism aren't supported. Use ZeRO-3 or FSDP2 for memory.")
@@ -164,7 +163,7 @@ class TemperatureKDTrainer(ResumingTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*{*self._signature_columns, *self.teacher.columns, *CARRIED}]
+        self._signature_columns = [*{*self._signature_columns, *self.teacher.columns, *CARRIED, *columns_of(self)}]
 
     def _is_logged(self) -> bool:
         # The metrics cost a second pair of softmaxes, so they are computed only where they are shown

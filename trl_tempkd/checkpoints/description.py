@@ -22,6 +22,7 @@ from .._version import __version__
 from ..compat import get_model_param_count
 from ..divergences import DIVERGENCES
 from ..errors import UsageError
+from ..fingerprint import row_hash
 from ..objectives import OBJECTIVES, own_sources
 from ..objectives.options import DivergenceOptions, TemperatureOptions
 from ..parameters import parameter_hash
@@ -160,6 +161,9 @@ def sample_of(dataset: Any) -> dict[str, Any]:
             *(i * count // _SPREAD for i in range(_SPREAD)),
         }
         rows = dataset.with_format(None).select_columns(columns).select(sorted(places) if count else [])
+    if not isinstance(dataset, datasets.IterableDataset) and not columns:  # with images, which have no tokens yet
+        shown = dataset.with_format(None).select(sorted(places) if count else [])
+        return {"rows": count, "sample": xxhash.xxh3_64_hexdigest("".join(map(row_hash, shown)).encode())}
     tokens = [[[int(token) for token in row[name]] for name in _TOKENS if name in row] for row in rows]
     return {"rows": count, "sample": xxhash.xxh3_64_hexdigest(json.dumps(tokens).encode())}
 

@@ -1,14 +1,17 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The trainer's part that writes checkpoints and goes on from them."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerState
+from safetensors import safe_open
+from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_utils import TrainOutput
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from trl import SFTTrainer
 
 from ..errors import UsageError
@@ -98,6 +101,27 @@ class ResumingTrainer(SFTTrainer):
                 f"under {mine} goes on from isn't in it. Resume as it was made, or start anew with it as the student."
             )
         return compare(checkpoint, self._description, self.args.resume_with_changes)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_renamed(resume_from_checkpoint, self.model if model is None else model)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.state.best_model_checkpoint is not None:
+            self._load_renamed(self.state.best_model_checkpoint, self.model)
+
+    def _load_renamed(self, folder: str, model: Any) -> None:
+        """
+        Load what transformers has written under other names than the model's own, as those of older checkpoints of
+        models that see and of mixtures of experts. Its trainer passes over such a parameter without a word.
+        """
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
+            return
+        if not names_in(Path(folder)) - set(model.state_dict()):
+            return
+        written = type(model).from_pretrained(folder, dtype=model.dtype)
+        model.load_state_dict(written.state_dict())
 
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume: str | None, trial: Any
@@ -220,6 +244,17 @@ class ResumingTrainer(SFTTrainer):
         if whole is not None:
             self.rollouts.load(whole)
             self.step_loss.load(whole)
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of the parameters that a folder has, as `save_pretrained` writes them; none of an adapter's."""
+    index, whole = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFE_WEIGHTS_NAME
+    if index.is_file():
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    if not whole.is_file():
+        return set()
+    with safe_open(whole, "pt") as file:
+        return set(file.keys())
 
 
 def _mean_loss(state: TrainerState) -> float:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UsageError
 from ..row_formats import PROMPTS
 from ..teachers import Teacher
+from ..vision import Processing
 from ..vocabularies.translation import Translation
 from .options import RolloutOptions
 from .preparation import CARRIED, TRAIN, check_answers, prepared
@@ -43,6 +44,7 @@ def make_rollouts(
     collator: Collator,
     args: RolloutOptions,
     dataset: Iterable[dict[str, Any]] | None = None,
+    processing: Processing | None = None,
 ) -> Rollouts:
     """
     What completes the batches of a run. Where nothing is to be generated, it leaves them as they are.
@@ -62,6 +64,8 @@ def make_rollouts(
             Options.
         dataset (`Iterable`, *optional*):
             Training data as the trainer has prepared it, to be checked.
+        processing ([`~trl_tempkd.vision.Processing`], *optional*):
+            The student's processor, if rows have images.
 
     Raises:
         `ValueError`: If the models have no room for `max_new_tokens`, the data no prompts, or the parallelism isn't
@@ -89,7 +93,10 @@ def make_rollouts(
     if args.seq_kd and not teacher.shares_tokenizer:
         of_teacher, translation = _of_another_tokenizer(teacher, accelerator, args)
     elif args.seq_kd and teacher.can_generate:
-        of_teacher = ModelSampler(teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active)
+        its_own = None if processing is None else teacher.processing(processing)
+        of_teacher = ModelSampler(
+            teacher.wrapped, accelerator, tokenizer, args, vocabulary, teacher.active, processing=its_own
+        )
     elif args.seq_kd:
         served = of_teacher = teacher.sampler(args, stops, vocabulary)
         positions.append(served.positions)
@@ -102,7 +109,7 @@ def make_rollouts(
             if args.vllm_mode == "colocate" and args.vllm_max_model_length is not None:
                 limits.append(room_for_prompts(args.vllm_max_model_length, args.max_new_tokens))
         else:
-            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary)
+            of_student = ModelSampler(student, accelerator, tokenizer, args, vocabulary, processing=processing)
     limit = min((limit for limit in limits if limit is not None), default=None)
     rollouts = Rollouts(args, accelerator, tokenizer, collator, stops, of_student, of_teacher, limit, translation)
     if teacher.requests and isinstance(of_student, ModelSampler):

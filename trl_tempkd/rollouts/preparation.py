@@ -16,13 +16,14 @@ from trl import pack_dataset
 from ..chat import prompt_of
 from ..errors import UsageError
 from ..row_formats import CONTEXTS, PROMPTS, TEACHER_PROMPT, TEACHER_PROMPTS
+from ..vision import PICTURED
 from .options import RolloutOptions
 from .rows import IGNORED, prompt_before
 from .teacher_prompts import TOKENS, carried_columns, check_own_prompts, teacher_tokens, unpacked_contexts
 
 
 Rows = Any  # `Dataset` or `IterableDataset`, which ship no types
-CARRIED = (PROMPTS, TEACHER_PROMPTS, CONTEXTS)  # columns that rows may carry beside their tokens
+CARRIED = (PROMPTS, TEACHER_PROMPTS, CONTEXTS, PICTURED)  # columns that rows may carry beside their tokens
 TRAIN = "train"  # what TRL calls the training data when it has them prepared
 
 

@@ -18,8 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UsageError
 from ..files import whole_file
 from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER_QUESTION
+from ..vision import PICTURED, Pictured
 from ..vocabularies.translation import Translation
 from .options import RolloutOptions
 from .rows import IGNORED, Row, completed, join, rows_of, split, split_evenly
@@ -95,6 +97,7 @@ class Rollouts:
         self.replay: deque[Row] = deque(maxlen=self.replay_size)
         self._before: tuple[int, list[Row]] = (-1, [])  # what was kept for replay at the start of a step
         self.latest: list[tuple[list[int], list[int]]] = []  # prompts and completions that were generated last
+        self.pictures: list[Pictured | None] = []  # what these prompts were made of, where they have images
         self._asked: list[list[int]] = []  # what the teacher reads before each completion that is being written
         self.counts: Counter[str] = Counter()
         self.on_policy = False  # whether the student has written the completions of the present batches
@@ -142,12 +145,14 @@ class Rollouts:
         rows = rows_of(batch)
         asked = [i for i, row in enumerate(rows) if row.prompt and not row.targets]
         self.on_policy = bool(asked) and self.samplers["student"] is not None
-        prompts = [self._shortened(rows[i].prompt) for i in asked]
+        prompts = [self._shortened(rows[i]) for i in asked]
         source = "student" if self.samplers["student"] else "teacher"
         seed = self._rng(*chain.from_iterable(prompts)).getrandbits(32)
         completions = self._sampled(source, [rows[i] for i in asked], prompts, seed)
         for i, prompt, completion in zip(asked, prompts, completions, strict=True):
             rows[i] = completed(prompt, completion, rows[i])
+        if not asked:
+            return {name: value for name, value in batch.items() if name != PROMPTS}
         return self._collated(rows)
 
     def _collated(self, rows: list[Row]) -> Batch:
@@ -155,6 +160,8 @@ class Rollouts:
         for row, example in zip(rows, examples, strict=True):
             if row.question is not None:
                 example[TEACHER_QUESTION] = row.question
+            if row.pictured is not None:
+                example[PICTURED] = row.pictured
         if any(row.context is not None for row in rows):
             for row, example in zip(rows, examples, strict=True):
                 example[CONTEXTS] = [len(row.context or []), *(row.context or [])]
@@ -162,6 +169,7 @@ class Rollouts:
             for row, example in zip(rows, examples, strict=True):
                 example[ROUTE] = row.route or 0
         batch = self.collator(examples)
+        batch.pop(PROMPTS, None)
         return send_to_device(batch, self.accelerator.device)
 
     def _rng(self, *of: int) -> random.Random:
@@ -188,7 +196,7 @@ class Rollouts:
         return most_over_ranks(missing, self.accelerator) == 0
 
     def _complete(self, rows: list[Row], source: str, seed: int) -> list[Row]:
-        prompts = [self._shortened(row.prompt) for row in rows]
+        prompts = [self._shortened(row) for row in rows]
         given = [i for i, prompt in enumerate(prompts) if prompt]
         if len(given) < len(rows):
             logger.warning_once(
@@ -197,6 +205,7 @@ class Rollouts:
             )
         completions = self._sampled(source, [rows[i] for i in given], [prompts[i] for i in given], seed)
         self.latest = [(prompts[i], completion) for i, completion in zip(given, completions, strict=True)]
+        self.pictures = [rows[i].pictured for i in given]
         new = [completed(*pair, rows[i]) for i, pair in zip(given, self.latest, strict=True)]
         stay = [row for row, prompt in zip(rows, prompts, strict=True) if not prompt]
         if source == "student":
@@ -211,6 +220,8 @@ class Rollouts:
     def _sampled(self, source: str, rows: list[Row], prompts: list[list[int]], seed: int) -> list[list[int]]:
         sampler, translation = self.samplers[source], self.translation
         assert sampler is not None
+        if any(row.pictured is not None for row in rows):
+            return sampler(prompts, seed, [row.pictured for row in rows])
         own = zip(rows, prompts, strict=True)
         self._asked = [prompt if row.teacher_ids is None else row.teacher_ids for row, prompt in own]
         if source != "teacher" or translation is None:
@@ -223,7 +234,8 @@ class Rollouts:
         """Ask the teacher about a completion that has ended while others are being written."""
         ask([self._asked[number] + completion])
 
-    def _shortened(self, prompt: list[int]) -> list[int]:
+    def _shortened(self, row: Row) -> list[int]:
+        prompt = row.prompt
         if self.args.max_length is not None and len(prompt) > self.args.max_length:
             logger.warning_once(
                 f"Some prompts are longer than `max_length`, which is {self.args.max_length}. It cuts the rows of the "
@@ -231,6 +243,12 @@ class Rollouts:
             )
         if self.max_prompt is None or len(prompt) <= self.max_prompt:
             return prompt
+        if row.pictured is not None and row.pictured.images:
+            raise UsageError(
+                f"A prompt with images has {len(prompt)} tokens, and before `max_new_tokens` "
+                f"{self.args.max_new_tokens} the model has room for {self.max_prompt}. Such a prompt isn't cut: "
+                "make the images smaller (in the processor's settings), or leave the row out."
+            )
         logger.warning_once(
             f"Prompts are cut to their last {self.max_prompt} tokens, so that {self.args.max_new_tokens} new ones fit "
             "into the positions of the model."
@@ -284,8 +302,9 @@ class Rollouts:
 
     def log_completions(self, step: int) -> None:
         """Show and store what was generated last. Every rank must call."""
-        log_samples(self.latest, self.tokenizer, self.accelerator, self.args, step)
-        self.latest = []
+        images = [() if pictured is None else pictured.images for pictured in self.pictures]
+        log_samples(self.latest, self.tokenizer, self.accelerator, self.args, step, images)
+        self.latest, self.pictures = [], []
 
     def _file(self, folder: str) -> Path:
         return Path(folder) / f"rollouts_{self.accelerator.process_index}.safetensors"

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import UsageError
 from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER_PROMPTS, TEACHER_QUESTION, contexts_of
+from ..vision import PICTURED, Pictured, packed, unpacked
 from ..vocabularies.alignment import Question
 
 
@@ -35,6 +36,8 @@ class Row(NamedTuple):
             The number of its teacher, of several.
         question ([`Question`], *optional*):
             What a teacher with another tokenizer is asked.
+        pictured ([`~trl_tempkd.vision.Pictured`], *optional*):
+            What the prompt was made of, where it has images.
     """
 
     input_ids: list[int]
@@ -44,6 +47,7 @@ class Row(NamedTuple):
     teacher_ids: list[int] | None = None
     route: int | None = None
     question: Question | None = None
+    pictured: Pictured | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -64,7 +68,7 @@ def completed(prompt: list[int], completion: list[int], of: Row | None = None) -
     if of is None:
         return row
     question = None if of.question is None else of.question._replace(start=len(prompt), skip=0)
-    return row._replace(context=of.teacher_ids, route=of.route, question=question)
+    return row._replace(context=of.teacher_ids, route=of.route, question=question, pictured=of.pictured)
 
 
 def prompt_before(ids: list[int], trained: list[bool]) -> list[int]:
@@ -88,12 +92,15 @@ class Carried:
             The number of each one's teacher.
         contexts, teacher_prompts (`list[list[int]]`, *optional*):
             What the teacher reads in each, if that is something else, before what is there and before a completion.
+        pictured (`list[Pictured | None]`, *optional*):
+            What each prompt was made of, where there are images.
     """
 
     prompts: list[list[int]]
     contexts: list[list[int]] | None = None
     routes: list[int] | None = None
     teacher_prompts: list[list[int]] | None = None
+    pictured: list[Pictured | None] | None = None
 
 
 class CarryingCollator:
@@ -118,6 +125,9 @@ class CarryingCollator:
                 contexts = [context for row in examples for context in contexts_of(row[CONTEXTS])]
             routes = [int(row[ROUTE]) for row in examples] if ROUTE in examples[0] else None
             batch[PROMPTS] = Carried(prompts or [], contexts, routes, of_teacher)
+        elif PICTURED in batch:
+            asked = batch.pop(PICTURED)
+            batch[PROMPTS] = Carried(asked.prompts, pictured=asked.pictured)
         return batch
 
 
@@ -157,6 +167,8 @@ def rows_of(batch: dict[str, Any]) -> list[Row]:
         # What comes behind them is padding
         for i, prompt in enumerate(carried.prompts):
             rows[i] = rows[i]._replace(prompt_ids=prompt)
+        for i, pictured in enumerate(carried.pictured or []):
+            rows[i] = rows[i]._replace(pictured=pictured)
         for i, route in enumerate(carried.routes or []):
             rows[i] = rows[i]._replace(route=route)
         if carried.contexts is not None:
@@ -219,6 +231,8 @@ def join(rows: list[Row]) -> dict[str, torch.Tensor]:
         ]
         tensors["asked_ids"] = torch.tensor(asked, dtype=torch.int32)
         tensors["asked"] = torch.tensor(numbers, dtype=torch.int32)
+    if any(row.pictured is not None for row in rows):
+        tensors |= packed([row.pictured for row in rows])
     return tensors
 
 
@@ -230,6 +244,9 @@ def split(tensors: dict[str, torch.Tensor]) -> list[Row]:
     rows = [Row(ids.tolist(), row_labels.tolist()) for ids, row_labels in pairs]
     if "contexts" in tensors:  # an earlier version has none
         rows = _with_contexts(rows, tensors)
+    pictures = unpacked(tensors)
+    if pictures is not None:
+        rows = [row._replace(pictured=pictured) for row, pictured in zip(rows, pictures, strict=True)]
     if "asked" not in tensors:
         return rows
     parts = tensors["asked_ids"].split(tensors["asked"][:, 0].clamp(min=0).tolist())

@@ -26,12 +26,14 @@ from transformers import (
 
 from ..compat import DistributedBackend, ForwardRedirection, add_hooks, remove_hooks
 from ..errors import UsageError
-from ..heads import unwrap_adapter
+from ..heads import in_its_dtype, unwrap_adapter
 from ..option_groups import OptionGroup
+from ..vision import Pictured, Processing
 
 
-# Completes the prompts of this rank, none of them empty, with a seed: a completion holds the token that stopped it
-Sampler = Callable[[list[list[int]], int], list[list[int]]]
+# Completes the prompts of this rank, none of them empty, with a seed, and what each was made of if there are images: a
+# completion holds the token that stopped it
+Sampler = Callable[..., list[list[int]]]
 # Hears of each completion, by the number of its prompt, as soon as it has ended
 Written = Callable[[int, list[int]], None]
 
@@ -78,6 +80,7 @@ def complete(
     processors: LogitsProcessorList | None = None,
     in_step: bool = False,
     written: Written | None = None,
+    pictures: tuple[Processing, list[Pictured]] | None = None,
 ) -> list[list[int]]:
     """
     Complete a batch of prompts.
@@ -97,19 +100,32 @@ def complete(
             Whether all ranks go on until the last one of them has finished.
         written (`Callable[[int, list[int]], None]`, *optional*):
             Called with the number of a prompt and its completion as soon as that has ended.
+        pictures (`tuple[Processing, list[Pictured]]`, *optional*):
+            The model's processor, and what it makes the prompts of where they have images.
 
     Returns:
         `list[list[int]]`: The completion of each prompt, with the token that stopped it, if one did.
     """
-    width = max(map(len, prompts))
-    padding = [width - len(prompt) for prompt in prompts]
+    columns: list[dict[str, list[int]]] = [{"input_ids": prompt} for prompt in prompts]
+    pixels: dict[str, torch.Tensor] = {}
+    if pictures is not None:
+        columns, pixels = pictures[0].encode_prompts(pictures[1])
+    width = max(len(own["input_ids"]) for own in columns)
+    padding = [width - len(own["input_ids"]) for own in columns]
     # On the left, so that the completions begin at the same place
-    rows = [[config.pad_token_id] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]
+    inputs = {
+        name: [
+            [config.pad_token_id if name == "input_ids" else 0] * n + own[name]
+            for n, own in zip(padding, columns, strict=True)
+        ]
+        for name in columns[0]
+    }
+    inputs["attention_mask"] = [[0] * n + [1] * (width - n) for n in padding]
     stops = config.eos_token_id or []
     ended = None if written is None else _Ended(width, stops, written)
     output = model.generate(
-        input_ids=torch.tensor(rows, device=device),
-        attention_mask=torch.tensor([[0] * n + [1] * (width - n) for n in padding], device=device),
+        **{name: torch.tensor(rows, device=device) for name, rows in inputs.items()},
+        **in_its_dtype(model, {name: value.to(device) for name, value in pixels.items()}),
         generation_config=config,
         logits_processor=processors,
         stopping_criteria=None if ended is None else StoppingCriteriaList([ended]),
@@ -203,6 +219,8 @@ class ModelSampler:
             Number of tokens to choose from, the first ones of the model's vocabulary.
         around (`Callable[[], AbstractContextManager]`, *optional*):
             Context to generate in.
+        processing ([`~trl_tempkd.vision.Processing`], *optional*):
+            The model's processor, for prompts with images.
 
     Attributes:
         written (`Callable[[int, list[int]], None]`, *optional*):
@@ -219,7 +237,9 @@ class ModelSampler:
         args: OptionGroup,
         vocabulary: int,
         around: Callable[[], AbstractContextManager] = nullcontext,
+        processing: Processing | None = None,
     ):
+        self.processing = processing
         self.get_model = get_model
         self.accelerator = accelerator
         self.gather = args.ds3_gather_for_generation
@@ -231,13 +251,15 @@ class ModelSampler:
         by_inversion = args.temperature > 0 and accelerator.device.type == "cpu" and not args.generation_kwargs
         self.processors = processors_of(args) if by_inversion else LogitsProcessorList()
         do_sample = args.temperature > 0 and not by_inversion
+        markup = set() if processing is None else {i for i in processing.markup if i < vocabulary}
+        silent = [*sorted(markup), *range(vocabulary, model.config.get_text_config().vocab_size)]
         kwargs: dict[str, Any] = {
             "max_new_tokens": args.max_new_tokens,
             "do_sample": do_sample,
             "repetition_penalty": args.repetition_penalty,
             "eos_token_id": stop_tokens(model, tokenizer) or None,
             "pad_token_id": tokenizer.pad_token_id,
-            "suppress_tokens": [*range(vocabulary, model.config.get_text_config().vocab_size)] or None,
+            "suppress_tokens": silent or None,
             "use_cache": True,
             "cache_implementation": args.cache_implementation,
             "disable_compile": True,  # every batch has its own shape
@@ -246,7 +268,7 @@ class ModelSampler:
             kwargs |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k, "min_p": args.min_p}
         self.config = GenerationConfig(**{**kwargs, **(args.generation_kwargs or {})})
 
-    def __call__(self, prompts: list[list[int]], seed: int) -> list[list[int]]:
+    def __call__(self, prompts: list[list[int]], seed: int, pictured: list[Pictured] | None = None) -> list[list[int]]:
         batches = by_length([len(prompt) for prompt in prompts], self.batch_size or max(len(prompts), 1))
         # Where the layers are gathered for each forward, every rank must take part in as many
         batches += [[]] * (most_over_ranks(len(batches), self.accelerator) - len(batches))
@@ -257,8 +279,11 @@ class ModelSampler:
                 for batch in batches:
                     # A rank that has no more rows goes along with one that nobody reads
                     rows = [prompts[i] for i in batch] or [[self.config.pad_token_id]]
+                    pictures = None
+                    if self.processing is not None and (batch or self.accelerator.is_fsdp2):
+                        pictures = (self.processing, self._pictures(batch, pictured or []))
                     how = (self.config, self.accelerator.device, self.processors, in_step)
-                    new = complete(base, rows, *how, self._heard(batch))
+                    new = complete(base, rows, *how, self._heard(batch), pictures)
                     for i, completion in zip(batch, new, strict=False):
                         completions[i] = completion
 
@@ -270,6 +295,13 @@ class ModelSampler:
         """`written` of the prompts of a batch."""
         written = self.written
         return None if written is None or not batch else lambda i, completion: written(batch[i], completion)
+
+    def _pictures(self, batch: list[int], pictured: list[Pictured]) -> list[Pictured]:
+        """What a batch is made of; where layers are gathered as they run, with an image, so that all run the same."""
+        assert self.processing is not None
+        own = [pictured[i] for i in batch]
+        alone = self.accelerator.is_fsdp2 and not any(each.images for each in own)
+        return [*own, self.processing.blank] if alone else own
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""Generate from a model, score what it says, and measure how far it is from its teacher on a data set."""
+"""Generate from a model, score what it says, and compare it with its teacher on a data set."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +11,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..chat import text_prompt
 from ..errors import UsageError
-from ..heads import Head, backbone, gathered_head
-from ..losses import chunked_kd_loss
-from ..losses.fused import CHUNK_ELEMENTS
 from ..prompts import tokenize
 from ..rollouts.sampling import as_in_use, by_length, complete, longest_prompt, stop_tokens
-from ..temperature import log_probability
+from ..vision import Processing, read_row
 from .bits_per_byte import bits_per_byte
 from .metrics import distinct_n, rouge_l, self_bleu
+from .to_teacher import PER_TOKEN, compare, compare_pictured, divergence_to_teacher, evaluating
 
 
 __all__ = [
@@ -34,8 +30,6 @@ __all__ = [
 ]
 
 SEEDS = (10, 20, 30, 40, 50)  # MiniLLM's
-ECE_BINS = 15
-PER_TOKEN = ("kl_tau1", "reverse_kl_tau1", "ce", "student_entropy", "teacher_entropy", "agreement")
 OF_THE_STUDENT = ("tokens", "ce", "student_entropy", "perplexity", "top_1", "ece")  # these need no teacher
 
 
@@ -54,20 +48,6 @@ class Completion(NamedTuple):
     stopped: bool
 
 
-@contextmanager
-def evaluating(*models: torch.nn.Module) -> Iterator[None]:
-    """Context in which models are in evaluation mode, each back in its own mode afterwards."""
-    modes = [model.training for model in models]
-    try:
-        for model in models:
-            model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for model, training in zip(models, modes, strict=True):
-            model.train(training)
-
-
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -79,6 +59,8 @@ def sample(
     seed: int = 10,
     batch_size: int = 64,
     progress: bool = True,
+    pictured: Sequence[dict[str, Any]] | None = None,
+    processing: Processing | None = None,
 ) -> list[Completion]:
     """
     Complete prompts, each until the end token.
@@ -105,6 +87,10 @@ def sample(
             Prompts per batch. It decides which random numbers a prompt gets.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar over the prompts where standard error is a terminal.
+        pictured (`Sequence[dict[str, Any]]`, *optional*):
+            Rows with images that the prompts are of, which are then made of them.
+        processing ([`~trl_tempkd.vision.Processing`], *optional*):
+            The model's processor, for such rows.
 
     Returns:
         `list[Completion]`: The completions in the order of the prompts.
@@ -115,11 +101,13 @@ def sample(
     # Whatever pads is masked
     pad = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    markup = [] if processing is None else sorted(processing.markup)
     config = GenerationConfig(
         **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, **sampling},
         max_new_tokens=max_new_tokens,
         eos_token_id=stops or None,
         pad_token_id=pad,
+        suppress_tokens=markup or None,
         use_cache=True,  # trainers turn it off in the model's config
     )
     ids = [text_prompt(prompt, tokenizer) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
@@ -132,7 +120,11 @@ def sample(
     ):
         torch.manual_seed(seed)
         for batch in by_length([len(row) for row in ids], batch_size):
-            for i, row in zip(batch, complete(base, [ids[j] for j in batch], config, model.device), strict=True):
+            pictures = None
+            if pictured is not None and processing is not None:
+                pictures = (processing, [read_row(pictured[j]).question for j in batch])
+            said = complete(base, [ids[j] for j in batch], config, model.device, pictures=pictures)
+            for i, row in zip(batch, said, strict=True):
                 text = tokenizer.decode([token for token in row if token not in stops], skip_special_tokens=True)
                 completions[i] = Completion(text, len(row), row[-1] in stops)
             bar.update(len(batch))
@@ -144,123 +136,6 @@ def generate(
 ) -> list[str]:
     """The texts alone of [`sample`], which has the same arguments."""
     return [completion.text for completion in sample(model, tokenizer, prompts, **sampling)]
-
-
-def divergence_to_teacher(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    dataset: Iterable[dict[str, Any]],
-    *,
-    batch_size: int = 32,
-    progress: bool = True,
-) -> dict[str, float]:
-    """
-    Compare a student with its teacher on given text, at temperature 1: what the trainer logs as `eval_kl_tau1` etc.
-
-    Args:
-        student ([`~transformers.PreTrainedModel`]):
-            Student.
-        teacher ([`~transformers.PreTrainedModel`]):
-            Teacher, on the same device.
-        dataset (`Iterable[dict[str, Any]]`):
-            Rows with `input_ids` and `labels`, as [`tokenize`] or a trainer's `eval_dataset` has them.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Rows per batch.
-        progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar over the rows where standard error is a terminal.
-
-    Returns:
-        `dict[str, float]`: `tokens`, the number of labels; means over them, in nats: `kl_tau1` (KL(p, q) of the
-        student q from the teacher p), `reverse_kl_tau1` (KL(q, p)), `ce` (cross-entropy of the student with the
-        labels), `student_entropy`, `teacher_entropy`; `agreement`, the share with the same top choice; and of the
-        student `perplexity`, `top_1`, the mean probability of its top choice, and `ece`, the expected calibration
-        error of this choice in 15 bins.
-    """
-    return _compare(student, teacher, dataset, batch_size, progress)[0]
-
-
-def _compare(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    dataset: Iterable[dict[str, Any]],
-    batch_size: int,
-    progress: bool,
-) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """The means over all tokens, and for each row its number of tokens and its sums over them."""
-    rows = [(list(row["input_ids"]), list(row["labels"])) for row in dataset]
-    by_row = {name: [0.0] * len(rows) for name in ("tokens", *PER_TOKEN)}
-    bins = torch.zeros(3, ECE_BINS, dtype=torch.float64)
-    with (
-        evaluating(student, teacher),
-        gathered_head(student) as head,
-        gathered_head(teacher) as teacher_head,
-        tqdm(
-            total=len(rows), desc="Comparing with the teacher", unit="row", disable=None if progress else True
-        ) as bar,
-    ):
-        for batch in by_length([len(ids) for ids, _ in rows], batch_size):
-            longest = len(rows[batch[0]][0])
-            # Padding stands on the right: causal attention doesn't see it, and its labels are ignored
-            ids, labels = (
-                torch.tensor([row + [fill] * (longest - len(row)) for row in column], device=student.device)
-                for column, fill in (([rows[i][0] for i in batch], 0), ([rows[i][1] for i in batch], -100))
-            )
-            mask = (torch.arange(longest) < torch.tensor([[len(rows[i][0])] for i in batch])).long().to(ids.device)
-            hidden = _hidden(student, ids, mask)
-            teacher_hidden = hidden if teacher is student else _hidden(teacher, ids, mask)
-            targets = labels[:, 1:].flatten()
-            output = chunked_kd_loss(
-                student_hidden=hidden.flatten(0, 1),
-                teacher_hidden=teacher_hidden.flatten(0, 1),
-                **head.arguments("student"),
-                **teacher_head.arguments("teacher"),
-                divergence="reverse_kl",
-                labels=targets,
-                metrics=True,
-            )
-            assert output.metrics is not None
-            found = {**output.metrics, "reverse_kl_tau1": output.per_token, "tokens": targets != -100}
-            for name, values in by_row.items():
-                sums = found[name].view(len(batch), -1).double().sum(1).tolist()
-                for i, total in zip(batch, sums, strict=True):
-                    values[i] = total
-            bins += _calibration(hidden.flatten(0, 1), head, targets)
-            bar.update(len(batch))
-    count = int(sum(by_row["tokens"]))
-    if not count:
-        raise UsageError("The data set has no label to compare at: every label is -100, or it has no rows.")
-    means = {name: math.fsum(by_row[name]) / count for name in PER_TOKEN}
-    _, confidence, correct = bins
-    top = {"top_1": confidence.sum().item() / count, "ece": (confidence - correct).abs().sum().item() / count}
-    return {"tokens": count, **means, "perplexity": _exp(means["ce"]), **top}, by_row
-
-
-def _exp(value: float) -> float:
-    """Infinity where it is too large, as after a training that has diverged."""
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
-
-
-def _hidden(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    outputs = backbone(model)(input_ids=ids, attention_mask=mask, use_cache=False)
-    return outputs.last_hidden_state[:, :-1]  # the last position predicts nothing
-
-
-def _calibration(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> torch.Tensor:
-    """Of each bin of the top choice's probability: tokens, the sum of this probability, and how often it is right."""
-    kept = (labels != -100).nonzero().squeeze(-1)
-    bins = torch.zeros(3, ECE_BINS, dtype=torch.float64)
-    for chunk in kept.split(max(1, CHUNK_ELEMENTS // head.weight.shape[0])):
-        logits = head.logits(hidden[chunk].to(head.weight.dtype)).float()
-        choice = logits.argmax(-1)
-        confidence = log_probability(logits, choice).exp().double().cpu()
-        correct = (choice == labels[chunk]).double().cpu()
-        where = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1  # intervals (a, b]
-        for sums, values in zip(bins, (torch.ones_like(confidence), confidence, correct), strict=True):
-            sums.index_add_(0, where, values)
-    return bins
 
 
 def evaluate_model(
@@ -278,6 +153,8 @@ def evaluate_model(
     results: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] = lambda results: None,
     progress: bool = True,
+    processing: Processing | None = None,
+    of_teacher: Processing | None = None,
 ) -> dict[str, Any]:
     """
     Compare a model with its teacher on the references, then generate once per seed and once greedily, and score.
@@ -301,6 +178,8 @@ def evaluate_model(
             Called with the results after each part.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show progress bars.
+        processing, of_teacher ([`~trl_tempkd.vision.Processing`], *optional*):
+            Of rows with images the model's processor, and the teacher's if it is another.
 
     Returns:
         `dict[str, Any]`: `rows` (prompts and references), `compared` (means over all tokens, and for each row its
@@ -312,23 +191,29 @@ def evaluate_model(
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     with_text = [i for i, row in enumerate(rows) if row["completion"] is not None]
     if with_text and "compared" not in results:
-        whole = tokenize([{**rows[i], "prompt": rows[i]["prompt"] or ""} for i in with_text], tokenizer)
-        texts = whole
-        if limit:  # cut as the prompts are, at the start
-            texts = [{name: column[-limit:] for name, column in text.items()} for text in texts]
-        scores, by_row = _compare(model, teacher or model, texts, batch_size, progress)
+        whole = None
+        if processing is not None:
+            pictured = [rows[i]["row"] for i in with_text]
+            how = (processing, of_teacher, progress)
+            scores, by_row = compare_pictured(model, teacher or model, pictured, batch_size, *how)
+        else:
+            texts = whole = tokenize([{**rows[i], "prompt": rows[i]["prompt"] or ""} for i in with_text], tokenizer)
+            if limit:  # cut as the prompts are, at the start
+                texts = [{name: column[-limit:] for name, column in text.items()} for text in texts]
+            scores, by_row = compare(model, teacher or model, texts, batch_size, progress)
         names = ("tokens", *PER_TOKEN, "perplexity", "top_1", "ece") if teacher else OF_THE_STUDENT
         items: dict[str, list[float | None]] = {name: [None] * len(rows) for name in names if name in by_row}
         for name, column in items.items():
             for i, total, tokens in zip(with_text, by_row[name], by_row["tokens"], strict=True):
                 column[i] = total if name == "tokens" else total / tokens if tokens else None
         results["compared"] = {"scores": {name: scores[name] for name in names}, "items": items}
-        targets = [sum(label != -100 for label in text["labels"][1:]) for text in whole]
-        kept = [count == tokens for count, tokens in zip(targets, by_row["tokens"], strict=True)]
-        if (found := bits_per_byte(by_row["ce"], [rows[i]["bytes"] for i in with_text], kept)) is not None:
-            results["compared"]["scores"]["bits_per_byte"], own = found
-            values = dict(zip(with_text, own, strict=True))
-            items["bits_per_byte"] = [values.get(i) for i in range(len(rows))]
+        if whole is not None:
+            targets = [sum(label != -100 for label in text["labels"][1:]) for text in whole]
+            kept = [count == tokens for count, tokens in zip(targets, by_row["tokens"], strict=True)]
+            if (found := bits_per_byte(by_row["ce"], [rows[i]["bytes"] for i in with_text], kept)) is not None:
+                results["compared"]["scores"]["bits_per_byte"], own = found
+                values = dict(zip(with_text, own, strict=True))
+                items["bits_per_byte"] = [values.get(i) for i in range(len(rows))]
         save(results)
     runs = results.setdefault("runs", [])
     wanted: list[int | None] = [*seeds, *([None] if greedy else [])] if rows[0]["prompt"] is not None else []
@@ -348,6 +233,8 @@ def evaluate_model(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             progress=progress,
+            pictured=None if processing is None else [row["row"] for row in rows],
+            processing=processing,
             **sampling,
         )
         runs.append({"seed": seed, **score_completions(said, [row["references"] for row in rows])})
@@ -360,7 +247,7 @@ def prompt_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], max_new_tokens: int
 ) -> tuple[list[list[int]], int]:
     """The prompts' tokens, cut at the start where a completion has no room, as in training; and how many were cut."""
-    room = longest_prompt(model, max_new_tokens)
+    room = longest_prompt(model, max_new_tokens) if rows and "row" not in rows[0] else None  # images aren't cut
     ids = [text_prompt(row["prompt"], tokenizer, special=not row["templated"]) for row in rows]
     prompts = [row[max(0, len(row) - room) :] if room else row for row in ids]
     return prompts, sum(len(a) < len(b) for a, b in zip(prompts, ids, strict=True))

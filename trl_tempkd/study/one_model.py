@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
@@ -19,10 +20,13 @@ from ..data import data_faults, load_data, select_split
 from ..errors import UsageError
 from ..files import write_atomically
 from ..fingerprint import fingerprint
-from ..models import load_model, load_tokenizer, resolve_model
+from ..models import load_model, load_processor, load_tokenizer, resolve_model
 from ..paths import check_file_writable, check_model_name, check_path
 from ..prompts import check_rows, hash_of, read_rows
 from ..teachers.live import check_vocabulary
+from ..teachers.own_pixels import own_processing
+from ..vision import Processing, is_pictured
+from ..vision_data import undecoded
 from .diversity import measure_curve
 from .evaluation import evaluate_model, prompt_tokens
 
@@ -131,7 +135,8 @@ def evaluate(args: EvaluateConfig) -> dict[str, Any]:
         revision = args.teacher_model_revision
         teacher_model = load_model(teacher, revision, "teacher_model_name_or_path", **loaded).to(device)
         check_vocabulary(tokenizer, model, teacher_model, revision=revision, trust_remote_code=args.trust_remote_code)
-    rows = read_rows(dataset, tokenizer, args.prompt_format)
+    readers = readers_of(dataset, student, args.model_revision, teacher, args.teacher_model_revision, args)
+    rows = read_rows(dataset, tokenizer, args.prompt_format, readers.get("processing"))
     if args.temperatures and not all(row["references"] for row in rows):
         raise UsageError("--temperatures measures ROUGE-L, and not every row has a prompt and a reference")
     settings = settings_of(args, model, teacher_model, rows, fingerprint(dataset))
@@ -156,15 +161,44 @@ def evaluate(args: EvaluateConfig) -> dict[str, Any]:
         temperature=args.temperature,
         results=earlier or {"settings": settings},
         save=save,
+        **readers,
         **sampling,
     )
     if args.temperatures:
         prompts, _ = prompt_tokens(model, tokenizer, rows, args.max_new_tokens)
         references = [row["references"] for row in rows]
         over = (args.temperatures, args.seeds, found.get("curve"), lambda curve: save({**found, "curve": curve}))
+        if readers:
+            sampling |= {"processing": readers["processing"], "pictured": [row["row"] for row in rows]}
         found["curve"] = measure_curve(model, tokenizer, prompts, references, *over, **sampling)
     save(found)
     return found
+
+
+def readers_of(
+    dataset: Sequence[dict[str, Any]],
+    model: str,
+    revision: str | None,
+    teacher: str | None,
+    teacher_revision: str | None,
+    args: Any,
+) -> dict[str, Any]:
+    """
+    What reads rows with images, as [`~evaluation.evaluate_model`] takes it: the processors of a model and its teacher,
+    by their folders or names. Nothing for rows without.
+    """
+    if not dataset or not is_pictured(dataset[0]):
+        return {}
+    processor = load_processor(model, revision, args.trust_remote_code, "model")
+    if not hasattr(processor, "image_processor"):
+        raise UsageError(
+            f"the rows have images, and {model!r} (--model_name_or_path) reads text alone: give a model that sees"
+        )
+    processing = Processing(processor)
+    if teacher is None:
+        return {"processing": processing}
+    origin = {"revision": teacher_revision, "trust_remote_code": args.trust_remote_code}
+    return {"processing": processing, "of_teacher": own_processing(teacher, processing, **origin)}
 
 
 def other_rows(evaluation: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -178,7 +212,7 @@ def load_rows(args: EvaluateConfig) -> Any:
     dataset = load_data(script_args, DatasetMixtureConfig())
     split = args.dataset_test_split or ("test" if len(dataset) > 1 else next(iter(dataset)))
     with data_faults(script_args, DatasetMixtureConfig()):
-        return list(islice(select_split(dataset, split, "dataset_test_split"), args.num_rows))
+        return list(islice(undecoded(select_split(dataset, split, "dataset_test_split")), args.num_rows))
 
 
 def settings_of(

@@ -19,7 +19,9 @@ from ..heads import Head, NoHead
 from ..losses import METRICS, Logits, Pooled, Truncated
 from ..losses.truncated import ON_BINS, grid_index
 from ..row_formats import PROMPTS
+from ..vision import Processing, VisionCollator
 from ..vocabularies.translation import Translation
+from .own_pixels import OwnPixelsCollator
 from .own_prompt import OWN, OwnPromptCollator, check_positions, on_device
 
 
@@ -145,8 +147,23 @@ class Teacher(ABC):
 
     def collated(self, collator: Collator) -> Collator:
         """The same, and what the teacher reads where that is another prompt than the student's."""
+        if isinstance(collator, VisionCollator) and self.reads_tokens:
+            return OwnPixelsCollator(collator, self.processing(collator.processing))
         collate = self.collate(collator)
         return OwnPromptCollator(collate, collator) if self.reads_tokens else collate
+
+    def prepare_pictured(self, dataset: Any, collator: VisionCollator, name: str) -> Any:
+        """A data set of rows with images, which have no preparation, with what the teacher needs."""
+        return dataset
+
+    def processing(self, student: Processing) -> Processing:
+        """
+        What makes tokens and pixels of rows with images for the teacher: `student`, if that makes the same.
+
+        Raises:
+            `ValueError`: If the teacher has a processor of its own that can't be loaded.
+        """
+        return student
 
     # A cache
 

@@ -12,13 +12,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import accelerate
-import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-import transformers
-import trl
 import xxhash
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, send_to_device
@@ -29,13 +25,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .._version import __version__
 from ..errors import UsageError
 from ..files import clear, whole_file, write_atomically
 from ..heads import NoHead
 from ..locks import OWNER
 from ..row_formats import CONTEXTS
 from ..tiny import resolve
+from ..vision import Processing
 from .cached import HEAD, TOKENIZER
 from .columns import (
     CHECKSUM,
@@ -50,15 +46,28 @@ from .columns import (
     tokens_of,
     uniform_of,
 )
+from .coverage import describe_coverage
 from .layouts import TopKLayout, make_layout
-from .manifest import NAME, PREPARATION, Manifest, checksum_of, hashes_of, identity_of, plain, whole_hashes_of
+from .manifest import (
+    NAME,
+    PREPARATION,
+    VERSIONS,
+    Manifest,
+    checksum_of,
+    hashes_of,
+    identity_of,
+    plain,
+    processors_of,
+    whole_hashes_of,
+)
+from .own_pixels import OwnPixelsCollator
 from .pooling import START
+from .seen_rows import seen_rows
 
 
 SHARD_BYTES = 2**28  # of what is stored of the teacher: what a process holds in memory, and what a killed one loses
 ROWS_TOGETHER = 64  # of a record batch
 GIB = 2**30
-LOW_COVERAGE = 0.8
 
 logger = logging.get_logger(__name__)
 
@@ -133,8 +142,13 @@ class CacheBuilder:
         count: int = 64,
         taus: Sequence[float] = (1.0,),
         vocabulary: int | None = None,
+        processing: Processing | None = None,
     ):
         splits = {name: teacher.to_cache(dataset) for name, dataset in splits.items()}
+        # Of rows with images, the splits have the rows, and what is kept is of their tokens
+        self.pictured = splits if processing is not None else None
+        if isinstance(collator, OwnPixelsCollator):
+            splits = {name: seen_rows(dataset, collator.collator) for name, dataset in splits.items()}
         self.folder, self.splits, self.teacher, self.collator = folder, splits, teacher, collator
         self.accelerator, self.batch_size = accelerator, batch_size
         self.quiet = args.disable_tqdm or not accelerator.is_local_main_process
@@ -168,10 +182,10 @@ class CacheBuilder:
             truncated=None if mode == "hidden" else {"count": count, "taus": list(taus), "vocabulary": size},
             preparation={name: plain(getattr(args, name)) for name in PREPARATION},
             splits={split: self._describe(split) for split in splits},
+            **({} if processing is None else processors_of(processing, teacher.processing(processing))),
             own_prompts=any(CONTEXTS in dataset.column_names for dataset in splits.values()),
             other_tokenizer=None if own is None else {**whole_hashes_of(own[0]), "ends": sorted(own[1])},
-            versions={m.__name__: m.__version__ for m in (torch, transformers, trl, datasets, accelerate)}
-            | {"trl_tempkd": __version__},
+            versions=VERSIONS,
         )
 
     def _describe(self, split: str) -> dict[str, Any]:
@@ -302,7 +316,7 @@ class CacheBuilder:
         ahead = 1 + -(-self.teacher.requests // self.batch_size) if self.teacher.requests else 0
         kept: deque[tuple[Any, _Read]] = deque()
         for batch in todo:
-            kept.append((batch, self._collated(self.splits[batch[0].split].select(batch[1]))))
+            kept.append((batch, self._collated(*batch)))
             self.teacher.ask([kept[-1][1].batch])
             if len(kept) > ahead:
                 yield kept.popleft()
@@ -315,10 +329,12 @@ class CacheBuilder:
             for start in range(0, len(order), self.batch_size):
                 yield shard, order[start : start + self.batch_size].tolist()
 
-    def _collated(self, dataset: Dataset) -> "_Read":
+    def _collated(self, shard: _Shard, numbers: list[int]) -> "_Read":
+        dataset = self.splits[shard.split].select(numbers)
         rows = list(dataset.select_columns(token_columns(dataset)))
         tokens = [tokens_of(row) for row in rows]
-        batch = send_to_device(self.collator(rows), self.accelerator.device)
+        read = rows if self.pictured is None else list(self.pictured[shard.split].select(numbers))
+        batch = send_to_device(self.collator(read), self.accelerator.device)
         labels = batch.pop("labels")
         kept = (nn.functional.pad(labels, (0, 1), value=-100)[:, 1:] != -100).flatten()
         # The collator pads on the right, or lays the rows end to end
@@ -374,28 +390,6 @@ class CacheBuilder:
             left.unlink()
         clear(self.folder)
         if isinstance(self.layout, TopKLayout):
-            self._cover(self.layout)
+            describe_coverage(self.layout, self.manifest, self.folder)
         self.manifest.complete = True
         self.manifest.write(self.folder)
-
-    def _cover(self, layout: TopKLayout) -> None:
-        """Say how much of the mass is inside the top k, from what has been written."""
-        for split, described in self.manifest.splits.items():
-            total = torch.zeros(len(layout.taus), dtype=torch.float64)
-            for shard in described["shards"]:
-                column = Dataset.from_file(str(self.folder / split / shard["file"])).data[layout.column]
-                for chunk in column.chunks:
-                    data = bytearray().join(chunk.flatten().to_pylist())
-                    if data:
-                        total += layout.coverage(torch.frombuffer(data, dtype=torch.uint8).view(-1, layout.size))
-            shares = (total / max(described["tokens"], 1)).tolist()
-            described["coverage"] = {str(tau): share for tau, share in zip(layout.taus, shares, strict=True)}
-            said = ", ".join(f"{share:.3f} at tau {tau:g}" for tau, share in zip(layout.taus, shares, strict=True))
-            print(f"Of the {split} data the top {layout.count} tokens hold {said} of the mass.")
-            low = [f"{tau:g}" for tau, share in zip(layout.taus, shares, strict=True) if share < LOW_COVERAGE]
-            if low:
-                logger.warning(
-                    f"At tau {', '.join(low)} less than {LOW_COVERAGE} of the {split} data's mass is inside the top "
-                    f"{layout.count}: of the rest the student learns the sum alone. A larger --k, --mode sampled "
-                    "or --mode hidden sees more."
-                )

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import torch
 import xxhash
 from accelerate import Accelerator
-from datasets import Dataset, IterableDataset, load_from_disk
+from datasets import Dataset, IterableDataset, concatenate_datasets, load_from_disk
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -20,15 +21,19 @@ from ..errors import UsageError
 from ..heads import Head, NoHead
 from ..losses import Truncated
 from ..row_formats import CONTEXTS, TEACHER_PROMPT
+from ..vision import VisionCollator
 from .base import Batch, Collator, Teacher
 from .columns import CHECKSUM, TOKENS, checksum, is_sound, key_of, predicting, rows_of, tokens_of
 from .layouts import MODES, layout_of
 from .manifest import Manifest, checksum_of
+from .own_pixels import own_processing
+from .seen_rows import seen_rows
 
 
 HEAD = "head.safetensors"
 TOKENIZER = "tokenizer"  # folder of the teacher's, where that isn't the student's
 POSITIONS = "teacher_positions"  # of what is stored, in the flattened batch
+PLACE = "teacher_cache_row"  # of a row with images: where it is in the cache
 
 REPAIR = "Run `trl-tempkd cache` again with the same --output: it makes anew what is damaged or missing."
 
@@ -66,7 +71,7 @@ class CachedTeacher(Teacher):
         self._check_alignment(options.vocabulary_alignment)
         self.layout = layout_of(self.manifest)
         self.metrics, self.knows, self.taus = self.layout.metrics, self.layout.target, self.layout.taus
-        self.columns = [*TOKENS, self.layout.column, CHECKSUM]
+        self.columns = [*TOKENS, self.layout.column, CHECKSUM, PLACE]
         self.check(options)
         for split, shard in self.manifest.shards():
             path = self.folder / split / shard["file"]
@@ -76,9 +81,11 @@ class CachedTeacher(Teacher):
         if teacher is not None:
             trust, kwargs = options.trust_remote_code, options.teacher_model_init_kwargs
             self.manifest.check_teacher(teacher, options.teacher_model_revision, trust, kwargs, self.folder)
+        self._teacher = teacher
         self._splits = [
             self._open(split, described["fingerprint"]) for split, described in self.manifest.splits.items()
         ]
+        self._rows = concatenate_datasets([rows for rows, _ in self._splits])
 
     def _check_alignment(self, alignment: str | None) -> None:
         """Stop where the teacher has the student's tokenizer in the run and not in the cache, or the other way."""
@@ -195,8 +202,35 @@ class CachedTeacher(Teacher):
             )
         return rows, [index[key] for key in keys]
 
+    def prepare_pictured(self, dataset: Any, collator: VisionCollator, name: str) -> Any:
+        """
+        The same rows, each with its place in the cache.
+
+        Raises:
+            `ValueError`: If a processor is another, or rows aren't in the cache.
+        """
+        if dataset is None:
+            return None
+        if not isinstance(dataset, Dataset):
+            raise UsageError(
+                f"`teacher_cache` finds the rows of a data set that it can look into, and the {name} data set is a "
+                "stream. Set `dataset_streaming` to False."
+            )
+        self.manifest.check_tokenizer(collator.processing.tokenizer, self.folder)
+        self.manifest.check_processor(collator.processing, self.folder)
+        if self._teacher is not None:
+            options = self._options
+            origin = {"revision": options.teacher_model_revision, "trust_remote_code": options.trust_remote_code}
+            theirs = own_processing(self._teacher, collator.processing, **origin)
+            self.manifest.check_processor(theirs, self.folder, "teacher_processor")
+        rows, numbers = self._found(seen_rows(dataset, collator), name)
+        starts = accumulate([len(split) for split, _ in self._splits], initial=0)
+        start = next(start for start, (split, _) in zip(starts, self._splits, strict=False) if split is rows)
+        return dataset.add_column(PLACE, [start + number for number in numbers])
+
     def collate(self, collator: Collator) -> "CachedCollator":
-        return CachedCollator(collator, self.manifest, str(self.folder), () if self.alone else self._splits)
+        splits = () if self.alone else self._splits
+        return CachedCollator(collator, self.manifest, str(self.folder), splits, self._rows)
 
     def rows(self, inputs: Batch) -> torch.Tensor | Truncated:
         stored, positions = inputs.pop(self.layout.column), inputs.pop(POSITIONS)
@@ -224,10 +258,19 @@ class CachedCollator:
         splits (`Sequence[tuple[Dataset, dict[bytes, int]]]`, *optional*, defaults to `()`):
             The rows of the cache, where those to be collated are looked for by their tokens. Without them they come
             with what is stored.
+        rows ([`~datasets.Dataset`], *optional*):
+            All of them, for rows with images, which have but their place among these.
     """
 
-    def __init__(self, collator: Collator, manifest: Manifest, folder: str, splits: Sequence[Any] = ()):
-        self.collator = collator
+    def __init__(
+        self,
+        collator: Collator,
+        manifest: Manifest,
+        folder: str,
+        splits: Sequence[Any] = (),
+        rows: Dataset | None = None,
+    ):
+        self.collator, self.rows = collator, rows
         self.folder = folder
         self.splits = splits
         self.seed = manifest.seed
@@ -235,7 +278,10 @@ class CachedCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch, name, size = self.collator(examples), self.layout.column, self.layout.size
-        if self.splits:
+        if PLACE in examples[0]:
+            assert self.rows is not None
+            examples = list(self.rows.select([row[PLACE] for row in examples]))
+        elif self.splits:
             examples = [self._looked_up(row) for row in examples]
         if name not in examples[0]:
             self._fail(f"a row has no `{name}`. With `skip_prepare_dataset`, train on the cache's own data set.")

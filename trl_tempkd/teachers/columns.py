@@ -11,7 +11,7 @@ import torch
 import xxhash
 from datasets import Dataset, Features, List, Value
 
-from ..row_formats import CONTEXTS, TEACHER_OFFSETS, TEACHER_QUESTION, TEACHER_TOKENS
+from ..row_formats import CONTEXTS, PIXELS, TEACHER_OFFSETS, TEACHER_QUESTION, TEACHER_TOKENS
 from ..vocabularies.alignment import Question
 from .layouts import Layout
 
@@ -21,8 +21,8 @@ from .layouts import Layout
 # With another tokenizer it is as long as the teacher's row, and has bytes where the teacher predicts the completion.
 CHECKSUM = "teacher_checksum"  # of the row's tokens and of these bytes
 _READ = (TEACHER_TOKENS, TEACHER_OFFSETS)
-# What TRL's collator reads, and what the teacher is asked and has read
-TOKENS = ("input_ids", "labels", "seq_lengths", CONTEXTS, TEACHER_QUESTION, *_READ)
+# What TRL's collator reads, and what the teacher is asked, sees and has read
+TOKENS = ("input_ids", "labels", "seq_lengths", CONTEXTS, TEACHER_QUESTION, PIXELS, *_READ)
 
 
 class Tokens(NamedTuple):
@@ -33,6 +33,7 @@ class Tokens(NamedTuple):
     seq_lengths: np.ndarray | None = None
     teacher_contexts: np.ndarray | None = None
     teacher_question: np.ndarray | None = None
+    image_hash: np.ndarray | None = None
     teacher_tokens: np.ndarray | None = None
     teacher_offsets: np.ndarray | None = None
 
@@ -90,10 +91,11 @@ def _split(column: pa.ChunkedArray) -> list[np.ndarray]:
 
 def key_of(tokens: Tokens) -> bytes:
     """
-    What a row is recognised by: its tokens, which of them have a label, where its documents begin, what the teacher
-    reads before them if that is something else, and what a teacher with another tokenizer is asked.
+    What a row is recognised by: its tokens, which of them have a label, where its documents begin, and if there is
+    such, what the teacher reads before them in place of the student's prompt, what a teacher with another tokenizer is
+    asked, and the images.
     """
-    input_ids, labels, lengths, contexts, question, *_ = tokens
+    input_ids, labels, lengths, contexts, question, pixels, *_ = tokens
     digest = xxhash.xxh3_128(input_ids.tobytes())
     digest.update(labels.tobytes())
     if lengths is not None and len(lengths) > 1:
@@ -104,6 +106,9 @@ def key_of(tokens: Tokens) -> bytes:
     if question is not None:
         digest.update(b"question")
         digest.update(question.tobytes())
+    if pixels is not None:
+        digest.update(b"pixels")
+        digest.update(pixels.tobytes())
     return digest.digest()
 
 

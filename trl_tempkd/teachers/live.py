@@ -28,9 +28,12 @@ from ..losses import Pooled
 from ..packing import PackingCheck
 from ..parameters import parameter_hash
 from ..paths import check_model_name
+from ..sharding import layers_of
 from ..tiny import resolve
+from ..vision import Processing
 from .base import Batch, Teacher
 from .offload import Offloaded
+from .own_pixels import own_processing
 
 
 logger = get_logger(__name__)
@@ -102,6 +105,11 @@ class LiveTeacher(Teacher):
             self.model = accelerator.prepare_model(model, evaluation_mode=True)
         self._packing.begin(model, self._run)
 
+    def processing(self, student: Processing) -> Processing:
+        options = self._options
+        origin = {"revision": options.teacher_model_revision, "trust_remote_code": options.trust_remote_code}
+        return own_processing(self._teacher, student, **origin)
+
     def wrapped(self) -> nn.Module:
         return self.model
 
@@ -157,7 +165,7 @@ def _shard(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
     # which each forward gathers. The plugin keeps the layers of the first model it sees, so it gets to see a copy.
     plugin = accelerator.state.fsdp_plugin
     accelerator.state.fsdp_plugin = copy.copy(plugin)
-    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = None
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layers_of(model)
     try:
         return fsdp2_prepare_model(accelerator, model).eval()
     finally:

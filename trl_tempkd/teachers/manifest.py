@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import accelerate
+import datasets
 import torch
+import transformers
+import trl
 import xxhash
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from .._version import __version__
 from ..errors import UsageError
 from ..files import write_atomically
+from ..vision import Processing
 
 
 NAME = "manifest.json"
@@ -31,6 +37,8 @@ PREPARATION = (
     "dataset_text_field",
     "eos_token",
 )
+VERSIONS = {m.__name__: m.__version__ for m in (torch, transformers, trl, datasets, accelerate)}
+VERSIONS["trl_tempkd"] = __version__
 # What must be the same for the hidden states to be those of the run's teacher
 _OF_THE_TEACHER = ("teacher_revision", "teacher_weights", "teacher_model_init_kwargs")
 
@@ -80,6 +88,8 @@ class Manifest:
         other_tokenizer (`dict`, *optional*):
             Of a teacher with another tokenizer: hashes of its `tokenizer` and `chat_template`, and the tokens that
             are its `ends` of a text. The tokenizer itself has a folder of its own.
+        processor, teacher_processor (`str`, *optional*):
+            Of rows with images hashes of what the student and the teacher see them through: pixels and templates.
     """
 
     mode: str
@@ -102,6 +112,8 @@ class Manifest:
     truncated: dict[str, Any] | None = None
     own_prompts: bool = False
     other_tokenizer: dict[str, Any] | None = None
+    processor: str | None = None
+    teacher_processor: str | None = None
 
     @property
     def seed(self) -> int:
@@ -164,7 +176,17 @@ class Manifest:
             `ValueError`: If the tokenizer or its chat template isn't the one that the cache was built with.
         """
         for name, value in hashes_of(tokenizer).items():
+            if self.processor is not None and name == "chat_template":
+                continue  # of rows with images the processor's writes
             compare(getattr(self, name), value, name, f"The cache in {folder} was built with", "the run has", AGAIN)
+
+    def check_processor(self, processing: Processing, folder: Path, name: str = "processor") -> None:
+        """
+        Raises:
+            `ValueError`: If the images of rows aren't seen through the processor that the cache was built with.
+        """
+        mine, theirs = getattr(self, name), settings_hash(processing)
+        compare(mine, theirs, name, f"The cache in {folder} was built with", "the run has", AGAIN)
 
     def check_teacher(
         self, name: str, revision: str | None, trust_remote_code: bool, kwargs: Any, folder: Path
@@ -237,6 +259,16 @@ def whole_hashes_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     parts = json.dumps({name: state[name] for name in ("normalizer", "pre_tokenizer", "added_tokens", "model")})
     return {**hashes_of(tokenizer), "tokenizer": xxhash.xxh3_128_hexdigest(parts.encode())}
+
+
+def settings_hash(processing: Processing) -> str:
+    """Hash of the settings of a processor."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(processing.settings(), sort_keys=True).encode())
+
+
+def processors_of(student: Processing, teacher: Processing) -> dict[str, Any]:
+    """The hashes of what both models see images through."""
+    return {"processor": settings_hash(student), "teacher_processor": settings_hash(teacher)}
 
 
 def checksum_of(tensors: dict[str, torch.Tensor]) -> str:

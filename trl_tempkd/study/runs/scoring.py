@@ -6,15 +6,16 @@ import gc
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ...files import write_atomically
-from ...models import check_model, resolve_model
+from ...models import auto_class, check_model, resolve_model
 from ...prompts import hash_of, read_rows
-from ..one_model import other_rows
+from ...vision_data import undecoded
+from ..one_model import other_rows, readers_of
 from .work import claim
 
 
@@ -53,16 +54,21 @@ class Scorer:
         self.evaluation, self.dtype = evaluation, evaluation["dtype"]
         self.trust = {"trust_remote_code": self.training_args.trust_remote_code}
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, **self.trust)
-        self.rows = read_rows(dataset, self.tokenizer)
-        self.others = {name: read_rows(rows, self.tokenizer) for name, rows in other_rows(evaluation).items()}
         named = teacher_of(values)
+        teacher, revision = (None, None) if named is None else (named["name"], named["revision"])
+        dataset = list(undecoded(dataset))
+        self.readers = readers_of(dataset, tokenizer, None, teacher, revision, self.training_args)
+        self.rows = self.read(dataset)
+        self.others = {name: self.read(rows) for name, rows in other_rows(evaluation).items()}
         self.teacher = None if named is None else self.load(**named)
 
-    def load(self, name: str, **kwargs: Any) -> "PreTrainedModel":
-        from transformers import AutoModelForCausalLM
+    def read(self, rows: "Iterable[dict[str, Any]]") -> list[dict[str, Any]]:
+        return read_rows(rows, self.tokenizer, processing=self.readers.get("processing"))
 
+    def load(self, name: str, **kwargs: Any) -> "PreTrainedModel":
         chosen = {} if self.dtype == "auto" else {"dtype": self.dtype}
-        model = AutoModelForCausalLM.from_pretrained(name, **self.trust, **{"dtype": "auto", **kwargs, **chosen})
+        loader = auto_class(name, kwargs.get("revision"), self.training_args.trust_remote_code)
+        model = loader.from_pretrained(name, **self.trust, **{"dtype": "auto", **kwargs, **chosen})
         return model.to(self.training_args.device)
 
     def __call__(self, model: "PreTrainedModel") -> dict[str, Any]:
@@ -94,6 +100,9 @@ class Scorer:
         prompts, _ = prompt_tokens(model, self.tokenizer, self.rows, self.evaluation["max_new_tokens"])
         references = [row["references"] for row in self.rows]
         over = (self.evaluation["temperatures"], self.evaluation["seeds"])
+        if self.readers:
+            pictured = [row["row"] for row in self.rows]
+            sampling |= {"processing": self.readers["processing"], "pictured": pictured}
         return measure_curve(model, self.tokenizer, prompts, references, *over, progress=False, **sampling)
 
     def on(self, model: "PreTrainedModel", rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -101,7 +110,8 @@ class Scorer:
 
         names = ("seeds", "greedy", "max_new_tokens", "temperature", "top_p", "batch_size")
         sampling = {name: self.evaluation[name] for name in names}
-        found = evaluate_model(model, self.tokenizer, rows, teacher=self.teacher, progress=False, **sampling)
+        sampling |= {"teacher": self.teacher, **self.readers}
+        found = evaluate_model(model, self.tokenizer, rows, progress=False, **sampling)
         sampled = [run for run in found["runs"] if run["seed"] is not None]
         greedy = [run for run in found["runs"] if run["seed"] is None]
         compared = found.get("compared", {"scores": {}, "items": {}})
@@ -189,13 +199,18 @@ def baseline(
 
 def _teacher(scorer: Scorer, training_args: "KDConfig", train_dataset: "Dataset") -> dict[str, Any]:
     from ..evaluation import divergence_to_teacher, tokenize
+    from ..to_teacher import compare_pictured
 
     peaked = {}
-    train_rows = read_rows(train_dataset.take(min(TRAIN_ROWS, len(train_dataset))), scorer.tokenizer)
+    train_rows = scorer.read(undecoded(train_dataset.take(min(TRAIN_ROWS, len(train_dataset)))))
     for name, rows in (("train", train_rows), ("held_out", scorer.rows)):
         rows = [{**row, "prompt": row["prompt"] or ""} for row in rows if row["completion"] is not None]
-        texts = tokenize(rows, scorer.tokenizer, training_args.max_length)
-        found = divergence_to_teacher(scorer.teacher, scorer.teacher, texts, progress=False)
+        if scorer.readers:
+            pictured, its_own = [row["row"] for row in rows], scorer.readers["of_teacher"]
+            found, _ = compare_pictured(scorer.teacher, scorer.teacher, pictured, 32, its_own, progress=False)
+        else:
+            texts = tokenize(rows, scorer.tokenizer, training_args.max_length)
+            found = divergence_to_teacher(scorer.teacher, scorer.teacher, texts, progress=False)
         peaked[name] = {key: found[key] for key in ("tokens", "top_1", "teacher_entropy", "ce")}
     return {"name": training_args.teacher_model_name_or_path, **peaked, **scorer(scorer.teacher)}
 
