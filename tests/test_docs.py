@@ -339,3 +339,13 @@ def test_adding_a_temperature_rule(monkeypatch, capsys, make_trainer):
     assert len(logs) == 2
     for entry in logs:  # its 2.0 is the default of `kd_temperature`
         assert 2.0 < entry["kd_temperature_q10"] < entry["kd_temperature_q90"] <= 8.0
+
+
+def test_extras_are_installed_as_the_package_is():
+    """It isn't on PyPI, so `pip install 'trl-tempkd[...]'` finds nothing."""
+    for path in [
+        *(ROOT / "trl_tempkd").rglob("*.py"),
+        *(ROOT / "recipes").rglob("*.yaml"),
+        *(ROOT / "docs").rglob("*.md"),
+    ]:
+        assert "install 'trl-tempkd[" not in path.read_text(encoding="utf-8"), path
