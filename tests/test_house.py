@@ -62,7 +62,7 @@ STUDY_FLOORS = [
     ["one_model"],
     ["comparisons", "derived", "hypotheses"],
     ["declared"],
-    ["diversity", "table"],
+    ["diversity", "harness", "table"],
     ["scores", "statistics"],
     ["diagnostics"],
     ["evaluation"],

@@ -34,6 +34,9 @@ examples:
   trl-tempkd evaluate --model_name_or_path runs/gpt2 --dataset_name tiny --seeds
   trl-tempkd evaluate --model_name_or_path runs/gpt2 --dataset_name tiny --seeds 10 20 --no_greedy
 
+  # and tasks of the LM evaluation harness
+  trl-tempkd evaluate --model_name_or_path runs/gpt2 --dataset_name tiny --lm_eval hellaswag arc_easy
+
   # quality over diversity: a sharper model scores higher, so compare two of them at the same self-BLEU
   trl-tempkd evaluate --model_name_or_path runs/gpt2 --dataset_name tiny --temperatures 1 .9 .8 .7 .6"""
 
@@ -71,6 +74,10 @@ def table_of(results: dict[str, Any]) -> "Table":
     for name in means or greedy:
         mean = [f"{means[name]['mean']:.4g}", f"{means[name]['std']:.2g}"] if name in means else ["", ""]
         table.add_row(name, *mean, f"{greedy[name]:.4g}" if greedy else "")
+    table.add_section()
+    for task, measured in results.get("lm_eval", {}).items():
+        for name, value in measured["scores"].items():
+            table.add_row(f"{task} {name}", f"{value:.4g}" if isinstance(value, float) else str(value), "", "")
     table.add_section()
     for name, value in results.get("compared", {}).get("scores", {}).items():
         table.add_row(f"{name} (references)", f"{value:.4g}" if name != "tokens" else str(value), "", "")

@@ -29,6 +29,7 @@ from ..vision import Processing, is_pictured
 from ..vision_data import undecoded
 from .diversity import measure_curve
 from .evaluation import evaluate_model, prompt_tokens
+from .harness import check_tasks, run_tasks
 
 
 @dataclass
@@ -79,13 +80,20 @@ class EvaluateConfig:
     top_p: float = field(default=1.0, metadata={"help": "Share of the probability mass to sample from."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest completion in tokens."})
     batch_size: int = field(default=32, metadata={"help": "Rows per batch; what a seed draws depends on it."})
+    lm_eval: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Tasks of the LM evaluation harness to run too, as hellaswag: see `lm_eval ls tasks`."},
+    )
+    lm_eval_limit: int | None = field(default=None, metadata={"help": "Of each task the first rows only."})
+    lm_eval_include_path: str | None = field(default=None, metadata={"help": "Folder with tasks of your own."})
     output: str = field(default="results.json", metadata={"help": "File to write the results to."})
     overwrite: bool = field(default=False, metadata={"help": "Start again, whatever the file of the results holds."})
 
     def __post_init__(self):
         # A recipe may say `seeds: 10`
         self.seeds = [int(seed) for seed in (self.seeds if isinstance(self.seeds, list) else [self.seeds])]
-        for name in ("max_new_tokens", "batch_size", "num_rows"):
+        self.lm_eval = self.lm_eval if isinstance(self.lm_eval, list) else [self.lm_eval]
+        for name in ("max_new_tokens", "batch_size", "num_rows", "lm_eval_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"`{name}` must be at least 1, got {value}.")
@@ -107,8 +115,8 @@ def evaluate(args: EvaluateConfig) -> dict[str, Any]:
     Evaluate, and write the results after each run.
 
     Returns:
-        `dict[str, Any]`: What [`~evaluation.evaluate_model`] gives, `settings`, and with `temperatures` the `curve` of
-        [`~diversity.measure_curve`].
+        `dict[str, Any]`: What [`~evaluation.evaluate_model`] gives, `settings`, with `temperatures` the `curve` of
+        [`~diversity.measure_curve`], and with `lm_eval` what [`~harness.run_tasks`] measures.
     """
     # What can be wrong with the names is found before anything is loaded
     student = resolve_model(args.model_name_or_path, "model_name_or_path")
@@ -119,6 +127,8 @@ def evaluate(args: EvaluateConfig) -> dict[str, Any]:
     check_path(args.dataset_name, "data set")
     output = Path(args.output)
     check_file_writable(output, "--output")
+    if args.lm_eval:
+        check_tasks(args.lm_eval, args.lm_eval_include_path)
     earlier = read_results(output) if output.exists() and not args.overwrite else None
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -171,6 +181,10 @@ def evaluate(args: EvaluateConfig) -> dict[str, Any]:
         if readers:
             sampling |= {"processing": readers["processing"], "pictured": [row["row"] for row in rows]}
         found["curve"] = measure_curve(model, tokenizer, prompts, references, *over, **sampling)
+    done = found.get("lm_eval", {})
+    if tasks := [name for name in args.lm_eval if name not in done]:
+        how = (args.lm_eval_include_path, args.lm_eval_limit, args.batch_size)
+        found["lm_eval"] = {**done, **run_tasks(model, tokenizer, tasks, *how)}
     save(found)
     return found
 
@@ -219,7 +233,16 @@ def settings_of(
     args: EvaluateConfig, model: Any, teacher: Any, rows: list[dict[str, Any]], data: str
 ) -> dict[str, Any]:
     """All that decides the results, except for which runs are made and what they run on."""
-    which_runs = ("seeds", "greedy", "temperatures", "output", "overwrite", "device")
+    which_runs = (
+        "seeds",
+        "greedy",
+        "temperatures",
+        "output",
+        "overwrite",
+        "device",
+        "lm_eval",
+        "lm_eval_include_path",
+    )
     options = {name: value for name, value in dataclasses.asdict(args).items() if name not in which_runs}
     return {
         **options,

@@ -203,8 +203,7 @@ class CacheBuilder:
             filled += states
             tokens += states // self.layout.size
             # the token columns, an offset for each position of the teacher, and what a row of its own takes
-            columns = sum(column is not None for column in row)
-            self.bytes += states + row.nbytes + 8 * len(row.stored) + 4 * columns + 12
+            self.bytes += states + row.nbytes + 8 * len(row.stored) + 4 * sum(part is not None for part in row) + 12
         if not lengths:
             raise UsageError(f"The {split} data set has no rows to be cached.")
         files = [f"data-{i:05d}-of-{len(per_shard):05d}.arrow" for i in range(len(per_shard))]
@@ -306,10 +305,8 @@ class CacheBuilder:
 
         seen = int(self.accelerator.gather(torch.tensor([seen], device=self.accelerator.device)).sum())
         if seen:
-            seconds = time.monotonic() - start
-            self.accelerator.print(
-                f"The teacher has seen {seen} tokens in {seconds:.1f} s, {seen / seconds:.0f} a second."
-            )
+            took = time.monotonic() - start
+            self.accelerator.print(f"The teacher has seen {seen} tokens in {took:.1f} s, {seen / took:.0f} a second.")
 
     def _read(self, todo: list[Any]) -> Iterator[tuple[Any, "_Read"]]:
         """Batches with what the teacher needs of them. A server is asked about the next ones before it answers."""
