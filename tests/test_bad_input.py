@@ -1017,5 +1017,7 @@ def test_a_stream_that_breaks_off_in_the_middle(command, tmp_path, monkeypatch):
             assert sum(1 for _ in self.train_dataset) > 0
 
     monkeypatch.setattr("trl_tempkd.trainer.TemperatureKDTrainer", Trainer)
+    monkeypatch.setattr("trl_tempkd.console.set_progress", lambda trainer: None)
+    monkeypatch.setattr("trl_tempkd.console.header", lambda trainer, named: "")
     said = command("distill", dataset_name=path, dataset_streaming=True)
     assert f"cannot load the data set: {path}, line 101: Expecting ',' delimiter" in said
