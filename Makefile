@@ -2,6 +2,7 @@
 # make test    install, then lint, type check and the whole test suite: what CI runs
 # make lint    ruff and mypy only
 # make test-servers  install vLLM's CPU build beside (3.4 GB), and run the tests of served teachers against it
+# make docs    build the documents as a site, into site/; a link that leads nowhere is an error
 # make help-texts  write down the `--help` of the commands that are slow to import
 # make bench   the benchmarks
 # make clean   remove the virtual environment and the caches
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test install-vllm test-servers lint help-texts bench clean
+.PHONY: help install demo test install-vllm test-servers lint help-texts docs bench clean
 
 help:
 	@sed -n 's/^# make /make /p' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +58,10 @@ install-vllm: .vllm/.installed-$(VLLM)
 test-servers: $(STAMP) install-vllm
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(BIN)/python tests/real_servers.py .vllm/bin/vllm
 
+# (Material's announcement of its successor is no warning about these pages.)
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The help of the commands that are slow to import, for the versions of constraints.txt. A test says when it is out of date.
 HELPED := distill cache generate evaluate diagnose
 help-texts: $(STAMP)
@@ -69,5 +74,5 @@ bench: $(STAMP)
 	set -e; for file in benchmarks/*.py; do $(BIN)/python $$file; done
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

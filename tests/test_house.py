@@ -207,8 +207,8 @@ def test_third_party_imports_are_declared():
     study = core | names_in(project["optional-dependencies"]["study"])
     vision = core | names_in(project["optional-dependencies"]["vision"])
     known_as = {"yaml": "pyyaml", "rouge_score": "rouge-score", "PIL": "pillow"}
-    # Trackers are imported where they are in use, and Ray, an extra, where it is asked for
-    local = {"trl_tempkd", "wandb", "trackio", "ray"}
+    # Trackers are imported where they are in use, and Ray and the harness, which are extras, where they are asked for
+    local = {"trl_tempkd", "wandb", "trackio", "ray", "lm_eval"}
     import sys
 
     for path in FILES:

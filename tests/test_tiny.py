@@ -433,3 +433,20 @@ def test_last_checkpoint_passes_over_those_cut_off(tmp_path):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     (tmp_path / "checkpoint-1250").mkdir()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-500")
+
+
+@pytest.mark.parametrize("by_name", [True, False], ids=["argument", "option"])
+def test_the_trainer_takes_the_names(tmp_path, by_name, chat_dataset):
+    from trl_tempkd import KDConfig, TemperatureKDTrainer
+
+    options = {"max_length": 32, "use_cpu": True, "bf16": False, "report_to": "none"}
+    if not by_name:
+        options["teacher_model_name_or_path"] = "tiny:teacher"
+    trainer = TemperatureKDTrainer(
+        "tiny:student",
+        "tiny:teacher" if by_name else None,
+        args=KDConfig(str(tmp_path), **options),
+        train_dataset=chat_dataset,
+    )
+    assert trainer.model.config.num_hidden_layers == 2
+    assert trainer.teacher.model.config.num_hidden_layers == 6

@@ -20,6 +20,7 @@ from .errors import UsageError, UsageImportError, UsageTypeError
 from .names import did_you_mean
 from .paths import check_model_name, check_writable
 from .rollouts.vllm import require_vllm
+from .tiny import resolve
 from .vision_data import on_language_alone, text_arguments
 
 
@@ -55,7 +56,7 @@ def check_arguments(model: Any, teacher_model: Any, args: Any, kwargs: dict[str,
     Stop at arguments of the trainer that are something else than they should be.
 
     Returns:
-        `tuple`: Student and teacher, a path being text.
+        `tuple`: Student and teacher, a path being text, and the name of a built-in model its folder.
 
     Raises:
         [`UsageTypeError`]: Names the argument, what it got, and where that belongs.
@@ -77,7 +78,9 @@ def check_arguments(model: Any, teacher_model: Any, args: Any, kwargs: dict[str,
 def _model(name: str, value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, str | nn.Module):
+    if isinstance(value, str):
+        return resolve(value)
+    if isinstance(value, nn.Module):
         return value
     place = next((place for kinds, place in _PLACES.items() if isinstance(value, kinds)), None)
     if place is None:

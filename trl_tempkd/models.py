@@ -132,7 +132,8 @@ def load_processor(
         if "torchvision" in said.lower():
             raise UsageImportError(
                 f"The processor of the {what} {name!r} needs torchvision, which isn't installed, or not in the build "
-                f"of torch: `pip install 'trl-tempkd[vision]'`, and with torch for CPUs `pip install torchvision "
+                f"of torch: `pip install '.[vision]'` where you installed trl_tempkd from, and with torch for CPUs "
+                f"`pip install torchvision "
                 f"--index-url https://download.pytorch.org/whl/cpu`. It says: {said[:200]}"
             ) from error
         if isinstance(error, OSError | ValueError | ImportError | KeyError):

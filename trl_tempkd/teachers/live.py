@@ -29,6 +29,7 @@ from ..packing import PackingCheck
 from ..parameters import parameter_hash
 from ..paths import check_model_name
 from ..sharding import layers_of
+from ..tiny import resolve
 from ..vision import Processing
 from .base import Batch, Teacher
 from .offload import Offloaded
@@ -61,6 +62,7 @@ class LiveTeacher(Teacher):
     _offloaded: Offloaded | None = None
 
     def __init__(self, teacher: str | PreTrainedModel, options: Any):
+        teacher = resolve(teacher) if isinstance(teacher, str) else teacher
         self._teacher, self._options = teacher, options
         kwargs, revision = options.teacher_model_init_kwargs, options.teacher_model_revision
         if isinstance(teacher, str):

@@ -32,7 +32,8 @@ def open_image(value: Any) -> Image:
         import PIL.ImageOps
     except ImportError as error:
         raise UsageImportError(
-            "has images, and Pillow, which opens them, isn't installed: `pip install 'trl-tempkd[vision]'`."
+            "has images, and Pillow, which opens them, isn't installed: `pip install '.[vision]'` where you installed "
+            "trl_tempkd from."
         ) from error
     name = _name(value)
     try:
