@@ -185,7 +185,8 @@ def alpha_beta(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.2, beta: float 
     -1/(ab) sum [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)], a = alpha, b = beta, and its limits where one is 0.
 
     (1, 0) is forward_kl, (0, 1) reverse_kl, (0.5, 0.5) four times the squared Hellinger distance. Where a or b is 0
-    the limit has the factor 1 over the square of the other one; ABKD's released code has 1 over the other one there.
+    the limit has the factor 1 over the square of the other one; in public copies of ABKD's code it is that in some and
+    1 over the other one in others.
 
     Source: Wang et al., ABKD, arXiv 2505.04560; Cichocki et al., Generalized Alpha-Beta Divergences, Entropy 13, 2011.
     """
