@@ -14,6 +14,7 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .processes import VERBOSITY
+from .teachers import STUDENTS
 
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def ending(
             f"On held-out text: KL at tau 1 {held_out['kl_tau1']:.4g} nats a token, agreement "
             f"{held_out['token_agreement']:.1%}"
         )
-    teacher = f" --teacher_model_name_or_path {shlex.quote(named['teacher'])}" if named["teacher"] else ""
+    its_own = named["teacher"] in (None, *STUDENTS)  # no model that another command could load
+    teacher = "" if its_own else f" --teacher_model_name_or_path {shlex.quote(str(named['teacher']))}"
     lines.append(
         f"Model saved to {trainer.args.output_dir}. Next: trl-tempkd evaluate --model_name_or_path "
         f"{shlex.quote(str(trainer.args.output_dir))}{teacher} --dataset_name {shlex.quote(str(named['data']))}"

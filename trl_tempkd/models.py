@@ -63,9 +63,9 @@ def load_model(name: str, revision: str | None, option: str, **kwargs: Any) -> "
     try:
         if not find_adapter_config_file(name, revision=revision):
             return auto_class(name, revision, trust).from_pretrained(name, **kwargs).eval()
-        base = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
-        if not sees(str(base), None, trust):
+        if not sees(name, revision, trust):
             return AutoPeftModelForCausalLM.from_pretrained(name, **kwargs).eval()
+        base = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
         own = {key: value for key, value in kwargs.items() if key != "revision"}
         model = auto_class(str(base), None, trust).from_pretrained(base, **own)
         return PeftModel.from_pretrained(model, name, revision=revision).eval()
@@ -74,9 +74,14 @@ def load_model(name: str, revision: str | None, option: str, **kwargs: Any) -> "
 
 
 def sees(name: str, revision: str | None, trust_remote_code: bool) -> bool:
-    """Whether a model reads images, by its configuration."""
+    """Whether a model reads images, by its configuration, or by that of its base if it is an adapter."""
+    from peft import PeftConfig
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
+    from .compat import find_adapter_config_file
+
+    if find_adapter_config_file(name, revision=revision):
+        name, revision = str(PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path), None
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
