@@ -166,8 +166,8 @@ def test_trackers_are_shown_the_images(train, monkeypatch):
     wandb = SimpleNamespace(
         run=True, Image=lambda image: image.size, Table=lambda dataframe: dataframe, log=sent.append
     )
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
     trainer = train(vision_model("gemma3"), vision_model("gemma3", 1), log_completions=True)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # a stand-in, which nothing may look for as a package
     trainer.rollouts([trainer.data_collator(list(trainer.train_dataset))], 0, 0.0)
     trainer.args.report_to = ["wandb"]
     trainer.rollouts.log_completions(1)
