@@ -56,17 +56,23 @@ def register_divergence(name: str, function: F | None = None) -> Any:
     return function
 
 
+def _taken_by(function: Callable[..., Any]) -> tuple[list[str], bool]:
+    """What a function takes by position, and whether one of its parameters by keyword has no default."""
+    parameters = inspect.signature(function).parameters.values()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return positional, any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters)
+
+
 def _check_divergence(name: str, function: Callable[..., Tensor]) -> None:
     """Try a divergence that somebody else has written on a few tokens."""
     where = f"The divergence {name!r}"
-    parameters = inspect.signature(function).parameters.values()
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional, has_required = _taken_by(function)
     if len(positional) not in (2, 3) or positional[2:] not in ([], ["target"]):
         raise UsageError(
             f"{where} must take (log_p, log_q) or (log_p, log_q, target) and its parameters by keyword, behind a `*`; "
             f"it takes ({', '.join(positional)})."
         )
-    if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
+    if has_required:
         return  # it can't be called without them, and is when they are given
     log_p, log_q = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(2, 2, 3, 5).log_softmax(-1)
     target = [torch.zeros(2, 3, dtype=torch.long)] * (len(positional) - 2)
@@ -120,14 +126,13 @@ def register_temperature_rule(name: str, function: Callable[..., Temperatures] |
 def _check_rule(name: str, function: Callable[..., Temperatures]) -> None:
     """Try a rule that somebody else has written on a few tokens."""
     where = f"The temperature rule {name!r}"
-    parameters = inspect.signature(function).parameters.values()
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional, has_required = _taken_by(function)
     if len(positional) != 4:
         raise UsageError(
             f"{where} must take (z, v, tau_s, tau_t) and its parameters by keyword, behind a `*`; it takes "
             f"({', '.join(positional)})."
         )
-    if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
+    if has_required:
         return  # it can't be called without them, and is when they are given
     z, v = torch.linspace(-1, 1, 60).reshape(2, 2, 3, 5)
     tau = torch.full((2, 3), 2.0)

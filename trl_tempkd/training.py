@@ -113,12 +113,9 @@ def names_of(
 ) -> dict[str, str | None]:
     """How the user calls student, teacher and data, before the names are resolved."""
     mixed = ", ".join(str(part.path) for part in dataset_args.datasets)
-    teacher = training_args.teacher_model_name_or_path
-    if training_args.teachers is not None:
-        teacher = None
     return {
         "student": model_args.model_name_or_path,
-        "teacher": teacher,
+        "teacher": training_args.teacher_model_name_or_path,  # which may not stand beside `teachers`
         "data": mixed or script_args.dataset_name,
     }
 
