@@ -152,14 +152,15 @@ def pooled(logits_RV: Tensor, tau_R: Tensor, bins_V: Tensor, count: int) -> tupl
 
     The Jacobian row of bins is u - q sum(u), as if they were logits of their own.
     """
-    mass_RV = soften(centred(logits_RV), tau_R).exp()
-    mass_RV = mass_RV / mass_RV.sum(-1, keepdim=True).clamp(min=torch.finfo(mass_RV.dtype).tiny)
-    index_RV, tiny = bins_V.expand_as(mass_RV), torch.finfo(mass_RV.dtype).tiny
-    mass_RB = mass_RV.new_zeros(len(mass_RV), count).scatter_add(1, index_RV, mass_RV).clamp(min=tiny)
+    weight_RV = soften(centred(logits_RV), tau_R).exp()  # the largest is 1: what is summed last can be divided last
+    index_RV, tiny = bins_V.expand_as(weight_RV), torch.finfo(weight_RV.dtype).tiny
+    weight_RB = weight_RV.new_zeros(len(weight_RV), count).scatter_add(1, index_RV, weight_RV)
+    total_R1 = weight_RB.sum(-1, keepdim=True).clamp(min=tiny)
+    mass_RB = (weight_RB / total_R1).clamp(min=tiny)
 
     def spread(jacobian_RB: Tensor) -> Tensor:
         most = torch.finfo(mass_RB.dtype).max
-        return mass_RV * (jacobian_RB / mass_RB).clamp(-most, most).gather(1, index_RV)
+        return weight_RV * (jacobian_RB / mass_RB / total_R1).clamp(-most, most).gather(1, index_RV)
 
     return mass_RB.log(), spread
 
@@ -199,12 +200,10 @@ def sides(
     return ranked(z_RV, tau_s_R, small, width), ranked(v_RV, tau_t_R, small, width)
 
 
-def pooled_values(
-    names: list[str], z_RV: Tensor, v_RV: Tensor, aligned_R: Tensor, tables: Tensors, count: int
-) -> dict[str, Tensor]:
-    """Those of `names` that look at both vocabularies, `(R,)` each, at temperature 1; 0 where a row isn't aligned."""
-    values: dict[str, Tensor] = {"aligned": aligned_R}
-    ones = torch.ones_like(aligned_R)
+def pooled_values(names: list[str], z_RV: Tensor, v_RV: Tensor, tables: Tensors, count: int) -> dict[str, Tensor]:
+    """Those of `names` that look at both vocabularies, `(R,)` each, at temperature 1."""
+    ones = torch.ones_like(z_RV[:, 0])
+    values: dict[str, Tensor] = {"aligned": ones}
     if {"kl_tau1_coarse", "agreement"} & {*names}:
         (log_q, _), (log_p, _) = sides(z_RV, v_RV, ones, ones, tables, count)
         values["kl_tau1_coarse"] = (log_p.exp() * (log_p - log_q)).sum(-1)
@@ -212,4 +211,4 @@ def pooled_values(
     for side, logits_RV, mask_V in (("student", z_RV, tables[2]), ("teacher", v_RV, tables[3])):
         if f"{side}_shared_mass" in names:
             values[f"{side}_shared_mass"] = log_softmax(logits_RV).exp() @ mask_V.to(logits_RV.dtype)
-    return {name: value * aligned_R for name, value in values.items() if name in names}
+    return {name: value for name, value in values.items() if name in names}
