@@ -134,14 +134,14 @@ class Pair:
     Student and teacher at the tokens that count.
 
     Attributes:
-        student ([`Product`]): its logits.
+        student ([`Product`], *optional*): its logits, where they are looked at.
         teacher (`Any`, *optional*): the teacher's, where it has a head: a [`Product`], or something like it.
         known (`tuple[torch.Tensor, ...]`): what there is of the teacher otherwise, `(N, ...)` each.
         chunks ([`Chunks`]): how they are cut.
         tables (`tuple[torch.Tensor, ...]`): what is known of two vocabularies that differ.
     """
 
-    student: Product
+    student: Any
     teacher: Any
     known: tuple[Tensor, ...]
     chunks: Chunks
