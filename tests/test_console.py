@@ -49,6 +49,7 @@ def test_a_header_lines_and_an_ending(run):
     assert re.match(r"step 1/3, \d:\d\d:\d\d left: \{'loss'", logged[0]) and " left" not in logged[2]
     text = "\n".join(said.splitlines()[-4:])
     assert re.search(r"KL at tau 1 from the teacher [\d.e-]+ -> [\d.e-]+ nats a token, agreement [\d.]+% -> ", text)
+    assert "(training text and the student's own, mixed, steps 1 and 3)" in text
     assert "On held-out text: KL at tau 1" in text
     assert (
         "Model saved to HERE/out. Next: trl-tempkd evaluate --model_name_or_path HERE/out "

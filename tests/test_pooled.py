@@ -7,6 +7,7 @@ import torch
 from trl_tempkd import DIVERGENCES
 from trl_tempkd.errors import UsageError
 from trl_tempkd.losses import Pooled, Stretches, chunked_kd_loss, measure_tokens
+from trl_tempkd.losses.fused import Product
 from trl_tempkd.losses.pooled import ON_POOLED, sides
 from trl_tempkd.losses.truncated import F_DIVERGENCES
 from trl_tempkd.temperature import LOG_FLOOR
@@ -118,7 +119,7 @@ def test_a_rule_looks_at_the_own_vocabulary_of_each_side(rule):
     z = (student[0] @ student[1].T + student[2])[teacher.rows]
     v, two = teacher.hidden @ teacher_weight.T, torch.full((M,), 2.0, dtype=torch.float64)
     tau_s, tau_t = (tau.detach() for tau in row_temperatures(rule, {}, z, v, two, two, "both"))
-    torch.testing.assert_close(got.metrics["student_tau"][teacher.rows], tau_s)
+    torch.testing.assert_close(got.metrics["student_tau"], torch.zeros(N).double().index_copy(0, teacher.rows, tau_s))
     want = plain(student, teacher, teacher_weight, labels, "forward_kl", tau_s[:, None], tau_t[:, None])
     torch.testing.assert_close(got.loss, want, rtol=1e-9, atol=1e-9)
 
@@ -133,7 +134,7 @@ def test_derivatives_by_the_temperatures():
         metrics=["student_tau_grad", "teacher_tau_grad"],
     )  # fmt: skip
     for side, derivative in zip(("student", "teacher"), torch.autograd.grad(want, taus), strict=True):
-        found = got.metrics[f"{side}_tau_grad"][teacher.rows].sum() / (labels != -100).sum()
+        found = got.metrics[f"{side}_tau_grad"].sum() / (labels != -100).sum()  # 0 where nothing is compared
         torch.testing.assert_close(found, derivative, rtol=1e-9, atol=1e-9)
 
 
@@ -257,6 +258,23 @@ def test_nothing_aligned_is_zero_with_a_gradient_of_zero():
     ce = torch.nn.functional.cross_entropy(student[0] @ student[1].T, labels, ignore_index=-100)
     torch.testing.assert_close(mixed.loss, ce / 2, rtol=1e-9, atol=1e-9)
     assert not mixed.metrics["aligned"].any()
+    looked_at = chunked_kd_loss(student[0], student[1], none, teacher_weight, labels=labels, metrics=True)
+    torch.testing.assert_close(looked_at.metrics["ce"].sum() / (labels != -100).sum(), ce)
+    assert all(not grad.any() for grad in torch.autograd.grad(looked_at.loss, student[:2]))
+
+
+@pytest.mark.parametrize("kd_ratio", [1.0, 0.6])
+def test_no_head_is_multiplied_where_nothing_depends_on_it(monkeypatch, kd_ratio):
+    student, teacher, teacher_weight, labels = case()
+    multiplied = {VS: 0, VT: 0}
+
+    def multiply(self, chunk, original=Product.multiply):
+        multiplied[len(self.weight_VH)] += chunk.stop - chunk.start
+        original(self, chunk)
+
+    monkeypatch.setattr(Product, "multiply", multiply)
+    chunked_kd_loss(student[0], student[1], teacher, teacher_weight, labels=labels, kd_ratio=kd_ratio, chunk_size=3)
+    assert multiplied == {VS: M if kd_ratio == 1 else int((labels != -100).sum()), VT: M}
 
 
 def test_bins_that_one_side_never_fills_stay_finite():

@@ -125,8 +125,8 @@ def ending(
         first, last = logged[0], logged[-1]
         lines.append(
             f"KL at tau 1 from the teacher {first['kl_tau1']:.4g} -> {last['kl_tau1']:.4g} nats a token, agreement "
-            f"{first['token_agreement']:.1%} -> {last['token_agreement']:.1%} (training text, steps {first['step']} "
-            f"and {last['step']})"
+            f"{first['token_agreement']:.1%} -> {last['token_agreement']:.1%} ({_text(trainer)}, steps "
+            f"{first['step']} and {last['step']})"
         )
     held_out = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
     if "kl_tau1" in held_out:
@@ -141,6 +141,15 @@ def ending(
         f"{shlex.quote(str(trainer.args.output_dir))}{teacher} --dataset_name {shlex.quote(str(named['data']))}"
     )
     return "\n".join(lines)
+
+
+def _text(trainer: "TemperatureKDTrainer") -> str:
+    """Whose text the logged steps were on: numbers of the data's and of the student's own can't be compared."""
+    args = trainer.args
+    given = "the teacher's text" if args.seq_kd else "training text"
+    if args.lmbda_schedule != "constant" or 0 < args.lmbda < 1:
+        return f"{given} and the student's own, mixed"
+    return "the student's own text" if args.lmbda else given
 
 
 def _size(parameter: torch.Tensor) -> int:

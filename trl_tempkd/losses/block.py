@@ -72,6 +72,12 @@ class BlockSpec:
     rule_kwargs: tuple[tuple[str, Any], ...] = ()
     rule_sides: str = "both"
     pooled: int | None = None  # how many bins, 0 for ranks
+    alone: bool = False  # rows that no teacher is compared on
+
+    @property
+    def takes_ce(self) -> bool:
+        """Whether a row's cross-entropy is in its loss."""
+        return self.kd_ratio < 1 or "ce_weight" in self.rows
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,43 @@ def _temperature_gradients(
     return factor_R * (through_softmax + RESCALES[spec.rescale] / 2 * kd_R / tau_R)
 
 
+def _cross_entropy(
+    spec: BlockSpec, z_RV: Tensor, target_R: Tensor, ce_weight: Tensor | float
+) -> tuple[Tensor, Tensor | float]:
+    """The cross-entropy with its weight, and its gradient with respect to the logits."""
+    share = 1 - spec.kd_ratio + ce_weight
+    if not spec.with_grad:
+        return -share * log_probability(z_RV, target_R), 0.0
+    log_q1_RV = log_softmax(z_RV)
+    is_target_RV = torch.arange(z_RV.shape[-1], device=z_RV.device) == target_R.unsqueeze(-1)
+    grad_RV = log_q1_RV.exp() - is_target_RV.to(z_RV.dtype)
+    return -share * own(log_q1_RV, target_R), (share.unsqueeze(-1) if isinstance(share, Tensor) else share) * grad_RV
+
+
+def _write_gradient(
+    spec: BlockSpec, student_RV: Tensor, grad_RV: Tensor | float, z_RV: Tensor, weight_R: Tensor
+) -> None:
+    """Overwrite the head's output with the gradient with respect to it, from that with respect to the logits."""
+    if spec.student_cap is not None:
+        grad_RV = grad_RV * (1 - (z_RV / spec.student_cap).square())
+    student_RV.copy_(grad_RV * (weight_R * spec.student_scale).unsqueeze(-1))
+
+
+def compute_alone(spec: BlockSpec, student_RV: Tensor, per_row: Tensors) -> dict[str, Tensor]:
+    """[`compute_block`] of rows without a teacher: their cross-entropy, and 0 for all that has two sides."""
+    target_R, _, _, weight_R, *others = per_row
+    z_RV = logits_of(student_RV, spec.student_scale, spec.student_cap)
+    none_R = torch.zeros_like(weight_R)
+    loss_R = none_R
+    found = whole_values([name for name in spec.metrics if name in OF_STUDENT], z_RV, None, target_R)
+    if spec.takes_ce:
+        ce_weight = dict(zip(spec.rows, others, strict=False)).get("ce_weight", 0.0)
+        loss_R, grad_RV = _cross_entropy(spec, z_RV, target_R, ce_weight)
+        if spec.with_grad:
+            _write_gradient(spec, student_RV, grad_RV, z_RV, weight_R)
+    return {"loss": loss_R * weight_R, "scaled": none_R, **{name: found.get(name, none_R) for name in spec.metrics}}
+
+
 def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors, tables: Tensors = ()) -> dict[str, Tensor]:
     """
     `loss` (times the row's weight), `scaled` (the rescaled divergence) and metrics of a block, `(R,)` each.
@@ -119,8 +162,7 @@ def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors, tables: 
             gradient of the loss with respect to it.
         products (`tuple[torch.Tensor, ...]`): head output `(R, V)` of the student, and of a teacher that has a head.
         per_row (`tuple[torch.Tensor, ...]`): target, temperatures of student and teacher, weight, those of
-            `spec.rows`; then of a teacher without a head its logits, or with `spec.truncated` what its `at` gives, or
-            with `spec.pooled` whether the row is compared.
+            `spec.rows`; then of a teacher without a head its logits, or with `spec.truncated` what its `at` gives.
         tables (`tuple[torch.Tensor, ...]`, *optional*): with `spec.pooled`, what is known of the vocabularies.
     """
     student_RV, *teacher = products
@@ -128,8 +170,8 @@ def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors, tables: 
     kwargs: dict[str, Any] = dict(spec.divergence_kwargs)
     kwargs.update(zip(spec.rows, others, strict=False))
     teacher += others[len(spec.rows) :]
-    kd_weight, ce_weight = kwargs.pop("kd_weight", 1.0), kwargs.pop("ce_weight", 0.0)
-    kd_share, ce_share = spec.kd_ratio * kd_weight, 1 - spec.kd_ratio + ce_weight
+    kd_share = spec.kd_ratio * kwargs.pop("kd_weight", 1.0)
+    ce_weight = kwargs.pop("ce_weight", 0.0)
 
     z_RV = logits_of(student_RV, spec.student_scale, spec.student_cap)
     factor_R = rescale_factor(spec.rescale, tau_s_R, tau_t_R)
@@ -152,8 +194,6 @@ def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors, tables: 
         else:
             of_student, of_teacher = sides(z_RV, v_RV, tau_s_R, tau_t_R, tables, spec.pooled)
             (log_q_RV, spread_student), (log_p_RV, spread_teacher) = of_student, of_teacher
-            (aligned_R,) = teacher[1:]
-            kd_share = kd_share * aligned_R
     target: Tensors = ()
     if spec.takes_target:
         target = (target_R if spec.pooled is None else tables[0][target_R],)
@@ -188,25 +228,17 @@ def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors, tables: 
         metrics["teacher_tau_grad"] = _temperature_gradients(spec, jacobian_RV, v_RV, kd_R, tau_t_R, factor_R)
     if spec.truncated:
         kd_R = kd_R + constant_R
-    if spec.pooled is not None:
-        kd_R = kd_R * aligned_R
 
     scaled_R = kd_R * factor_R
     loss_R = kd_share * scaled_R
-    if spec.kd_ratio < 1 or "ce_weight" in spec.rows:
-        if spec.with_grad:
-            log_q1_RV = log_softmax(z_RV)
-            log_q1_R = own(log_q1_RV, target_R)
-            is_target_RV = torch.arange(z_RV.shape[-1], device=z_RV.device) == target_R.unsqueeze(-1)
-            ce_RV = log_q1_RV.exp() - is_target_RV.to(z_RV.dtype)
-            grad_RV = grad_RV + (ce_share.unsqueeze(-1) if isinstance(ce_share, Tensor) else ce_share) * ce_RV
-        else:
-            log_q1_R = log_probability(z_RV, target_R)
-        loss_R = loss_R - ce_share * log_q1_R
+    if spec.takes_ce:
+        ce_R, grad_ce_RV = _cross_entropy(spec, z_RV, target_R, ce_weight)
+        loss_R = loss_R + ce_R
+        grad_RV = grad_RV + grad_ce_RV
 
     metrics |= {"kd": kd_R, "student_tau": tau_s_R, "teacher_tau": tau_t_R}
     if spec.pooled is not None:
-        metrics |= pooled_values([*spec.metrics], z_RV, v_RV, aligned_R, tables, spec.pooled)
+        metrics |= pooled_values([*spec.metrics], z_RV, v_RV, tables, spec.pooled)
     others_asked = [name for name in spec.metrics if name not in metrics]
     metrics |= (
         truncated_values(others_asked, z_RV, target_R, ids_RK, log_p_RV, *at_1)
@@ -214,9 +246,7 @@ def compute_block(spec: BlockSpec, products: Tensors, per_row: Tensors, tables: 
         else whole_values(others_asked, z_RV, v_RV, target_R)
     )
     if spec.with_grad:
-        if spec.student_cap is not None:
-            grad_RV = grad_RV * (1 - (z_RV / spec.student_cap).square())
-        student_RV.copy_(grad_RV * (weight_R * spec.student_scale).unsqueeze(-1))
+        _write_gradient(spec, student_RV, grad_RV, z_RV, weight_R)
     return {"loss": loss_R * weight_R, "scaled": scaled_R, **{name: metrics[name] for name in spec.metrics}}
 
 
@@ -234,6 +264,8 @@ def compute(
 ) -> dict[str, Tensor]:
     if isinstance(spec, MeasureSpec):
         return measure_block(spec, products, per_row)
+    if spec.alone:
+        return compute_alone(spec, products[0], per_row)
     return compute_block(spec, products, per_row, tables)
 
 

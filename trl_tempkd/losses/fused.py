@@ -8,7 +8,7 @@ Shape suffixes: N tokens with a label, C rows of a chunk, V vocabulary, H hidden
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,27 +90,39 @@ class Chunks:
 
     Attributes:
         count (`int`): all rows.
+        compared (`int`): how many of them have a teacher, the first ones: no chunk has others too.
         rows (`int`): those of a chunk, and of a buffer.
         step (`int`): those of a block.
         compile (`bool`): whether blocks are compiled. A compiled one wants the same shape in every call.
     """
 
     count: int
+    compared: int
     rows: int
     step: int
     compile: bool
 
     @classmethod
-    def of(cls, count: int, size: int, device: torch.device, chunk_size: int | None, compile: bool | None) -> "Chunks":
+    def of(
+        cls,
+        count: int,
+        size: int,
+        device: torch.device,
+        chunk_size: int | None,
+        compile: bool | None,
+        compared: int | None = None,
+    ) -> "Chunks":
         if compile is None:
             compile = blocks.pays_to_compile(count * size, device)
         most = chunk_size or max(MIN_CHUNK_ROWS, math.ceil(CHUNK_ELEMENTS / size))
         step = min(most, max(1, blocks.BLOCK_ELEMENTS // size)) if device.type == "cpu" else most
         rows = math.ceil((most if compile else min(most, max(count, 1))) / step) * step
-        return cls(count, rows, step, compile)
+        return cls(count, count if compared is None else compared, rows, step, compile)
 
     def __iter__(self) -> Iterator[slice]:
-        return (slice(start, min(start + self.rows, self.count)) for start in range(0, self.count, self.rows))
+        for first, end in ((0, self.compared), (self.compared, self.count)):
+            for start in range(first, end, self.rows):
+                yield slice(start, min(start + self.rows, end))
 
     def block(self, spec: BlockSpec | MeasureSpec) -> Callable[..., dict[str, Tensor]]:
         return blocks.compiled_block(spec) if self.compile else functools.partial(blocks.compute, spec)
@@ -122,14 +134,14 @@ class Pair:
     Student and teacher at the tokens that count.
 
     Attributes:
-        student ([`Product`]): its logits.
+        student ([`Product`], *optional*): its logits, where they are looked at.
         teacher (`Any`, *optional*): the teacher's, where it has a head: a [`Product`], or something like it.
         known (`tuple[torch.Tensor, ...]`): what there is of the teacher otherwise, `(N, ...)` each.
         chunks ([`Chunks`]): how they are cut.
         tables (`tuple[torch.Tensor, ...]`): what is known of two vocabularies that differ.
     """
 
-    student: Product
+    student: Any
     teacher: Any
     known: tuple[Tensor, ...]
     chunks: Chunks
@@ -197,28 +209,35 @@ class ChunkedKD(torch.autograd.Function):
         if student_bias_V is not None and wanted[2]:
             grad_b = torch.zeros_like(student_bias_V, dtype=_sums(student_bias_V.dtype))
 
-        block = chunks.block(spec)
+        alone = replace(spec, alone=True)
         buffers = [product.buffer(chunks.rows) for product in (student, teacher) if product is not None]
         weight_N = torch.ones_like(tau_s_N) / normalizer
-        results = []
+        results, written = [], False
         for chunk in chunks:
+            has_teacher = chunk.start < chunks.compared
             student.multiply(chunk)
-            if teacher is not None:
+            if teacher is not None and has_teacher:
                 teacher.multiply(chunk)
             per_row = [t[chunk] for t in (target_N, tau_s_N, tau_t_N, weight_N, *row_inputs, *pair.known)]
-            results.append(blocks.run_blocks(block, chunks.step, chunks.compile, buffers, per_row, pair.tables))
+            block, products = chunks.block(spec if has_teacher else alone), buffers if has_teacher else buffers[:1]
+            results.append(blocks.run_blocks(block, chunks.step, chunks.compile, products, per_row, pair.tables))
             if not spec.with_grad:
+                continue
+            if not (has_teacher or spec.takes_ce):  # it counts for nothing but the metrics
+                if grad_x is not None:
+                    grad_x[chunk].zero_()
                 continue
             student.spend()
             grad_CV = buffers[0][: chunk.stop - chunk.start]
             if grad_x is not None:
                 torch.mm(grad_CV, w_VH, out=grad_x[chunk])
             if grad_w is not None:
-                _accumulate(grad_w[:size], grad_CV, x_NH[chunk], first=chunk.start == 0)
+                _accumulate(grad_w[:size], grad_CV, x_NH[chunk], first=not written)
             if grad_b is not None:
                 grad_b[:size] += grad_CV.sum(0, dtype=grad_b.dtype)
+            written = True
         if grad_w is not None:  # what no matmul has written
-            grad_w[size if chunks.count else 0 :].zero_()
+            grad_w[size if written else 0 :].zero_()
 
         ctx.dtypes = [None if t is None else t.dtype for t in (student_NH, student_VH, student_bias_V)]
         grads = [_bounded(g, dtype) for g, dtype in zip((grad_x, grad_w, grad_b), ctx.dtypes, strict=True)]

@@ -36,7 +36,7 @@ class Operands:
         target (`torch.Tensor`): the labels, 0 where none are given.
         truncated ([`Truncated`], *optional*): the teacher, if it is one.
         pooled ([`Pooled`], *optional*): the teacher, if it has another vocabulary.
-        kept (`torch.Tensor`, *optional*): which of all tokens these are, by number; `None` is all.
+        kept (`torch.Tensor`, *optional*): which of all tokens these are, by number; `None` is all, in their order.
         count (`int`): how many all tokens are.
         size (`int`): how many logits are compared.
     """
@@ -87,22 +87,23 @@ def make_operands(
     pooled = teacher[0] if isinstance(teacher[0], Pooled) else None
     count, size = len(hidden), len(weight) if pooled else min(len(weight), width)
 
-    kept, target = None, torch.zeros(count, dtype=torch.long, device=hidden.device)
+    target = torch.zeros(count, dtype=torch.long, device=hidden.device) if labels is None else labels.long()
     if labels is not None:
-        target = labels.long()
         check_targets(target, size)  # it waits for a GPU, as the next line must anyway
-        kept = (target != -100).nonzero().squeeze(-1)
+    kept = None if labels is None else (target != -100).nonzero().squeeze(-1)
+    compared = None
+    if pooled is not None:  # those that are aligned come first, and what follows has no teacher
+        at = pooled.at(count)
+        counts, is_aligned = target != -100, at >= 0
+        first = (counts & is_aligned).nonzero().squeeze(-1)
+        kept, compared = torch.cat([first, (counts & ~is_aligned).nonzero().squeeze(-1)]), len(first)
+    if kept is not None:
         target, hidden = target.index_select(0, kept), hidden.index_select(0, kept)
     rows, truncated = teacher[0], None
     product: Product | MixtureProduct | None = None
     known: tuple[Tensor, ...] = ()
     if isinstance(rows, Pooled):
-        at = rows.at(count) if kept is None else rows.at(count).index_select(0, kept)
-        values = rows.hidden.detach()
-        values = values if len(values) else values.new_zeros(1, values.shape[1])
-        # A row that isn't aligned is multiplied too, with any of the teacher's: it is masked afterwards
-        product = Product(values.index_select(0, at.clamp(min=0)), *teacher[1:], width)
-        known = ((at >= 0).to(torch.promote_types(weight.dtype, torch.float32)),)
+        product = Product(rows.hidden.detach().index_select(0, at.index_select(0, first)), *teacher[1:], width)
     elif isinstance(rows, Truncated):
         truncated = rows.select(kept)
     elif isinstance(rows, Mixture):
@@ -116,7 +117,8 @@ def make_operands(
         else:
             product = Product(values, *teacher[1:], size)
     compile = False if pooled and not pooled.count else compile  # a sort isn't made faster
-    chunks = Chunks.of(len(hidden), max(size, width) if pooled else size, hidden.device, chunk_size, compile)
+    widest = max(size, width) if pooled else size
+    chunks = Chunks.of(len(hidden), widest, hidden.device, chunk_size, compile, compared)
     tables = pooled.tables if pooled else ()
     pair = Pair(Product(hidden, weight, bias, size), product, known, chunks, tables)
     return Operands(pair, hidden, target, truncated, kept, count, size, pooled)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -152,40 +153,48 @@ def pooled(logits_RV: Tensor, tau_R: Tensor, bins_V: Tensor, count: int) -> tupl
 
     The Jacobian row of bins is u - q sum(u), as if they were logits of their own.
     """
-    mass_RV = soften(centred(logits_RV), tau_R).exp()
-    mass_RV = mass_RV / mass_RV.sum(-1, keepdim=True).clamp(min=torch.finfo(mass_RV.dtype).tiny)
-    index_RV, tiny = bins_V.expand_as(mass_RV), torch.finfo(mass_RV.dtype).tiny
-    mass_RB = mass_RV.new_zeros(len(mass_RV), count).scatter_add(1, index_RV, mass_RV).clamp(min=tiny)
+    weight_RV = soften(centred(logits_RV), tau_R).exp()  # the largest is 1: what is summed last can be divided last
+    index_RV, tiny = bins_V.expand_as(weight_RV), torch.finfo(weight_RV.dtype).tiny
+    weight_RB = weight_RV.new_zeros(len(weight_RV), count).scatter_add(1, index_RV, weight_RV)
+    total_R1 = weight_RB.sum(-1, keepdim=True).clamp(min=tiny)
+    mass_RB = (weight_RB / total_R1).clamp(min=tiny)
 
     def spread(jacobian_RB: Tensor) -> Tensor:
         most = torch.finfo(mass_RB.dtype).max
-        return mass_RV * (jacobian_RB / mass_RB).clamp(-most, most).gather(1, index_RV)
+        return weight_RV * (jacobian_RB / mass_RB / total_R1).clamp(-most, most).gather(1, index_RV)
 
     return mass_RB.log(), spread
 
 
-def ranked(logits_RV: Tensor, tau_R: Tensor, count: int, width: int) -> tuple[Tensor, Spread]:
+def ranked(logits_RV: Tensor, tau_R: Tensor, width: int) -> tuple[Tensor, Spread]:
     """
-    The same by rank: log-probabilities of the first `count` in descending order, and then of the others in any order,
-    `(R, count + width)`. The other side has none beyond `count`, so that all of its pairs there are alike, and sorting
-    them would change no sum.
+    The same by rank: log-probabilities in descending order, and none after the last of them, `(R, width)`.
 
     Source: Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss, arXiv
     2402.12030.
     """
     log_RV = log_softmax(logits_RV, tau_R)
-    top_RC, order_RC = log_RV.topk(count, dim=-1)
-    is_longer = logits_RV.shape[-1] > count
-    if is_longer:
-        rest_RW = log_RV.scatter(-1, order_RC, LOG_FLOOR)
-    else:
-        rest_RW = log_RV.new_full((len(log_RV), width), LOG_FLOOR)
+    own = log_RV.shape[-1]
+    log_RW = torch.nn.functional.pad(_descending(log_RV), (0, width - own), value=LOG_FLOOR)
 
-    def spread(jacobian: Tensor) -> Tensor:
-        rest = jacobian[:, count:] if is_longer else torch.zeros_like(log_RV)
-        return rest.scatter(-1, order_RC, jacobian[:, :count])
+    def spread(jacobian_RW: Tensor) -> Tensor:
+        return torch.empty_like(log_RV).scatter(-1, _order(log_RV), jacobian_RW[:, :own])
 
-    return torch.cat([top_RC, rest_RW], dim=-1), spread
+    return log_RW, spread
+
+
+# On CPU numpy's sort uses vector instructions, and takes an eighth of the time of torch's
+def _descending(values_RV: Tensor) -> Tensor:
+    if values_RV.device.type != "cpu":
+        return values_RV.sort(-1, descending=True).values
+    return -torch.from_numpy(np.sort(-values_RV.detach().numpy(), axis=-1))
+
+
+def _order(values_RV: Tensor) -> Tensor:
+    """Where the values of [`_descending`] come from."""
+    if values_RV.device.type != "cpu":
+        return values_RV.argsort(-1, descending=True)
+    return torch.from_numpy(np.argsort(-values_RV.detach().numpy(), axis=-1))
 
 
 def sides(
@@ -194,17 +203,14 @@ def sides(
     """Student and teacher, by `count` bins or by rank."""
     if count:
         return pooled(z_RV, tau_s_R, tables[0], count), pooled(v_RV, tau_t_R, tables[1], count)
-    small, large = sorted((z_RV.shape[-1], v_RV.shape[-1]))
-    width = 0 if small == large else large
-    return ranked(z_RV, tau_s_R, small, width), ranked(v_RV, tau_t_R, small, width)
+    width = max(z_RV.shape[-1], v_RV.shape[-1])
+    return ranked(z_RV, tau_s_R, width), ranked(v_RV, tau_t_R, width)
 
 
-def pooled_values(
-    names: list[str], z_RV: Tensor, v_RV: Tensor, aligned_R: Tensor, tables: Tensors, count: int
-) -> dict[str, Tensor]:
-    """Those of `names` that look at both vocabularies, `(R,)` each, at temperature 1; 0 where a row isn't aligned."""
-    values: dict[str, Tensor] = {"aligned": aligned_R}
-    ones = torch.ones_like(aligned_R)
+def pooled_values(names: list[str], z_RV: Tensor, v_RV: Tensor, tables: Tensors, count: int) -> dict[str, Tensor]:
+    """Those of `names` that look at both vocabularies, `(R,)` each, at temperature 1."""
+    ones = torch.ones_like(z_RV[:, 0])
+    values: dict[str, Tensor] = {"aligned": ones}
     if {"kl_tau1_coarse", "agreement"} & {*names}:
         (log_q, _), (log_p, _) = sides(z_RV, v_RV, ones, ones, tables, count)
         values["kl_tau1_coarse"] = (log_p.exp() * (log_p - log_q)).sum(-1)
@@ -212,4 +218,4 @@ def pooled_values(
     for side, logits_RV, mask_V in (("student", z_RV, tables[2]), ("teacher", v_RV, tables[3])):
         if f"{side}_shared_mass" in names:
             values[f"{side}_shared_mass"] = log_softmax(logits_RV).exp() @ mask_V.to(logits_RV.dtype)
-    return {name: value * aligned_R for name, value in values.items() if name in names}
+    return {name: value for name, value in values.items() if name in names}

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..temperature import log_probability
-from .fused import head_logits
+from .block import MeasureSpec
+from .fused import Chunks, Pair, Product, measure
 from .measured import measure_tokens
 from .pooled import Pooled, Stretches
 
@@ -71,23 +71,26 @@ def measure_stretches(
         compile=compile,
     )
     ce = measured.metrics["ce"]
-    term, ce_weight = likelihood_term(ce, _teacher_ce(stretches, weight, bias, *teacher_head), stretches)
+    teacher_ce = _teacher_ce(stretches, weight, bias, teacher_head, chunk_size, compile)
+    term, ce_weight = likelihood_term(ce, teacher_ce, stretches)
     term, ce_weight = stretches.weight * term, stretches.weight * ce_weight
     return Likelihoods(term, ce_weight, term - ce_weight * ce)
 
 
-@torch.no_grad()
 def _teacher_ce(
-    stretches: Stretches, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+    stretches: Stretches,
+    weight: Tensor,
+    bias: Tensor | None,
+    head: tuple[float, float | None],
+    chunk_size: int | None,
+    compile: bool | None,
 ) -> Tensor:
     """The teacher's cross-entropy of each of its tokens in stretches, `(A,)`."""
-    if not len(stretches.tokens):
-        return weight.new_zeros(0)
-    found, start = [], 0
-    for logits in head_logits(stretches.hidden, weight, bias, scale, softcap, size=len(weight)):
-        found.append(-log_probability(logits, stretches.tokens[start : start + len(logits)]))
-        start += len(logits)
-    return torch.cat(found)
+    (scale, cap), size, count = head, len(weight), len(stretches.tokens)
+    product = Product(stretches.hidden, weight, bias, size)
+    chunks = Chunks.of(count, size, weight.device, chunk_size, compile)
+    spec = MeasureSpec(("teacher_ce",), student_scale=1.0, teacher_scale=scale, student_cap=None, teacher_cap=cap)
+    return measure(Pair(None, product, (), chunks), spec, stretches.tokens)["teacher_ce"]
 
 
 def likelihood_term(student_ce_N: Tensor, teacher_ce_A: Tensor, stretches: Stretches) -> tuple[Tensor, Tensor]:
