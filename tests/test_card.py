@@ -197,7 +197,9 @@ def test_of_a_function(make_trainer, tmp_path, own_forgotten):
         """
         return (log_p - log_q).abs().mean(-1)
 
-    make_trainer(divergence=plain).create_model_card()
+    trainer = make_trainer(divergence=plain)
+    trainer.save_model()  # with its arguments, which a function of this test couldn't be among
+    trainer.create_model_card()
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(blocks(text, "yaml")[0])["divergence"] == "plain"
     assert "Somebody, [arXiv 2404.02657]" in text and "author        = {Wu, Taiqiang and others}" in text

@@ -26,7 +26,6 @@ from .vocabularies.options import VocabularyOptions
 
 logger = logging.get_logger(__name__)
 
-_NAMES_OF_FUNCTIONS = ("divergence", "kd_temperature_rule")  # for which a function may be given
 _SET_BY_TRAINING = {"teacher_model_name_or_path"}  # to what `from_pretrained` takes
 
 
@@ -90,9 +89,9 @@ class KDConfig(
 
     def __post_init__(self):
         self._teacher: str | None = None  # what the teacher is called, as the trainer finds it
-        self._given = {field.name: getattr(self, field.name) for field in _not_at_default(self)}
         self.divergence = divergence_name(self.divergence)
         self.kd_temperature_rule = rule_name(self.kd_temperature_rule)
+        self._given = {field.name: getattr(self, field.name) for field in _not_at_default(self)}
         check_types(self, SFTConfig)  # first: what follows compares
         # TRL sets its default under the old name, for which transformers would warn whatever the user does
         for old, new in (
@@ -148,8 +147,7 @@ class KDConfig(
         """The options that were given, or set since: what another configuration is made of to be as this one."""
         names = {field.name for field in dataclasses.fields(self)} & self._made.keys() - _SET_BY_TRAINING
         changed = {name: getattr(self, name) for name in names if getattr(self, name) != self._made[name]}
-        functions = {name: getattr(self, name) for name in _NAMES_OF_FUNCTIONS if name in self._given}
-        return {**self._given, **functions, **changed}
+        return {**self._given, **changed}
 
     def describe(self) -> str:
         """What the student minimises, in a line: divergence, temperature of both sides, rescale, share of the KD."""
