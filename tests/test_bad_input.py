@@ -775,6 +775,7 @@ def test_files_whose_columns_differ(tmp_path):
         ("cache", "output_dir", "file"),
         ("evaluate", "output", "file/results.json"),
         ("evaluate", "output", "folder"),
+        ("report", "output_dir", "file"),
         ("diagnose", "output", "/proc/no/table.csv"),
         ("sweep", "results_dir", "file/results"),
         ("tune", "results_dir", "/proc/results"),
@@ -789,7 +790,8 @@ def test_an_output_that_cannot_be_written(command, tmp_path, name, option, path)
     (tmp_path / "out").symlink_to("/proc/nowhere")
     given = tmp_path / path
     line = command(name, **{option: str(given)}, **({} if name == "report" else {"dataset_name": "tiny"}))
-    assert f"cannot write to {given} (--{option}): " in line
+    before = {("cache", "output"), ("sweep", "results_dir"), ("tune", "results_dir")}  # what `output_dir` was called
+    assert f"cannot write to {given} (--{'output_dir' if (name, option) in before else option}): " in line
     assert not Path("/proc/results").exists()
 
 

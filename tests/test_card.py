@@ -6,6 +6,7 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from datasets import DatasetDict
@@ -115,9 +116,9 @@ def test_in_python(make_trainer, make_model, tmp_path):
     trainer = make_trainer(
         student, kwargs={"peft_config": LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")},
         model_init_kwargs=None, teacher_model_init_kwargs=None, push_to_hub=False, hub_token="hf_secret",
-        kd_temperature=1.0, optim="sgd", kd_temperature_schedule="linear", kd_temperature_final=2.0,
+        kd_temperature=1.0, optim="sgd", kd_temperature_schedule="linear", kd_temperature_final=2.0, max_length=None,
     )  # fmt: skip
-    trainer.args.weight_decay = 0.25  # after the configuration was made
+    trainer.args.weight_decay = np.float64(0.25)  # after the configuration was made
     trainer.train()
     trainer.save_model()
     trainer.create_model_card(model_name="mine", dataset_name="somebody/data", tags="more")
@@ -130,9 +131,20 @@ def test_in_python(make_trainer, make_model, tmp_path):
     (recipe,) = blocks(text, "yaml")
     found = yaml.safe_load(recipe)
     assert found["weight_decay"] == 0.25 and found["optim"] == "sgd" and found["lora_r"] == 4
+    assert found["max_length"] is None and found["dataset_name"] == "somebody/data"
     assert "secret" not in text and str(tmp_path) not in text
     _, args, model, _ = parsed(recipe, tmp_path)
-    assert args.kd_temperature_final == 2.0 and model.lora_target_modules == "q_proj"
+    assert args.kd_temperature_final == 2.0 and args.max_length is None and model.lora_target_modules == "q_proj"
+
+
+def test_what_yaml_can_not_say(make_trainer, tmp_path, monkeypatch):
+    trainer = make_trainer()
+    given = {"model_init_kwargs": {"quantization_config": object()}, "teacher_model_init_kwargs": {"dtype": "float32"}}
+    monkeypatch.setattr(trainer.args, "_given", {**trainer.args._given, **given})
+    trainer.create_model_card()
+    (recipe,) = blocks((tmp_path / "out" / "README.md").read_text(encoding="utf-8"), "yaml")
+    assert recipe.startswith("# Left out, as YAML can't say it: model_init_kwargs\n")
+    assert parsed(recipe, tmp_path)[1].teacher_model_init_kwargs == {"dtype": "float32"}
 
 
 def test_of_a_server(make_trainer, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from ._version import __version__
 from .citation import bibtex, credits_of
 from .compat import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 from .files import write_atomically
-from .run_recipe import is_on_the_hub, public_name, recipe_of, recipe_text
+from .run_recipe import is_on_the_hub, public_name, recipe_of
 from .teachers.several_options import TeacherSpec
 
 
@@ -71,7 +71,7 @@ def write_card(trainer: Any, model_name: str | None, dataset_name: Any, tags: An
         _links(),
         f"With [TRL](https://github.com/huggingface/trl) and trl_tempkd {__version__}: `trl-tempkd distill --config` "
         "takes this recipe. Names of folders and files are those of the machine that it ran on.",
-        _fenced("yaml", recipe_text(recipe_of(trainer))),
+        _fenced("yaml", recipe_of(trainer, data[0] if len(data) == 1 else None)),
         "Versions: "
         + ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "torch", "datasets"))
         + ".",

@@ -195,7 +195,8 @@ def _not_at_default(options: Any) -> Iterator[dataclasses.Field]:
     for field in dataclasses.fields(options):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         value = getattr(options, field.name)
-        if field.init and value != default and not (default == "no" and value is False):  # as the parser reads "no"
+        parsed = value in (None, False) and default in ("", "no")  # what the command line makes of such a default
+        if field.init and value != default and not parsed:
             yield field
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from enum import Enum
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 import yaml
 from peft import LoraConfig, PeftModel
 
+from .divergences import DIVERGENCES
 from .extensions import KEY, source_of
-from .objectives import OBJECTIVES
-from .own import DIVERGENCES, TEMPERATURE_RULES
+from .temperature_rules import TEMPERATURE_RULES
 from .tiny import TINY_MODELS, tiny_model_path
 
 
@@ -58,39 +59,46 @@ def is_on_the_hub(name: Any) -> bool:
     return public_name(text) == text and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text)) and not os.path.exists(text)
 
 
-def recipe_of(trainer: Any) -> dict[str, Any]:
+def recipe_of(trainer: Any, dataset_name: str | None = None) -> str:
     """
     What `trl-tempkd distill --config` takes to train as a trainer does: the options that were given.
 
     Args:
         trainer ([`TemperatureKDTrainer`]): it. What the command line was given beside its configuration, it knows.
+        dataset_name (`str`, *optional*): the data, where the trainer was given the rows themselves.
 
     Returns:
-        `dict[str, Any]`: by the names of the options, as YAML has them.
+        `str`: YAML, with a comment on what it can't say.
     """
-    args, parts = trainer.args, trainer.parts
+    args = trainer.args
     found: dict[str, Any] = {}
-    for part in parts:
-        found |= {name: getattr(part, name) for name in _changed(part)}
-    if not parts:
+    if trainer.parts:
+        for part in trainer.parts:
+            found |= {name: getattr(part, name) for name in _changed(part)}
+    else:
         model = trainer.accelerator.unwrap_model(trainer.model)
-        found["model_name_or_path"] = model.config._name_or_path or None
-        found |= _adapter(model)
-    given = args.given()
-    found |= {"teacher_model_name_or_path": None} if args.teachers is None else {}
-    found |= given
-    if "teacher_model_name_or_path" in found and not found["teacher_model_name_or_path"] and not args.teacher_cache:
-        found["teacher_model_name_or_path"] = None if args.teacher_server_url else trainer.teacher.name
-    functions = [DIVERGENCES.get(args.divergence), TEMPERATURE_RULES.get(str(args.kd_temperature_rule))]
-    own = [source_of(of) for of in functions if of is not None and args.divergence not in OBJECTIVES]
-    files = dict.fromkeys(Path(of[0]).name for of in own if of is not None and of[0] is not None)
-    recipe = {KEY: list(files)} if files else {}
-    recipe |= {name: _plain(name, value) for name, value in found.items() if name not in _PRIVATE}
-    return {name: value for name, value in recipe.items() if value is not None and value is not _NOT_PLAIN}
+        named = {"model_name_or_path": model.config._name_or_path, "dataset_name": dataset_name}
+        found = {name: value for name, value in named.items() if value} | _adapter(model)
+    elsewhere = args.teachers is not None or args.teacher_cache is not None or args.teacher_server_url is not None
+    if args.teacher_model_name_or_path is None and not elsewhere and trainer.teacher.name:
+        found["teacher_model_name_or_path"] = trainer.teacher.name
+    found |= args.given()
+    plain = {name: _plain(name, value) for name, value in found.items() if name not in _PRIVATE}
+    left_out = [name for name, value in plain.items() if value is _NOT_PLAIN]
+    recipe = {KEY: files} if (files := _own_files(args)) else {}
+    recipe |= {name: value for name, value in plain.items() if name not in left_out}
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=110).rstrip()
+    return f"# Left out, as YAML can't say it: {', '.join(left_out)}\n{text}" if left_out else text
 
 
-def recipe_text(recipe: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=110).rstrip()
+def _own_files(args: Any) -> list[str]:
+    """Names of the files that register what the run has used and the library hasn't."""
+    entries = args.teachers or []
+    divergences = [args.divergence, *(entry.get("divergence") for entry in entries)]
+    functions = [DIVERGENCES.get(str(name)) for name in divergences]
+    functions.append(TEMPERATURE_RULES.get(str(args.kd_temperature_rule)))
+    own = [source_of(function) for function in functions if function is not None]
+    return list(dict.fromkeys(Path(of[0]).name for of in own if of is not None and of[0] is not None))
 
 
 def _changed(part: Any) -> Iterable[str]:
@@ -123,11 +131,15 @@ def _plain(name: str, value: Any) -> Any:
         return str(value).removeprefix("torch.")
     if isinstance(value, Path | str):
         return _without_place(name, str(value))
-    if isinstance(value, bool | int | float | None):
+    if isinstance(value, bool | None):
         return value
+    if isinstance(value, Integral):  # NumPy's too
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
     if isinstance(value, Mapping):
         parts = {str(key): _plain(str(key), of) for key, of in value.items() if not _is_secret(str(key), of)}
-        return _NOT_PLAIN if _NOT_PLAIN in parts.values() else parts
+        return _NOT_PLAIN if any(each is _NOT_PLAIN for each in parts.values()) else parts
     if isinstance(value, list | tuple | set | frozenset):
         ordered = sorted(value, key=str) if isinstance(value, set | frozenset) else value
         items = [_plain(name, each) for each in ordered]
