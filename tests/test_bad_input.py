@@ -775,7 +775,6 @@ def test_files_whose_columns_differ(tmp_path):
         ("cache", "output_dir", "file"),
         ("evaluate", "output", "file/results.json"),
         ("evaluate", "output", "folder"),
-        ("report", "output_dir", "file"),
         ("diagnose", "output", "/proc/no/table.csv"),
         ("sweep", "results_dir", "file/results"),
         ("tune", "results_dir", "/proc/results"),
