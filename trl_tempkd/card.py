@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The card of a distilled model: what was made of what, how to use it, how close it came, and the recipe."""
 
+import json
 import os
 import re
 import sys
@@ -153,7 +154,7 @@ def _snippet(trainer: Any, folder: Path) -> str:
     if trainer.processing is not None:
         return (
             "from PIL import Image\nfrom transformers import pipeline\n\n"
-            f'generator = pipeline("image-text-to-text", model={model!r})\n'
+            f'generator = pipeline("image-text-to-text", model={json.dumps(model)})\n'
             'image = Image.new("RGB", (224, 224), "white")  # yours\n'
             'content = [{"type": "image", "image": image}, {"type": "text", "text": "What is to be seen?"}]\n'
             'messages = [{"role": "user", "content": content}]\n'
@@ -164,7 +165,7 @@ def _snippet(trainer: Any, folder: Path) -> str:
     asked = '[{"role": "user", "content": "What is a moon?"}]' if chat else '"The moon is"'
     return (
         "from transformers import pipeline\n\n"
-        f'generator = pipeline("text-generation", model={model!r})\n'
+        f'generator = pipeline("text-generation", model={json.dumps(model)})\n'
         f"output = generator({asked}, max_new_tokens=64, return_full_text=False)[0]\n"
         'print(output["generated_text"])'
     )
