@@ -165,6 +165,45 @@ def test_of_a_server(make_trainer, tmp_path, monkeypatch):
     assert yaml.safe_load(blocks(text, "yaml")[0])["teacher_server_url"] == "http://localhost:8000"
 
 
+@pytest.mark.parametrize(
+    ("fields", "said", "paper"),
+    [
+        ({"teacher_cache": "/data/me/cache"}, "from `big`, whose target was stored before", None),
+        (
+            {"vocabulary_alignment": "uld", "alm_weight": 0.1},
+            "from `big`, which has another tokenizer (compared by `uld`)",
+            "2402.12030",
+        ),
+        ({"teacher_model_name_or_path": "student_ema"}, "from an average of itself", "2601.19897"),
+        ({"seq_kd": True}, "on text of the teacher's", None),
+        ({"lmbda": 0.5, "replay_size": 4}, "on the student's own text in 50% of the steps", "2402.03898"),
+    ],
+)
+def test_of_other_kinds(make_trainer, tmp_path, monkeypatch, fields, said, paper):
+    trainer = make_trainer()
+    monkeypatch.setattr(type(trainer.teacher), "name", "/data/me/big")
+    for name, value in fields.items():
+        monkeypatch.setattr(trainer.args, name, value)
+    monkeypatch.setattr(trainer.args, "_given", {**trainer.args._given, **fields})
+    trainer.create_model_card()
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert said in text and "/data/me" not in text and (paper is None or f"[arXiv {paper}]" in text)
+    recipe = yaml.safe_load(blocks(text, "yaml")[0])
+    assert {name: recipe[name] for name in fields} == {
+        **fields,
+        **{k: "cache" for k in fields if k == "teacher_cache"},
+    }
+
+
+def test_of_a_model_that_sees(make_trainer, tmp_path, monkeypatch):
+    trainer = make_trainer()
+    monkeypatch.setattr(trainer, "processing", object())
+    trainer.create_model_card()
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert ModelCard(text).data.pipeline_tag == "image-text-to-text" and '"type": "image"' in text
+    compile(blocks(text, "python")[0], "card", "exec")
+
+
 def test_of_several_teachers(make_trainer, tmp_path, monkeypatch):
     trainer = make_trainer()
     entries = [
