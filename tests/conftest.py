@@ -2,6 +2,8 @@
 """Tiny random models, a tokenizer and data sets, all made here: the tests need no network and no download."""
 
 import os
+import shutil
+import tempfile
 
 
 # Before the libraries are imported. Offline turns off TRL's telemetry too.
@@ -9,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # it warns once, of whichever test imports it first
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # of this process
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser):
     parser.addoption("--rounding", type=float, default=0.0, help="share by which fp32 results are off: rounding.py")
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(os.environ["TRACKIO_DIR"], ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -108,7 +108,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same(run, monkeypatch, tmp_path):
 
 def test_another_run_is_refused_in_its_folder(run, tmp_path):
     run()
-    with pytest.raises(UsageError, match=r"other settings \(temperature\): give another --output, or --overwrite"):
+    with pytest.raises(UsageError, match=r"other settings \(temperature\): give another --output_dir, or --overwrite"):
         run(temperature=0.5)
     with pytest.raises(UsageError, match=r"other settings \(rows, fingerprint\)"):
         run(ROWS[:1])

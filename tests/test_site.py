@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The documents build into a site, and links that lead nowhere are errors."""
 
+import html
 import os
 import re
 import shutil
@@ -72,3 +73,20 @@ def test_a_broken_link_is_an_error(tmp_path, link, says):
     assert says in done.stdout + done.stderr
     (tmp_path / "docs/page.md").write_text("# Page\n\n[x](index.md) [R](../README.md)\n", encoding="utf-8")
     assert build(tmp_path, tmp_path / "site").returncode == 0
+
+
+def test_the_public_names(site):
+    """Each has its place, with its docstring read: no section, list or reference of its style is left as it was."""
+    import trl_tempkd
+
+    text = (site / "api/index.html").read_text(encoding="utf-8")
+    page = html.unescape(text.split("<article")[1].split("</article>")[0])
+    for name in trl_tempkd.__all__:
+        assert f'<h2 id="{name.lower()}"><code>{name}</code>' in page, name
+    assert 'id="kdconfigto_dict"' in page and 'id="temperaturekdtrainertrain"' in page
+    shown = re.sub(r"<pre.*?</pre>", "", page, flags=re.DOTALL)
+    assert not re.search(r"\[(<code>|`)~?[\w.]+|^\s*(Args|Returns|Raises):\s*$", shown, re.MULTILINE)
+    assert '<a href="#kdconfig"><code>KDConfig</code></a>' in page
+    for entry in ("student_hidden, teacher_hidden", "kd_temperature_rescale", "teacher_model", "layers"):
+        assert f"<li><strong>{entry}</strong> (" in re.sub(r"<p>(?=<strong>)", "", shown), entry
+    assert "adaptive_kl" in shown and "token_adaptive" in shown and "minillm" in shown

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from datasets import Dataset
+from transformers.integrations import WandbCallback
 from vision_models import processor_of, rows, vision_model
 
 from trl_tempkd import TemperatureKDTrainer, kd_loss
@@ -169,8 +170,9 @@ def test_trackers_are_shown_the_images(train, monkeypatch):
     trainer = train(vision_model("gemma3"), vision_model("gemma3", 1), log_completions=True)
     monkeypatch.setitem(sys.modules, "wandb", wandb)  # a stand-in, which nothing may look for as a package
     trainer.rollouts([trainer.data_collator(list(trainer.train_dataset))], 0, 0.0)
-    trainer.args.report_to = ["wandb"]
-    trainer.rollouts.log_completions(1)
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: True)
+    trainer.add_callback(WandbCallback())
+    trainer.rollouts.log_completions(1, trainer.trackers)
     assert list(sent[0]["completions"]["images"]) == [[row.size for row in each["images"]] for each in rows()]
 
 

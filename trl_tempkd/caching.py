@@ -90,7 +90,7 @@ def build(
     check_started(training_args)
     check(args, script_args, training_args, model_args, dataset_args)
     folder = str(args.output)
-    with written(folder), owned(folder, "--output") if training_args.process_index == 0 else nullcontext():
+    with written(folder), owned(folder, "--output_dir") if training_args.process_index == 0 else nullcontext():
         _build(args, script_args, training_args, model_args, dataset_args)
     end_group()
 
@@ -202,7 +202,7 @@ def check(
     if args.taus is not None and not all(0 < tau < float("inf") for tau in args.taus):
         raise UsageError(f"--taus must be positive and finite, got {' '.join(map(str, args.taus))}")
     if not args.output:
-        raise UsageError("no folder for the cache: give --output")
+        raise UsageError("no folder for the cache: give --output_dir")
     if training_args.generates:
         raise UsageError(
             "completions that are generated in training can't be cached: give --lmbda 0 --seq_kd false, or distil "
@@ -217,5 +217,5 @@ def check(
             f"--mode {args.mode} has some tokens of the teacher, and vocabulary_alignment "
             f"{training_args.vocabulary_alignment!r} pools all of them: give --mode hidden"
         )
-    check_writable(args.output, "--output")
+    check_writable(args.output, "--output_dir")
     training.check(script_args, training_args, model_args, dataset_args)

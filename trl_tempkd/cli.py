@@ -88,9 +88,9 @@ examples:
   trl-tempkd distill --config recipes/tiny/distill.yaml
   trl-tempkd distill --config recipes/qwen3/distill.yaml --kd_temperature 4 --divergence reverse_kl
   trl-tempkd distill --config recipes/qwen3/distill.yaml --accelerate_config zero2 --num_processes 4
-  trl-tempkd student --from tiny:teacher --layers 0 2 4 --output outputs/tiny-student
-  trl-tempkd cache --config recipes/tiny/distill.yaml --mode hidden --output outputs/tiny-cache
-  trl-tempkd generate --teacher_model_name_or_path tiny:teacher --dataset_name tiny --output outputs/tiny-written
+  trl-tempkd student --from tiny:teacher --layers 0 2 4 --output_dir outputs/tiny-student
+  trl-tempkd cache --config recipes/tiny/distill.yaml --mode hidden --output_dir outputs/tiny-cache
+  trl-tempkd generate --teacher_model_name_or_path tiny:teacher --dataset_name tiny --output_dir outputs/tiny-written
   trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd diagnose --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
   trl-tempkd sweep --config recipes/sweeps/tiny.yaml --workers 2

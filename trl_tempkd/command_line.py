@@ -64,13 +64,20 @@ class OneLineParser(argparse.ArgumentParser):
         sys.exit(complain(self.prog, message))
 
 
+# Where results go has one name. These are what it was called before, and are still taken
+OUTPUT, _BEFORE = "--output_dir", ("--output", "--results_dir")
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the examples, names types, and shows `--an_option` without its twin `--an-option`."""
+    """
+    Keeps the line breaks of the examples, names types, and shows `--an_option` without its twin `--an-option` and what
+    it was called before.
+    """
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if len(action.option_strings) > 1:
             action = copy.copy(action)
-            action.option_strings = [o for o in action.option_strings if "-" not in o.lstrip("-")]
+            action.option_strings = [o for o in action.option_strings if "-" not in o.lstrip("-") and o not in _BEFORE]
         return super()._format_action_invocation(action)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:

@@ -44,6 +44,8 @@ PRIVATE: dict[str, str] = {
     "is_vllm_available": "trl.import_utils.is_vllm_available",
     "print_prompt_completions_sample": "trl.trainer.utils.print_prompt_completions_sample",
     # Trackers
+    "get_comet_experiment_url": "trl.trainer.utils.get_comet_experiment_url",
+    "get_trackio_space_url": "trl.trainer.utils.get_trackio_space_url",
     "INTEGRATION_TO_CALLBACK": "transformers.integrations.INTEGRATION_TO_CALLBACK",
     "get_available_reporting_integrations": "transformers.integrations.get_available_reporting_integrations",
     # The launcher

@@ -1,25 +1,32 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The configuration of a distillation: everything of TRL's `SFTConfig`, plus divergence, temperature and teacher."""
 
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from transformers.utils import logging
 from trl import SFTConfig
 
+from .divergences import DIVERGENCES
 from .errors import UsageError
 from .losses.options import MemoryOptions
+from .objectives import OBJECTIVES
 from .objectives.options import DivergenceOptions, TemperatureOptions
 from .option_checks import check_dicts, check_types, strict
 from .option_groups import OptionGroup, assembled, check_groups, must, option
-from .own import divergence_name, rule_name
+from .own import completed, divergence_name, rule_name
 from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, SamplingOptions, VLLMOptions
 from .teachers.address import shown
 from .teachers.options import ServedTargetOptions, ServerOptions, TeacherOptions
+from .temperature_rules import TEMPERATURE_RULES
 from .vocabularies.options import VocabularyOptions
 
 
 logger = logging.get_logger(__name__)
+
+_SET_BY_TRAINING = {"teacher_model_name_or_path"}  # to what `from_pretrained` takes
 
 
 @dataclass
@@ -81,8 +88,10 @@ class KDConfig(
     """
 
     def __post_init__(self):
+        self._teacher: str | None = None  # what the teacher is called, as the trainer finds it
         self.divergence = divergence_name(self.divergence)
         self.kd_temperature_rule = rule_name(self.kd_temperature_rule)
+        self._given = {field.name: getattr(self, field.name) for field in _not_at_default(self)}
         check_types(self, SFTConfig)  # first: what follows compares
         # TRL sets its default under the old name, for which transformers would warn whatever the user does
         for old, new in (
@@ -102,6 +111,7 @@ class KDConfig(
         self.accelerator_config.dispatch_batches = False
         check_groups(self)
         self._check_trl()
+        self._made = {name: value for name, value in vars(self).items() if isinstance(value, bool | int | float | str)}
 
     def _check_trl(self) -> None:
         """Refuse options of SFT that have no meaning here, or another than the user would think."""
@@ -133,6 +143,12 @@ class KDConfig(
                 '`model_init_kwargs={"use_kernels": True}`.'
             )
 
+    def given(self) -> dict[str, Any]:
+        """The options that were given, or set since: what another configuration is made of to be as this one."""
+        names = {field.name for field in dataclasses.fields(self)} & self._made.keys() - _SET_BY_TRAINING
+        changed = {name: getattr(self, name) for name in names if getattr(self, name) != self._made[name]}
+        return {**self._given, **changed}
+
     def describe(self) -> str:
         """What the student minimises, in a line: divergence, temperature of both sides, rescale, share of the KD."""
         tau = str(self.kd_temperature)
@@ -152,8 +168,11 @@ class KDConfig(
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, as trackers get them: without a password in the addresses of servers."""
-        fields = super().to_dict()
+        """
+        The fields, as trackers get them: with every parameter of the divergence and of the rule, with the teacher's
+        name where the trainer was given a model, and without a password in the addresses of servers or a token.
+        """
+        fields = {name: _without_tokens(value) for name, value in super().to_dict().items()}
         for name in ("teacher_server_url", "teacher_server_generation_url"):
             if fields[name] is not None:
                 fields[name] = shown(fields[name])
@@ -162,4 +181,32 @@ class KDConfig(
                 {key: shown(value) if key == "server_url" else value for key, value in entry.items()}
                 for entry in fields["teachers"]
             ]
+        functions: dict[str, Any] = {"divergence_kwargs": (DIVERGENCES | OBJECTIVES)[self.divergence]}
+        if self.kd_temperature_rule is not None:
+            functions["kd_temperature_rule_kwargs"] = TEMPERATURE_RULES[self.kd_temperature_rule]
+        for name, function in functions.items():
+            fields[name] = completed(function, fields[name])
+        if self.teacher_model_name_or_path is None:
+            fields["teacher_model_name_or_path"] = self._teacher
         return fields
+
+
+def _not_at_default(options: Any) -> Iterator[dataclasses.Field]:
+    for field in dataclasses.fields(options):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = getattr(options, field.name)
+        parsed = value in (None, False) and default in ("", "no")  # what the command line makes of such a default
+        if field.init and value != default and not parsed:
+            yield field
+
+
+def _without_tokens(value: Any) -> Any:
+    """A value without what lets somebody into the Hub, wherever keyword arguments have it."""
+    if isinstance(value, list):
+        return [_without_tokens(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: f"<{str(key).upper()}>" if str(key).endswith("token") and isinstance(of, str) else _without_tokens(of)
+        for key, of in value.items()
+    }

@@ -195,6 +195,13 @@ def source_of(function: Callable[..., Any]) -> tuple[str | None, str | None] | N
     return _registered.get(function)
 
 
+def source_in(function: Callable[..., Any]) -> str:
+    """The first sentence behind `Source:` in the docstring of a divergence, an objective or a rule."""
+    paragraphs = [" ".join(part.split()) for part in (inspect.getdoc(function) or "").split("\n\n")]
+    source = next((text.removeprefix("Source: ") for text in paragraphs if text.startswith("Source: ")), "")
+    return re.split(r"(?<=\.) (?=[A-Z])", source)[0]
+
+
 def sources(registries: Mapping[str, Mapping[str, Callable[..., Any]]], options: Mapping[str, Any]) -> dict[str, str]:
     """
     What options of a run name that comes from somewhere else.

@@ -108,12 +108,12 @@ def check(args: GenerateConfig, script_args: "ScriptArguments") -> None:
     from .models import check_model, resolve_model
 
     if not args.output:
-        raise UsageError("no folder for the completions: give --output")
+        raise UsageError("no folder for the completions: give --output_dir")
     check_data(script_args, DatasetMixtureConfig())
     name = resolve_model(args.teacher_model_name_or_path, "teacher_model_name_or_path")
     if args.teacher_server_url is None:
         check_model(name, args.teacher_model_revision, args.trust_remote_code, "teacher_model_name_or_path")
-    check_writable(args.output, "--output")
+    check_writable(args.output, "--output_dir")
 
 
 def generate(args: GenerateConfig, script_args: "ScriptArguments") -> dict[str, Any]:
@@ -137,7 +137,7 @@ def generate(args: GenerateConfig, script_args: "ScriptArguments") -> dict[str, 
     accelerator = Accelerator(cpu=args.device == "cpu")
     folder = Path(str(args.output))
     main = accelerator.is_main_process
-    with written(folder), owned(folder, "--output") if main else nullcontext():
+    with written(folder), owned(folder, "--output_dir") if main else nullcontext():
         with accelerator.main_process_first():
             rows = load_rows(script_args, args.num_rows)
         pictured = bool(rows) and is_pictured(rows[0])
@@ -244,13 +244,15 @@ def _begin(folder: Path, about: dict[str, Any], rows: Sequence[Any], args: Gener
         other = [name for name in wanted if earlier.get(name) != wanted[name]]
         if other:
             raise UsageError(
-                f"{folder} holds completions with other settings ({', '.join(other)}): give another --output, or "
+                f"{folder} holds completions with other settings ({', '.join(other)}): give another --output_dir, or "
                 "--overwrite"
             )
         if (folder / DATA).exists():
             return []
     elif any(each.name == PARTS or not each.name.startswith(("_", ".")) for each in folder.iterdir()):
-        raise UsageError(f"{folder} has something else in it than completions: give another --output, or --overwrite")
+        raise UsageError(
+            f"{folder} has something else in it than completions: give another --output_dir, or --overwrite"
+        )
     _say_settings(folder, about, {})
     (folder / PARTS).mkdir(exist_ok=True)
     count = -(-len(rows) // _per_part(args))

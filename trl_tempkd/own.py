@@ -2,7 +2,7 @@
 """Divergences and temperature rules that others write: registered under a name, once what they give has been tried."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -61,6 +61,12 @@ def _taken_by(function: Callable[..., Any]) -> tuple[list[str], bool]:
     parameters = inspect.signature(function).parameters.values()
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return positional, any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters)
+
+
+def completed(function: Callable[..., Any], given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Parameters of a divergence, an objective or a rule: as they are given, and the defaults of the others."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(given or {})
 
 
 def _check_divergence(name: str, function: Callable[..., Tensor]) -> None:

@@ -125,3 +125,18 @@ def _sibling(path: Path) -> str:
         wanted, folder = folder.name, folder.parent
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     return did_you_mean(wanted, names)
+
+
+def output_file(folder: str | None, file: str, name: str) -> str:
+    """
+    The file that a command writes: by its usual name in `output_dir`, or as `output` says.
+
+    Raises:
+        [`UsageError`]: If both are given.
+    """
+    if folder is None:
+        return file
+    usual = str(Path(folder, name))
+    if file not in (name, usual):
+        raise UsageError(f"`output_dir` is {folder!r} and `output` {file!r}: give one of them, a folder or a file.")
+    return usual

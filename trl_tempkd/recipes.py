@@ -91,6 +91,8 @@ class RecipeParser(TrlParser):
         self._groups: dict[str, argparse._ArgumentGroup] = {}
         self._hints: dict[str, Any] = {}
         self._recipe = "the recipe"
+        self._keys: dict[str, str] = {}  # keys of a recipe by another name than their option's
+        self._before: set[str] = set()  # flags that meant two options before one of them got the other's name
         super().__init__(
             dataclass_types,
             prog=prog,
@@ -106,6 +108,23 @@ class RecipeParser(TrlParser):
         add_import_flag(self)
 
     error = OneLineParser.error
+
+    def call(self, dest: str, name: str) -> None:
+        """
+        Have an option called otherwise, its old name still taken: as a flag, and as a key of a recipe, where `name`
+        may be another option's. Then that is what the key goes on to mean.
+        """
+        action = next(action for action in self._actions if action.dest == dest)
+        other = next((action for action in self._actions if action.dest == name), None)
+        if other is None:
+            self._keys[name] = dest
+        else:
+            other.option_strings = [f"--training_{name}"]
+            self._option_string_actions[f"--training_{name}"] = other
+            self._before = {f"--{name}", f"--{dest}"}
+        new = [f"--{name}", f"--{name.replace('_', '-')}"]
+        action.option_strings = [*new, *action.option_strings]
+        self._option_string_actions |= dict.fromkeys(new, action)
 
     def _add_dataclass_arguments(self, dtype) -> None:
         hints = get_type_hints(dtype)
@@ -140,6 +159,10 @@ class RecipeParser(TrlParser):
         launcher = launcher_actions()
         for_launch: list[str] = []
         config.pop(KEY, None)  # its modules are imported already
+        for key, dest in self._keys.items():
+            if key in config and dest in config and config[key] != config[dest]:
+                self.error(f"{key} and {dest}, its old name, in {self._recipe}: leave one of them out")
+            config |= {dest: config.pop(key)} if key in config else {}
         for key, value in list(config.items()):
             if key in actions:
                 config[key] = self._checked(key, value, actions[key])
@@ -214,6 +237,8 @@ class RecipeParser(TrlParser):
             args = take_imports(sys.argv[1:] if args is None else args)
         except UsageError as error:
             self.error(str(error))
+        if self._before and self._before <= {arg.partition("=")[0] for arg in args}:  # as they were before
+            args = [arg.replace("--output_dir", "--training_output_dir", 1) for arg in args]
         # `--config=x` as `--config x`, which is the only form that TRL looks for.
         joined = ("--config=", "--accelerate_config=")
         args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith(joined) else [arg])]

@@ -12,8 +12,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from .accumulation import filled
 from .argument_checks import check_arguments, check_run
+from .card import CardTrainer
 from .checkpoints import ResumingTrainer
-from .citation import PAPER
 from .compat import ForwardRedirection, disable_dropout_in_model, get_config_model_id
 from .config import KDConfig
 from .data_checks import prepared as checked
@@ -30,6 +30,7 @@ from .rollouts import CARRIED, CarryingCollator, check_answers, make_rollouts, p
 from .routers import leave_routers, run_backbone, warn_of_none
 from .sharding import shard_own_layers
 from .teachers import make_teacher
+from .trackers import Trackers
 from .vision_data import columns_of, give_images
 
 
@@ -37,7 +38,7 @@ from .vision_data import columns_of, give_images
 _NAMES = {"kd": "kd_loss", "ce": "ce_loss", "agreement": "token_agreement", "aligned": "aligned_share"}
 
 
-class TemperatureKDTrainer(ResumingTrainer):
+class TemperatureKDTrainer(CardTrainer, ResumingTrainer):
     """
     Trainer for knowledge distillation with any divergence at any temperature.
 
@@ -92,8 +93,6 @@ class TemperatureKDTrainer(ResumingTrainer):
     _signature_columns: list[str]
 
     _tag_names: ClassVar[list[str]] = ["trl", "temperature-kd"]
-    _name = "temperature knowledge distillation"
-    _paper: ClassVar[dict[str, str]] = PAPER
 
     def __init__(
         self,
@@ -114,6 +113,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
         self._refuse_unsupported()
+        self.trackers = Trackers(self.callback_handler, str(args.output_dir))
 
         # The count that the loss is divided by must be the number of tokens it sees: the labels after the shift. Both
         # are guessed from the model's class otherwise, and GPT-2's gives the wrong answer.
@@ -134,6 +134,7 @@ class TemperatureKDTrainer(ResumingTrainer):
         student = partial(getattr, self, "model_wrapped")  # as it is at the time
         self.teacher.bind(student, self._tokenizer, self.accelerator)
         self.teacher_model = self.teacher.model  # as TRL's trainers call it
+        args._teacher = self.teacher.name
         parts = (self._tokenizer, self.accelerator, self._get_collator_with_removed_columns(self.data_collator))
         self.rollouts = make_rollouts(student, self.teacher, *parts, args, self.train_dataset, self.processing)
 
@@ -145,7 +146,6 @@ class TemperatureKDTrainer(ResumingTrainer):
         self._meter = Meter(self.accelerator, measures, relative)
         self.add_callback(LastStep())
         self.add_callback(AfterStep(self.teacher.step))
-        self._name = f"{self._name} ({args.describe()})"  # "trained with {_name}, a method introduced in {_paper}"
 
     def _refuse_unsupported(self) -> None:
         parallelism = self.accelerator.parallelism_config
@@ -265,6 +265,7 @@ class TemperatureKDTrainer(ResumingTrainer):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         # `loss` among them: the mean over tokens in place of the mean over batches
         metrics = {**self.step_loss.logs("eval"), **self._meter.means("eval")}
+        self.trackers.see("kd", metrics, metric_key_prefix)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
@@ -275,17 +276,19 @@ class TemperatureKDTrainer(ResumingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and "loss" in logs:  # the loop's own, on every rank
+            own = {*logs}
             seen, per_second = self._meter.speed()
             before = next((entry["num_tokens"] for entry in self.state.log_history[::-1] if "num_tokens" in entry), 0)
             # The loop's own `loss` stays: it is the mean over all steps since the last log
-            logs.update({name: value for name, value in self._meter.means("train").items() if name != "loss"})
-            logs.update(self.step_loss.logs("train"))
+            logs.update({**self._meter.means("train"), "loss": logs["loss"], **self.step_loss.logs("train")})
+            self.trackers.see("kd", logs.keys() - own)
             logs["num_tokens"] = before + seen // self.get_tp_size()
             logs["tokens_per_second"] = per_second / self.get_tp_size()
-            logs.update(self.rollouts.metrics())
+            logs.update(rollouts := self.rollouts.metrics())
+            self.trackers.see("rollouts", rollouts)
         super().log(logs, start_time)
         if self.model.training and self.args.log_completions:
-            self.rollouts.log_completions(self.state.global_step)
+            self.rollouts.log_completions(self.state.global_step, self.trackers)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

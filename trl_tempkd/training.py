@@ -67,6 +67,7 @@ def _train(
     set_verbosity()
     named = names_of(script_args, training_args, model_args, dataset_args)
     trainer = make_trainer(script_args, training_args, model_args, dataset_args, callbacks)
+    trainer.named, trainer.parts = named, (script_args, model_args, dataset_args)
     if prepare is not None:
         prepare(trainer)
     set_progress(trainer)
@@ -96,6 +97,7 @@ def _train(
         if is_verbose():
             trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    trainer.create_model_card()
     say(ending(trainer, named, metrics))
 
     if training_args.push_to_hub:

@@ -4,7 +4,7 @@ Write short instructions as conversations, and beside the reference answers thos
 
 ```bash
 python recipes/smollm2/prepare_other_tokenizer.py INSTRUCTIONS.jsonl FOLDER
-trl-tempkd generate --teacher_model_name_or_path MODEL --dataset_name FOLDER/rows --output FOLDER/written \\
+trl-tempkd generate --teacher_model_name_or_path MODEL --dataset_name FOLDER/rows --output_dir FOLDER/written \\
     --max_new_tokens 64 --only_stopped
 python recipes/smollm2/prepare_other_tokenizer.py INSTRUCTIONS.jsonl FOLDER
 ```

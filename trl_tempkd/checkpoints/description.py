@@ -2,9 +2,7 @@
 """What a run is: written into its checkpoints, and compared when one of them is resumed."""
 
 import dataclasses
-import inspect
 import json
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from ..errors import UsageError
 from ..fingerprint import row_hash
 from ..objectives import OBJECTIVES, own_sources
 from ..objectives.options import DivergenceOptions, TemperatureOptions
+from ..own import completed
 from ..parameters import parameter_hash
 from ..row_formats import CONTEXTS
 from ..teachers.several_options import TeacherSpec
@@ -91,10 +90,10 @@ def options_of(args: Any) -> dict[str, Any]:
     """What a configuration says of the target, before anything is loaded."""
     target = {name: getattr(args, name) for name in [*_OBJECTIVE, *_SOURCES, *(_SAMPLING if args.generates else [])]}
     divergence = OBJECTIVES.get(args.divergence) or DIVERGENCES[args.divergence]
-    target["divergence_kwargs"] = _completed(divergence, args.divergence_kwargs)
+    target["divergence_kwargs"] = completed(divergence, args.divergence_kwargs)
     if args.kd_temperature_rule is not None:
         rule = TEMPERATURE_RULES[args.kd_temperature_rule]
-        target["kd_temperature_rule_kwargs"] = _completed(rule, args.kd_temperature_rule_kwargs)
+        target["kd_temperature_rule_kwargs"] = completed(rule, args.kd_temperature_rule_kwargs)
     own = own_sources(target)
     if own:
         target["source"] = own
@@ -135,12 +134,6 @@ def compare(checkpoint: Path, description: dict[str, Any], insisting: bool) -> l
 
 def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set | frozenset) else str(value)
-
-
-def _completed(function: Callable[..., Any], given: dict[str, Any] | None) -> dict[str, Any]:
-    """Parameters as they are given, and the defaults of the others: naming a default changes nothing."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty} | (given or {})
 
 
 def sample_of(dataset: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ..errors import UsageError
 from ..objectives import StepLoss
 from ..rollouts import Rollouts
 from ..teachers import Teacher
+from ..trackers import Trackers
 from .description import compare, describe
 from .whole import (
     STATE,
@@ -26,6 +27,7 @@ from .whole import (
     find_checkpoint,
     problem_of,
     publish,
+    record_of,
     rotate,
     said,
     written_under,
@@ -45,6 +47,7 @@ class ResumingTrainer(SFTTrainer):
     step_loss: StepLoss
     rollouts: Rollouts
     teacher: Teacher
+    trackers: Trackers
     _description: dict[str, Any]  # what `describe` says, on the main process
     _aside: Path | None = None  # where the checkpoint that is being written is
 
@@ -70,6 +73,8 @@ class ResumingTrainer(SFTTrainer):
                 clear(Path(str(self.args.output_dir)))
                 self._description = describe(self)
                 found[0], found[2] = self._chosen(resume)
+                record = {} if found[0] is None else record_of(Path(found[0])) or {}
+                self.trackers.go_on(record.get("trackers", {}), record.get("step", 0))
             except UsageError as error:
                 found[1] = str(error)
         checkpoint, refusal, warnings = broadcast_object_list(found)
@@ -202,7 +207,8 @@ class ResumingTrainer(SFTTrainer):
             written, self._aside = self._aside / name, None
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            publish(written, run_dir / name, {"step": self.state.global_step, **self._description})
+            record = {"step": self.state.global_step, **self._description, "trackers": self.trackers.running()}
+            publish(written, run_dir / name, record)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_local_main_process and written.is_dir():  # a machine with a file system of its own
             written.rename(run_dir / name)

@@ -23,25 +23,26 @@ Beside these, every option of `trl-tempkd distill` is taken: --help_all lists th
 
 examples:
   # the pair of models that comes with the package, on a CPU: once the teacher, then a student at another temperature
-  trl-tempkd cache --config recipes/tiny/distill.yaml --mode hidden --output outputs/tiny-cache
+  trl-tempkd cache --config recipes/tiny/distill.yaml --mode hidden --output_dir outputs/tiny-cache
   trl-tempkd distill --config recipes/tiny/distill.yaml --teacher_cache outputs/tiny-cache --kd_temperature 4
 
   # 64 tokens a position in place of the hidden state, for the divergences and temperatures that they can serve
-  trl-tempkd cache --config recipes/tiny/distill.yaml --mode topk --k 64 --taus 1 2 4 --output outputs/tiny-topk
+  trl-tempkd cache --config recipes/tiny/distill.yaml --mode topk --k 64 --taus 1 2 4 --output_dir outputs/tiny-topk
   trl-tempkd distill --config recipes/tiny/distill.yaml --teacher_cache outputs/tiny-topk --divergence jsd
 
   # the teacher behind a server of last hidden states (docs/teachers.md), of which nothing but the head is read here
-  trl-tempkd cache --config recipes/tiny/served_exact.yaml --mode hidden --output outputs/tiny-served-cache
+  trl-tempkd cache --config recipes/tiny/served_exact.yaml --mode hidden --output_dir outputs/tiny-served-cache
 
   # one of several teachers (docs/teachers.md): its own rows, through its own model or server
-  trl-tempkd cache --config recipes/tiny/two_teachers.yaml --teacher short --output outputs/tiny-short
+  trl-tempkd cache --config recipes/tiny/two_teachers.yaml --teacher short --output_dir outputs/tiny-short
 
   # four GPUs, each with the teacher and a quarter of the data
-  trl-tempkd cache --config recipes/qwen3/distill.yaml --mode hidden --output outputs/qwen3-cache \\
+  trl-tempkd cache --config recipes/qwen3/distill.yaml --mode hidden --output_dir outputs/qwen3-cache \\
       --accelerate_config multi_gpu --num_processes 4"""
 
 
 def make_parser(prog: str | None = None) -> RecipeParser:
     parser = training_parser(prog, DESCRIPTION, EPILOG, first=(CacheArguments,))
     parser.ignored = ("teacher_cache",)  # where a training reads from: perhaps what is to be built
+    parser.call("output", "output_dir")  # the key of a recipe goes on to be the training's
     return parser

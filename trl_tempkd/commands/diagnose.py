@@ -29,7 +29,7 @@ examples:
   # other objectives and temperatures; the gradient in the student's parameters too, and how often it is clipped
   trl-tempkd diagnose --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher \\
       --dataset_name tiny --objectives forward_kl reverse_kl jsd --objective_kwargs '{"jsd": {"beta": 0.1}}' \\
-      --temperatures 1 2 4 --parameter_gradients --output outputs/diagnostics.csv
+      --temperatures 1 2 4 --parameter_gradients --output_dir outputs/gradients
 
   # models and held-out rows from the Hub
   trl-tempkd diagnose --model_name_or_path Qwen/Qwen3-0.6B --teacher_model_name_or_path Qwen/Qwen3-8B \\

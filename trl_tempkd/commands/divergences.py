@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..command_line import HelpFormatter, OneLineParser
-from ..extensions import source_of
+from ..extensions import source_in, source_of
 
 
 DESCRIPTION = """\
@@ -85,15 +85,13 @@ def describe(name: str, function: Callable) -> Row:
     Read a row off a function or a class: the definition is the first paragraph of the docstring, the source the first
     sentence of the paragraph `Source: ...`, and the parameters are the arguments that have a default.
     """
-    doc = re.sub(r"\[`~?(?:\w+\.)*(\w+)`\]", r"\1", inspect.getdoc(function) or "")
-    paragraphs = [" ".join(paragraph.split()) for paragraph in doc.split("\n\n")]
-    source = next((text.removeprefix("Source: ") for text in paragraphs if text.startswith("Source: ")), "")
-    source = re.split(r"(?<=\.) (?=[A-Z])", source)[0]
+    first = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
+    definition, source = (re.sub(r"\[`~?(?:\w+\.)*(\w+)`\]", r"\1", text) for text in (first, source_in(function)))
     if (own := source_of(function)) is not None:
         source = "; ".join(filter(None, [source, f"registered from {own[0] or 'a session of Python'}"]))
     found = inspect.signature(function).parameters.values()
     parameters = [f"{of.name}={of.default}" for of in found if of.default is not of.empty]
-    return Row(name, paragraphs[0] or "(without a docstring)", ", ".join(parameters), source)
+    return Row(name, definition or "(without a docstring)", ", ".join(parameters), source)
 
 
 def families() -> dict[str, list[Row]]:

@@ -24,7 +24,7 @@ EPILOG = """\
 examples:
   # the built-in student beside its teacher, on a CPU
   trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher \\
-      --dataset_name tiny --num_rows 64 --output runs/tiny.json
+      --dataset_name tiny --num_rows 64 --output_dir runs/tiny
 
   # a distilled model, or the folder of its LoRA adapter, on Dolly's instructions as in MiniLLM
   trl-tempkd evaluate --model_name_or_path runs/gpt2 --teacher_model_name_or_path openai-community/gpt2-xl \\

@@ -25,21 +25,21 @@ EPILOG = """\
 examples:
   # the pair of models that comes with the package: the teacher's text, then a student trained on it
   trl-tempkd generate --teacher_model_name_or_path tiny:teacher --dataset_name tiny --num_rows 200 \\
-      --output outputs/tiny-written
+      --output_dir outputs/tiny-written
   trl-tempkd distill --config recipes/tiny/distill.yaml --dataset_name outputs/tiny-written \\
       --do_eval false --eval_strategy no
 
   # four samples of each prompt, without those that didn't come to an end
   trl-tempkd generate --teacher_model_name_or_path Qwen/Qwen3-4B --dataset_name prompts.jsonl \\
-      --num_completions 4 --temperature 0.7 --max_new_tokens 512 --only_stopped --output outputs/written
+      --num_completions 4 --temperature 0.7 --max_new_tokens 512 --only_stopped --output_dir outputs/written
 
   # a teacher that vLLM serves: of its checkpoint the tokenizer alone is read here
   trl-tempkd generate --teacher_model_name_or_path Qwen/Qwen3-4B --teacher_server_url http://localhost:8000 \\
-      --dataset_name prompts.jsonl --output outputs/written
+      --dataset_name prompts.jsonl --output_dir outputs/written
 
   # two GPUs, each with the teacher and half of the rows
   trl-tempkd generate --teacher_model_name_or_path Qwen/Qwen3-4B --dataset_name prompts.jsonl \\
-      --output outputs/written --accelerate_config multi_gpu --num_processes 2"""
+      --output_dir outputs/written --accelerate_config multi_gpu --num_processes 2"""
 
 
 def main(args: GenerateConfig, script_args: "ScriptArguments") -> None:
@@ -62,4 +62,6 @@ def main(args: GenerateConfig, script_args: "ScriptArguments") -> None:
 def make_parser(prog: str | None = None) -> RecipeParser:
     from trl import ScriptArguments
 
-    return RecipeParser((GenerateConfig, ScriptArguments), prog=prog, description=DESCRIPTION, epilog=EPILOG)
+    parser = RecipeParser((GenerateConfig, ScriptArguments), prog=prog, description=DESCRIPTION, epilog=EPILOG)
+    parser.call("output", "output_dir")
+    return parser

@@ -30,7 +30,7 @@ examples:
   trl-tempkd report results/tiny --markdown docs/results/tiny.md
 
   # two sweeps on one page
-  trl-tempkd report results/tiny results/gpt2_dolly --output results/report.html"""
+  trl-tempkd report results/tiny results/gpt2_dolly --output_dir results/both"""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -46,15 +46,17 @@ def main(args: argparse.Namespace) -> int:
     from ..study.report.page import Section, render, verdicts_of
     from ..study.report.tidy import to_csv
 
-    if len(args.results_dirs) > 1 and not args.output:
-        raise UsageError("several folders: say with --output where their page goes")
-    output = Path(args.output or Path(args.results_dirs[0], "report.html"))
-    check_file_writable(output, "--output")
+    if len(args.results_dirs) > 1 and not (args.output or args.output_dir):
+        raise UsageError("several folders: say with --output_dir where their page goes")
+    output = Path(args.output or Path(args.output_dir or args.results_dirs[0], "report.html"))
+    check_file_writable(output, "--output" if args.output else "--output_dir")
     if args.markdown:
         check_file_writable(args.markdown, "--markdown")
     if args.png:
         check_writable(args.png, "--png")
-    sections = [Section(read(folder), f"s{i}") for i, folder in enumerate(args.results_dirs, start=1)]
+    given = [args.evaluations, *[[]] * len(args.results_dirs)]  # beside the first folder
+    folders = zip(args.results_dirs, given, strict=False)
+    sections = [Section(read(*each), f"s{i}") for i, each in enumerate(folders, start=1)]
     if args.hypotheses:
         declared = read_declared(args.hypotheses, args.hypotheses)
         sections = [replace(each, results=replace(each.results, hypotheses=declared)) for each in sections]
@@ -84,7 +86,13 @@ def make_parser(prog: str | None = None) -> OneLineParser:
     )
     parser.add_argument("results_dirs", nargs="+", metavar="RESULTS_DIR", help="folder of a sweep's results")
     parser.add_argument("--hypotheses", metavar="FILE", help="hypotheses to decide, in place of those of the recipe")
-    parser.add_argument("--output", help="the page (if left out: RESULTS_DIR/report.html)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--output_dir", metavar="DIR", help="folder of the page, report.html (if left out: RESULTS_DIR)"
+    )
+    where.add_argument("--output", metavar="FILE", help="the page itself, under another name")
+    help = "results of `trl-tempkd evaluate --lm_eval` to show too (those in the folders of cells are found)"
+    parser.add_argument("--evaluations", nargs="+", default=[], metavar="FILE", help=help)
     parser.add_argument("--markdown", metavar="FILE", help="the recommendation, decisions and scores as Markdown too")
     parser.add_argument("--png", metavar="DIR", help="folder for the main figures as PNG files")
     return parser

@@ -15,11 +15,11 @@ is where training starts, not a model to use."""
 EPILOG = """\
 examples:
   # every other layer of the built-in teacher, then its training
-  trl-tempkd student --from tiny:teacher --layers 0 2 4 --output outputs/tiny-student
+  trl-tempkd student --from tiny:teacher --layers 0 2 4 --output_dir outputs/tiny-student
   trl-tempkd distill --config recipes/tiny/distill.yaml --model_name_or_path outputs/tiny-student
 
   # half of the layers, the first and the last among them
-  trl-tempkd student --from Qwen/Qwen3-0.6B --num_layers 14 --output outputs/qwen3-14-layers"""
+  trl-tempkd student --from Qwen/Qwen3-0.6B --num_layers 14 --output_dir outputs/qwen3-14-layers"""
 
 
 def main(args: argparse.Namespace) -> None:
@@ -63,7 +63,14 @@ def make_parser(prog: str | None = None) -> OneLineParser:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--layers", type=int, nargs="+", help="numbers of the layers to keep, from 0 on")
     which.add_argument("--num_layers", type=positive, help="how many layers to keep, spread evenly")
-    parser.add_argument("--output", required=True, help="a folder that isn't there yet, or is empty")
+    parser.add_argument(
+        "--output_dir",
+        "--output",
+        dest="output",
+        metavar="DIR",
+        required=True,
+        help="a folder that isn't there yet, or is empty",
+    )
     parser.add_argument("--dtype", default="auto", help="of the weights: auto (the teacher's), float32, bfloat16, ...")
     parser.add_argument("--revision", help="of the teacher on the Hub")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the teacher")

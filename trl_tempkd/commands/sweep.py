@@ -35,7 +35,7 @@ a recipe (YAML), whose unknown keys are errors:
   tune_learning_rate: [5.0e-4, 1.0e-3]   # optional: for every cell the best, on rows left out of the training split
   keep_models: true                      # or false: finished cells keep their recipe and results, not their weights
   workers: 1                             # cells at a time on this machine
-  results_dir: results/name
+  output_dir: results/name
 
 examples:
   # what would run, with all its settings
@@ -102,7 +102,8 @@ def make_parser(prog: str | None = None) -> OneLineParser:
         prog=prog, description=DESCRIPTION, epilog=EPILOG, formatter_class=HelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", required=True, help="recipe of the sweep")
-    parser.add_argument("--results_dir", help="where results go, in place of the recipe's `results_dir`")
+    help = "folder of the results, in place of the recipe's `output_dir`"
+    parser.add_argument("--output_dir", "--results_dir", dest="results_dir", metavar="DIR", help=help)
     parser.add_argument("--dry_run", action="store_true", help="list the cells with their settings, and run nothing")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="this machine or a Ray cluster")
     parser.add_argument(

@@ -37,7 +37,7 @@ a recipe (YAML), whose unknown keys are errors:
   pruning: {method: median, eval_steps: 10}      # stop hopeless trials; or hyperband; leave it out for none
   trials: 20                             # in all, those of earlier calls among them
   seed: 0                                # of what is drawn
-  results_dir: results/name
+  output_dir: results/name
 
 examples:
   # the space, and the first settings that would be drawn
@@ -49,7 +49,7 @@ examples:
   # more trials on top of those that are there, two at a time
   trl-tempkd tune --config recipes/tune/tiny.yaml --trials 40 --workers 2
 
-RESULTS_DIR/best.yaml is then a recipe that trains with what was found on the whole training split."""
+OUTPUT_DIR/best.yaml is then a recipe that trains with what was found on the whole training split."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -101,7 +101,8 @@ def make_parser(prog: str | None = None) -> OneLineParser:
     parser.add_argument("--config", required=True, help="recipe of the study")
     parser.add_argument("--trials", type=positive, help="trials in all, in place of the recipe's `trials`")
     parser.add_argument("--workers", type=positive, help="trials at a time, in place of the recipe's `workers`")
-    parser.add_argument("--results_dir", help="where results go, in place of the recipe's `results_dir`")
+    help = "folder of the results, in place of the recipe's `output_dir`"
+    parser.add_argument("--output_dir", "--results_dir", dest="results_dir", metavar="DIR", help=help)
     parser.add_argument("--dry_run", action="store_true", help="show the space and the first settings; run nothing")
     parser.add_argument(
         "--gpus_per_trial",

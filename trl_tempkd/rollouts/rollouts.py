@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UsageError
 from ..files import whole_file
 from ..row_formats import CONTEXTS, PROMPTS, ROUTE, TEACHER_QUESTION
+from ..trackers import Trackers
 from ..vision import PICTURED, Pictured
 from ..vocabularies.translation import Translation
 from .options import RolloutOptions
@@ -300,10 +301,10 @@ class Rollouts:
             metrics["completions/clipped_ratio"] = of["clipped"] / of["rows"]
         return metrics
 
-    def log_completions(self, step: int) -> None:
+    def log_completions(self, step: int, trackers: Trackers) -> None:
         """Show and store what was generated last. Every rank must call."""
         images = [() if pictured is None else pictured.images for pictured in self.pictures]
-        log_samples(self.latest, self.tokenizer, self.accelerator, self.args, step, images)
+        log_samples(self.latest, self.tokenizer, self.accelerator, self.args, step, trackers, images)
         self.latest, self.pictures = [], []
 
     def _file(self, folder: str) -> Path:

@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..compat import print_prompt_completions_sample
 from ..files import whole_file
+from ..trackers import Trackers
 from ..vision import open_image, thumbnail, to_png
 from .options import RolloutOptions
 
@@ -28,11 +30,12 @@ def log_samples(
     accelerator: Accelerator,
     args: RolloutOptions,
     step: int,
+    trackers: Trackers,
     images: Sequence[tuple[Any, ...]] = (),
 ) -> None:
     """
-    Print prompts and their completions, write `output_dir/completions/completions_STEP.parquet`, and send them as a
-    table to Weights & Biases and Trackio, if they are in use.
+    Print prompts and their completions, write `output_dir/completions/completions_STEP.parquet`, and give the trackers
+    a table of them.
 
     Args:
         pairs (`list[tuple[list[int], list[int]]]`):
@@ -45,6 +48,8 @@ def log_samples(
             How many to print, and where to write.
         step (`int`):
             Number of optimizer steps so far.
+        trackers ([`Trackers`]):
+            Trackers of the trainer.
         images (`Sequence[tuple]`, *optional*):
             Images of each prompt, of which small copies are shown beside it.
     """
@@ -65,20 +70,12 @@ def log_samples(
     path = Path(str(args.output_dir)) / "completions" / f"completions_{step:05d}.parquet"
     with whole_file(path) as name:
         pyarrow.parquet.write_table(table, name)
-    if not {"wandb", "trackio"} & {*args.report_to}:
+    if not trackers.takes_tables():
         return
     frame = table.select(["step", "prompt", "completion"]).to_pandas()
     if args.log_unique_prompts:
         frame = frame.drop_duplicates(subset=["prompt"])
-    if "wandb" in args.report_to:
-        import wandb
-
-        if wandb.run is not None:
-            wandb.log({"completions": wandb.Table(dataframe=_with_images(frame, pictures, wandb))})
-    if "trackio" in args.report_to:
-        import trackio
-
-        trackio.log({"completions": trackio.Table(dataframe=_with_images(frame, pictures, trackio))})
+    trackers.show(step, frame, partial(_with_images, frame, pictures))
 
 
 def _with_images(frame: Any, pictures: list[list[bytes]], tracker: Any) -> Any:

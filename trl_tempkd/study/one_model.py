@@ -21,7 +21,7 @@ from ..errors import UsageError
 from ..files import write_atomically
 from ..fingerprint import fingerprint
 from ..models import load_model, load_processor, load_tokenizer, resolve_model
-from ..paths import check_file_writable, check_model_name, check_path
+from ..paths import check_file_writable, check_model_name, check_path, output_file
 from ..prompts import check_rows, hash_of, read_rows
 from ..teachers.live import check_vocabulary
 from ..teachers.own_pixels import own_processing
@@ -30,6 +30,9 @@ from ..vision_data import undecoded
 from .diversity import measure_curve
 from .evaluation import evaluate_model, prompt_tokens
 from .harness import check_tasks, run_tasks
+
+
+RESULTS = "results.json"
 
 
 @dataclass
@@ -86,10 +89,12 @@ class EvaluateConfig:
     )
     lm_eval_limit: int | None = field(default=None, metadata={"help": "Of each task the first rows only."})
     lm_eval_include_path: str | None = field(default=None, metadata={"help": "Folder with tasks of your own."})
-    output: str = field(default="results.json", metadata={"help": "File to write the results to."})
+    output_dir: str | None = field(default=None, metadata={"help": f"Folder of the results, {RESULTS} in it."})
+    output: str = field(default=RESULTS, metadata={"help": "The file itself, in place of one in `output_dir`."})
     overwrite: bool = field(default=False, metadata={"help": "Start again, whatever the file of the results holds."})
 
     def __post_init__(self):
+        self.output = output_file(self.output_dir, self.output, RESULTS)
         # A recipe may say `seeds: 10`
         self.seeds = [int(seed) for seed in (self.seeds if isinstance(self.seeds, list) else [self.seeds])]
         self.lm_eval = self.lm_eval if isinstance(self.lm_eval, list) else [self.lm_eval]
@@ -126,7 +131,7 @@ def evaluate(args: EvaluateConfig) -> dict[str, Any]:
         raise UsageError("no data set: give --dataset_name")
     check_path(args.dataset_name, "data set")
     output = Path(args.output)
-    check_file_writable(output, "--output")
+    check_file_writable(output, "--output_dir" if args.output_dir else "--output")
     if args.lm_eval:
         check_tasks(args.lm_eval, args.lm_eval_include_path)
     earlier = read_results(output) if output.exists() and not args.overwrite else None
@@ -238,6 +243,7 @@ def settings_of(
         "greedy",
         "temperatures",
         "output",
+        "output_dir",
         "overwrite",
         "device",
         "lm_eval",
@@ -290,13 +296,14 @@ def check_settings(earlier: dict[str, Any], settings: dict[str, Any], output: Pa
     other = [name for name in settings if earlier.get(name) != settings[name]]
     if other:
         raise UsageError(
-            f"{output} holds results with other settings ({', '.join(other)}): give another --output, or --overwrite"
+            f"{output} holds results with other settings ({', '.join(other)}): give another --output_dir, or "
+            "--overwrite"
         )
 
 
 def read_results(output: Path) -> dict[str, Any]:
     """The results that a file holds, or an error if it isn't one of ours."""
-    refusal = UsageError(f"{output} is there and holds no results: give another --output, or --overwrite")
+    refusal = UsageError(f"{output} is there and holds no results: give another --output_dir, or --overwrite")
     try:
         results = json.loads(output.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

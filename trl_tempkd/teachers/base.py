@@ -308,12 +308,17 @@ class Teacher(ABC):
 
     # What it is
 
+    @property
+    def name(self) -> str | None:
+        """What its model is called, as far as that is known: a name on the Hub or on a server, or a folder."""
+        return None
+
     def identity(self) -> dict[str, Any]:
         """
         Kind, name and identity, by which a resumed run finds that its teacher is another one. An identity that can't
         be known is `None`. A server's address and a folder's place may change between two starts.
         """
-        return {"kind": type(self).__name__, "name": None, "identity": None}
+        return {"kind": type(self).__name__, "name": self.name, "identity": None}
 
     def serves(
         self,

@@ -237,7 +237,9 @@ class CacheBuilder:
         if (self.folder / NAME).exists():
             Manifest.read(self.folder).check_same_build(self.manifest, self.folder)
         elif self.folder.exists() and any(not path.name.startswith((".", OWNER)) for path in self.folder.iterdir()):
-            raise UsageError(f"{self.folder} has something else in it than a teacher cache. Give another --output.")
+            raise UsageError(
+                f"{self.folder} has something else in it than a teacher cache. Give another --output_dir."
+            )
         todo, there = [], 0
         for split, described in self.manifest.splits.items():
             start = 0
@@ -260,7 +262,7 @@ class CacheBuilder:
         if need > free:
             raise UsageError(
                 f"The cache takes another {need / GIB:.3g} GiB in {self.folder}, where {free / GIB:.3g} GiB are free. "
-                "Give another --output, fewer rows or, if it is float32, --cache_dtype bfloat16."
+                "Give another --output_dir, fewer rows or, if it is float32, --cache_dtype bfloat16."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         if todo:

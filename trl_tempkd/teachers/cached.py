@@ -35,7 +35,7 @@ TOKENIZER = "tokenizer"  # folder of the teacher's, where that isn't the student
 POSITIONS = "teacher_positions"  # of what is stored, in the flattened batch
 PLACE = "teacher_cache_row"  # of a row with images: where it is in the cache
 
-REPAIR = "Run `trl-tempkd cache` again with the same --output: it makes anew what is damaged or missing."
+REPAIR = "Run `trl-tempkd cache` again with the same --output_dir: it makes anew what is damaged or missing."
 
 
 class CachedTeacher(Teacher):
@@ -239,9 +239,12 @@ class CachedTeacher(Teacher):
     def head(self) -> AbstractContextManager[Head | NoHead]:
         return nullcontext(self._head)
 
+    @property
+    def name(self) -> str | None:
+        return self.manifest.teacher_model_name_or_path
+
     def identity(self) -> dict[str, Any]:
-        manifest = self.manifest
-        return {"kind": "cache", "name": manifest.teacher_model_name_or_path, "identity": f"{manifest.seed:016x}"}
+        return {"kind": "cache", "name": self.name, "identity": f"{self.manifest.seed:016x}"}
 
 
 class CachedCollator:

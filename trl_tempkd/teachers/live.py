@@ -153,11 +153,15 @@ class LiveTeacher(Teacher):
             if isinstance(module, FSDPModule):
                 module.reshard()
 
+    @property
+    def name(self) -> str | None:
+        model = self._accelerator.unwrap_model(self.model)
+        return self._options.teacher_model_name_or_path or model.config._name_or_path
+
     def identity(self) -> dict[str, Any]:
         model = self._accelerator.unwrap_model(self.model)
-        name = self._options.teacher_model_name_or_path or model.config._name_or_path
         with self.active():
-            return {"kind": "model", "name": name, "identity": parameter_hash(model.parameters())}
+            return {"kind": "model", "name": self.name, "identity": parameter_hash(model.parameters())}
 
 
 def _shard(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:

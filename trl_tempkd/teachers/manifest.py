@@ -219,7 +219,7 @@ class Manifest:
         return f" What differs in how they were prepared: {', '.join(differing)}." if differing else ""
 
 
-_ANEW = "Give another --output, or delete the folder."
+_ANEW = "Give another --output_dir, or delete the folder."
 AGAIN = "Build a cache for this run, or leave `teacher_cache` unset to run the teacher itself."
 
 

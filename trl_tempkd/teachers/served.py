@@ -120,5 +120,9 @@ class ServedTeacher(AskedTeacher):
                 rest[place, i] = (partition + torch.log(-torch.expm1(mass))).float()
         return TopK(self._taus, self._size, *(part.to(device) for part in (ids, logits, rest)))
 
+    @property
+    def name(self) -> str | None:
+        return self.client.model
+
     def identity(self) -> dict[str, Any]:
-        return {"kind": "server", "name": self.client.model, "identity": None}
+        return {"kind": "server", "name": self.name, "identity": None}

@@ -104,8 +104,12 @@ class StatesTeacher(AskedTeacher):
     def head(self) -> AbstractContextManager[Head]:
         return nullcontext(self._head)
 
+    @property
+    def name(self) -> str | None:
+        return self.checkpoint
+
     def identity(self) -> dict[str, Any]:
-        return {"kind": "server", "name": self.checkpoint, "identity": parameter_hash([self._head.weight])}
+        return {"kind": "server", "name": self.name, "identity": parameter_hash([self._head.weight])}
 
 
 def _moved(head: Head, device: torch.device, dtype: torch.dtype) -> Head:

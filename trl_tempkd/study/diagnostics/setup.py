@@ -12,7 +12,7 @@ from ..._version import __version__
 from ...errors import UsageError
 from ...files import write_atomically
 from ...fingerprint import fingerprint
-from ...paths import check_file_writable
+from ...paths import check_file_writable, output_file
 from .callback import write_table
 from .logits import Plan
 from .models import collect, diagnose, measure_parameters
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, ScriptArguments
 
     from ...trainer import TemperatureKDTrainer
+
+
+TABLE = "diagnostics.csv"
 
 
 @dataclass
@@ -70,11 +73,13 @@ class DiagnoseArguments:
         },
     )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Norm beyond which a gradient counts as clipped."})
-    output: str = field(
-        default="diagnostics.csv", metadata={"help": "The table. The settings go into a .json beside."}
+    output_dir: str | None = field(
+        default=None, metadata={"help": f"Folder of the table, {TABLE}; the settings go into a .json beside."}
     )
+    output: str = field(default=TABLE, metadata={"help": "The table itself, in place of one in `output_dir`."})
 
     def __post_init__(self):
+        self.output = output_file(self.output_dir, self.output, TABLE)
         if isinstance(self.objective_kwargs, str):
             self.objective_kwargs = json.loads(self.objective_kwargs)
         kwargs = {} if self.objective_kwargs is None else self.objective_kwargs
@@ -103,7 +108,7 @@ class Measured(NamedTuple):
 def measure(args: DiagnoseArguments, script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") -> Measured:
     """Measure, and write the table and its settings."""
     assert not isinstance(args.objective_kwargs, str)
-    check_file_writable(args.output, "--output")
+    check_file_writable(args.output, "--output_dir" if args.output_dir else "--output")
     plan = Plan(args.objectives, args.temperatures, args.modes, args.objective_kwargs)
     output = Path(args.output)
     with TemporaryDirectory() as folder:

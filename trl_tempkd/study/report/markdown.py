@@ -33,6 +33,7 @@ def to_markdown(section: Section) -> str:
         "per byte and self-BLEU. `teacher` and `start` are the teacher and the student before training. p is that of "
         "the difference to the best condition in the first score, after Holm's correction.",
         scores(section),
+        *tasks(section),
         *(["## Asymmetry of the gradients", *section.reading] if section.reading else []),
         "## How to repeat it",
         *repeat(results),
@@ -56,6 +57,15 @@ def decisions(section: Section) -> list[str]:
         setting = ", ".join(f"{name} {name_of(value)}" for name, value in each.setting.items() if value is not None)
         rows.append((f"{each.hypothesis.name}: {each.hypothesis.says}", setting, f"**{each.outcome}**", each.sentence))
     return ["## Hypotheses", table(("hypothesis", "in", "outcome", "why"), rows)] if rows else []
+
+
+def tasks(section: Section) -> list[str]:
+    """What the LM evaluation harness measured, with its standard errors."""
+    rows, models = section.task_rows, section.task_models
+    if not rows:
+        return []
+    lines = [(each.task, each.metric, *map(each.said, models), each.rows, each.version) for each in rows]
+    return ["## LM evaluation harness", table(("task", "metric", *models, "rows", "version"), lines)]
 
 
 def scores(section: Section) -> str:

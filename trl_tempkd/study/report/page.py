@@ -21,6 +21,7 @@ from .recommendation import Recommendation, recommend, said
 from .results import Results
 from .samples import Samples, samples
 from .scores import Condition, conditions, deciding, ordered
+from .tasks import TaskRow, models_of, task_rows
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,21 @@ class Section:
         return samples(self.results)
 
     @property
+    def task_rows(self) -> list[TaskRow]:
+        return task_rows(self.results)
+
+    @property
+    def task_models(self) -> list[str]:
+        return models_of(self.results)
+
+    @property
     def figures(self) -> list[Figure]:
         found = [self.scores, self.diversity, *self.asymmetry, self.training, self.head_and_tail]
         return [figure for figure in found if figure is not None]
 
 
 def verdicts_of(section: Section) -> dict[str, Any]:
-    """What the page says, as JSON: the recommendation and every decision."""
+    """What the page says, as JSON: the recommendation, every decision, and what the harness measured."""
     found = section.recommendation
     return {
         "results": str(section.results.folder),
@@ -118,6 +127,7 @@ def verdicts_of(section: Section) -> dict[str, Any]:
             }
             for each in section.decisions
         ],
+        "lm_eval": section.results.evaluations,
     }
 
 

@@ -3,6 +3,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +60,8 @@ class Results:
             What a sweep with `select` has chosen.
         hypotheses (`list[dict]`, *optional*):
             What its recipe has declared.
+        evaluations (`dict[str, dict]`):
+            By model what `trl-tempkd evaluate --lm_eval` has measured of it, by task.
     """
 
     folder: Path
@@ -69,6 +72,7 @@ class Results:
     live: dict[str, list[dict[str, Any]]]
     selection: dict[str, Any] | None = None
     hypotheses: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -137,22 +141,28 @@ def divergence_of(factor: str | dict[str, Any]) -> str:
     return factor if isinstance(factor, str) else next(iter(factor))
 
 
-def read(folder: str | Path) -> Results:
+def read(folder: str | Path, evaluations: Sequence[str | Path] = ()) -> Results:
     """
     Read a folder of `trl-tempkd sweep`.
+
+    Args:
+        folder (`str` or `pathlib.Path`): it.
+        evaluations (`Sequence`, *optional*):
+            Further results of `trl-tempkd evaluate`: files, or folders with a `results.json`. Those in the folders of
+            cells are found.
 
     Raises:
         `ValueError`: If it is no such folder, or a file in it is not what a sweep has written.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}. Give the results_dir of a `trl-tempkd sweep`.")
+        raise UsageError(f"There is no folder {folder}. Give the output_dir of a `trl-tempkd sweep`.")
     cells = [_json(path, "settings", "scores", "hashes") for path in sorted(folder.glob("*.json"))]
     settings = {cell["name"]: cell["settings"] for cell in cells}
     for path in sorted(folder.glob("*/cell.json")):
         settings.setdefault(path.parent.name, _json(path, "name", "factors"))
     if not settings:
-        raise UsageError(f"{folder} has no cell of a sweep. Give the results_dir of a `trl-tempkd sweep`.")
+        raise UsageError(f"{folder} has no cell of a sweep. Give the output_dir of a `trl-tempkd sweep`.")
     return Results(
         folder,
         sorted(cells, key=lambda cell: _place(cell["settings"])),
@@ -169,7 +179,25 @@ def read(folder: str | Path) -> Results:
         },
         _json(path, "select", "objectives") if (path := path_of(folder)).is_file() else None,
         _json(path, "hypotheses")["hypotheses"] if (path := folder / HYPOTHESES).is_file() else [],
+        _evaluated(folder, evaluations),
     )
+
+
+def _evaluated(folder: Path, given: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in sorted(folder.glob("*/results.json")):
+        if tasks := _json(path, "settings").get("lm_eval"):
+            found[path.parent.name] = tasks
+    for place in given:
+        path = Path(place, "results.json") if Path(place).is_dir() else Path(place)
+        if not path.is_file():
+            raise UsageError(f"There is no {path}. Give the results of `trl-tempkd evaluate`.")
+        results = _json(path, "settings")
+        if not results.get("lm_eval"):
+            raise UsageError(f"{path} has nothing of the LM evaluation harness: evaluate with --lm_eval TASKS.")
+        name = str(results["settings"].get("model_name_or_path"))
+        found[name if name not in found else f"{name} ({path})"] = results["lm_eval"]
+    return found
 
 
 def _json(path: Path, *keys: str) -> dict[str, Any]:

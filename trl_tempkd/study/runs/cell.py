@@ -96,9 +96,9 @@ def finished(results_dir: Path, cell: Cell) -> dict[str, Any] | None:
                 if old != new:
                     raise UsageError(
                         f"{path} was reached with {key}: {old}, and the recipe now says {new}. Give another "
-                        "--results_dir, or delete the file to run the cell again."
+                        "--output_dir, or delete the file to run the cell again."
                     )
-        raise UsageError(f"{path} was reached with other settings. Give another --results_dir, or delete the file.")
+        raise UsageError(f"{path} was reached with other settings. Give another --output_dir, or delete the file.")
     return result
 
 
@@ -128,7 +128,7 @@ def check_same_rows(results_dir: Path, cell: Cell, fingerprints: dict[str, str])
                 raise UsageError(
                     f"{path} was reached on other rows: the fingerprint of its {name} rows is {before}, and now it "
                     f"would be {now}. The data has changed (that of `tiny` does with the installed packages). Give "
-                    "another --results_dir, or delete the file."
+                    "another --output_dir, or delete the file."
                 )
 
 

@@ -27,7 +27,8 @@ KEYS = (
     "tune_learning_rate",
     "keep_models",
     "workers",
-    "results_dir",
+    "output_dir",
+    "results_dir",  # its name before
     KEY,
 )
 MODES = ("both", "teacher")
@@ -99,13 +100,21 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         "tune_learning_rate": rates,
         "keep_models": bool(recipe.get("keep_models", True)),
         "workers": workers,
-        "results_dir": recipe.get("results_dir") or f"results/{Path(path).stem}",
+        "results_dir": output_dir_of(recipe, path),
     }
     for grid in grids_of(found):
         _check_grid(grid, f"`grid` in {path}")
     if found["select"] is not None:
         _check_select(found, f"`select` in {path}")
     return found
+
+
+def output_dir_of(recipe: dict[str, Any], path: str | Path) -> str:
+    """Where results go: `output_dir`, which was `results_dir` before."""
+    new, old = recipe.get("output_dir"), recipe.get("results_dir")
+    if new and old and new != old:
+        raise UsageError(f"{path} has `output_dir` {new!r} and `results_dir` {old!r}, its old name: leave one out.")
+    return str(new or old or f"results/{Path(path).stem}")
 
 
 def grids_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ def sweep(recipe: dict[str, Any], results_dir: Path, launcher: Launcher) -> Swep
     found, stage = read_cells(recipe)
     if launcher.kind == "ray":
         import_ray()
-    check_writable(results_dir, "--results_dir")
+    check_writable(results_dir, "--output_dir")
     check_data(found)
     if recipe["hypotheses"]:
         declared = {"hypotheses": recipe["hypotheses"]}

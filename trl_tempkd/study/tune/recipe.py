@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ...errors import UsageError
 from ...extensions import KEY
 from ...objectives import own_sources
-from ..sweep.grid import EVALUATION, check_keys, read_base, read_yaml, whole
+from ..sweep.grid import EVALUATION, check_keys, output_dir_of, read_base, read_yaml, whole
 from .space import Space, read_space
 
 
@@ -24,7 +24,8 @@ KEYS = (
     "trials",
     "seed",
     "workers",
-    "results_dir",
+    "output_dir",
+    "results_dir",  # its name before
     KEY,
 )
 SCORES: dict[str, Literal["minimize", "maximize"]] = {"eval_kl_tau1": "minimize", "rouge_l": "maximize"}
@@ -134,7 +135,7 @@ def read_tuning(path: str | Path) -> Tuning:
         trials=whole(recipe, "trials", 20, path),
         seed=whole(recipe, "seed", 0, path, least=0),
         workers=whole(recipe, "workers", 1, path),
-        results_dir=recipe.get("results_dir") or f"results/{Path(path).stem}",
+        results_dir=output_dir_of(recipe, path),
         path=str(path),
     )
 

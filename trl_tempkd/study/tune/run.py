@@ -49,7 +49,7 @@ def tune(tuning: Tuning, shown: str, launcher: Launcher) -> Store:
         launcher ([`~pool.Launcher`]):
             Where trials run.
     """
-    check_writable(shown, "--results_dir")
+    check_writable(shown, "--output_dir")
     folder = Path(shown).resolve()
     with written(folder):
         store = Store(folder, tuning)

@@ -185,5 +185,5 @@ def check_same(before: dict[str, Any], now: dict[str, Any], folder: Path, where:
             check_same(old, new, folder, f"{where}{key}.")
         raise UsageError(
             f"{folder / DATABASE} was made with {where}{key}: {old}, and the recipe now says {new}. Give another "
-            "--results_dir, or delete the folder."
+            "--output_dir, or delete the folder."
         )
