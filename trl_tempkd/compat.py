@@ -6,8 +6,11 @@ one. `tests/test_upstream.py` checks each, so that a new version of them that ha
 A name is imported when it is first asked for, since some commands need none of the large libraries.
 """
 
+import argparse
 import importlib
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,6 +63,33 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = PRIVATE[name].rpartition(".")
     return getattr(importlib.import_module(module), attribute)
+
+
+@contextmanager
+def single_process_started_by(start: Callable[[dict[str, str]], int]) -> Iterator[None]:
+    """Context in which `accelerate launch` starts a process without others by a function of its environment."""
+    launch: Any = importlib.import_module("accelerate.commands.launch")
+    by_accelerate = launch.simple_launcher
+
+    def simple_launcher(args: argparse.Namespace) -> None:
+        command, environment = launch.prepare_simple_launcher_cmd_env(args)
+        if status := start(environment):
+            raise subprocess.CalledProcessError(status, command)
+
+    launch.simple_launcher = simple_launcher
+    try:
+        yield
+    finally:
+        launch.simple_launcher = by_accelerate
+
+
+def leave_deepspeed_out() -> None:
+    """
+    Have accelerate look for DeepSpeed's models where that has been imported. It imports it for the look otherwise,
+    wherever it is installed, which takes half a second.
+    """
+    other: Any = importlib.import_module("accelerate.utils.other")
+    other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
 
 
 @contextmanager

@@ -2,13 +2,12 @@
 """A training as a process among others: it ends with its launcher, and has its output folder to itself."""
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from .files import Unwritable, clear, written
 from .locks import owned
@@ -19,14 +18,25 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
+def has_group() -> bool:
+    """Whether this process is in a group of torch's."""
+    import torch
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def end_group() -> None:
     """
     Destroy the process group, and let go of it, so that its threads end. One of gloo's that drops a tensor when Python
     is gone already would take the process with it, by SIGABRT.
     """
+    import torch
+
     if not torch.distributed.is_available():
         return
-    if torch.distributed.is_initialized():
+    if has_group():
+        # Gloo's threads need Python's lock to drop a tensor; who destroys the group waits for them, and has the lock
+        time.sleep(0.2)
         torch.distributed.destroy_process_group()
     group = torch.distributed.ProcessGroup
     # Functions of torch and DeepSpeed that are made while there is a group have it as a default, and None otherwise.

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .compat import leave_deepspeed_out
 from .errors import UsageError
-from .job import end_group, job
+from .job import end_group, has_group, job
 from .launch import check_started
+from .processes import freeze
 
 
 if TYPE_CHECKING:
@@ -47,6 +49,9 @@ def train(
             Called with the trainer before it trains.
     """
     check_started(training_args)
+    if not has_group():  # what has it as a default must be found by `end_group`
+        freeze()
+    leave_deepspeed_out()
     with job(training_args):
         _train(script_args, training_args, model_args, dataset_args, callbacks, prepare)
     end_group()
