@@ -41,7 +41,7 @@ def test_a_step_is_waited_for(monkeypatch, tmp_path):
     (tmp_path / "child.py").write_text(
         "import subprocess, sys\n"
         "below = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "print(below.pid, '{'loss': 2.0}')\n"
+        "print(below.pid, {'loss': 2.0})\n"
         "below.wait()\n"
     )
     seen = []

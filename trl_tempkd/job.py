@@ -18,25 +18,32 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-def has_group() -> bool:
-    """Whether this process is in a group of torch's."""
+def current_group() -> Any:
+    """The group of torch's that this process is in, or `None`."""
     import torch
 
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.group.WORLD
+    return None
 
 
-def end_group() -> None:
+def end_group(held: Any = None) -> None:
     """
     Destroy the process group, and let go of it, so that its threads end. One of gloo's that drops a tensor when Python
     is gone already would take the process with it, by SIGABRT.
+
+    Args:
+        held (*optional*):
+            The group as it was, if it may have been destroyed meanwhile. Who lets go of it last, be it with a trainer,
+            waits for its threads and has Python's lock, which these need to drop a tensor: they must be at rest then.
     """
     import torch
 
     if not torch.distributed.is_available():
         return
-    if has_group():
-        # Gloo's threads need Python's lock to drop a tensor; who destroys the group waits for them, and has the lock
-        time.sleep(0.2)
+    if held is not None or current_group() is not None:
+        time.sleep(0.5)
+    if current_group() is not None:
         torch.distributed.destroy_process_group()
     group = torch.distributed.ProcessGroup
     # Functions of torch and DeepSpeed that are made while there is a group have it as a default, and None otherwise.

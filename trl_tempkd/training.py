@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .compat import leave_deepspeed_out
 from .errors import UsageError
-from .job import end_group, has_group, job
+from .job import current_group, end_group, job
 from .launch import check_started
 from .processes import freeze
 
@@ -49,12 +49,13 @@ def train(
             Called with the trainer before it trains.
     """
     check_started(training_args)
-    if not has_group():  # what has it as a default must be found by `end_group`
+    group = current_group()
+    if group is None:  # else `end_group` looks for what has it as a default
         freeze()
     leave_deepspeed_out()
     with job(training_args):
         _train(script_args, training_args, model_args, dataset_args, callbacks, prepare)
-    end_group()
+    end_group(group)
 
 
 def _train(
