@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 
@@ -83,11 +84,15 @@ def single_process_started_by(start: Callable[[dict[str, str]], int]) -> Iterato
         launch.simple_launcher = by_accelerate
 
 
-def leave_deepspeed_out() -> None:
+def look_up_packages_once() -> None:
     """
-    Have accelerate look for DeepSpeed's models where that has been imported. It imports it for the look otherwise,
-    wherever it is installed, which takes half a second.
+    Have accelerate remember which packages are installed: it asks at every unwrapping of a model, several times a
+    step, and reads files each time. And have it look for DeepSpeed's models where that has been imported, rather than
+    import it for the look wherever it is installed, which takes half a second.
     """
+    imports: Any = importlib.import_module("accelerate.utils.imports")
+    if not hasattr(imports._is_package_available, "cache_info"):
+        imports._is_package_available = cache(imports._is_package_available)
     other: Any = importlib.import_module("accelerate.utils.other")
     other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .compat import leave_deepspeed_out
 from .errors import UsageError
 from .job import current_group, end_group, job
 from .launch import check_started
@@ -52,7 +51,6 @@ def train(
     group = current_group()
     if group is None:  # else `end_group` looks for what has it as a default
         freeze()
-    leave_deepspeed_out()
     with job(training_args):
         _train(script_args, training_args, model_args, dataset_args, callbacks, prepare)
     end_group(group)
