@@ -50,14 +50,19 @@ def say_stopped(prog: str, error: KeyboardInterrupt, again: str = "") -> int:
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """A library that handles signals for itself when it starts, as Ray does, has given them back at the end."""
+    """
+    A library that handles signals for itself when it starts, as Ray does, has given them back at the end. A fork that
+    ends inside keeps its own.
+    """
+    here = os.getpid()
     ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
     before = {number: signal.getsignal(number) for number in signal.valid_signals() if ours}
     try:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None and signal.getsignal(number) is not handler:  # None: one that isn't Python's
+            # None: one that isn't Python's
+            if handler is not None and signal.getsignal(number) is not handler and os.getpid() == here:
                 signal.signal(number, handler)
 
 
