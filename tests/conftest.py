@@ -13,20 +13,24 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # it warns once, of whichever test imports it first
 os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # of this process
 
+import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
-import datasets
 import pytest
-import torch
-from rounding import Rounding
-from standins import save_pair
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from trl_tempkd.processes import handlers_kept
+from trl_tempkd.processes import handlers_kept, uncollected
+
+
+with uncollected():
+    import datasets
+    import torch
+    from rounding import Rounding
+    from standins import save_pair
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 
 if TYPE_CHECKING:
@@ -46,6 +50,21 @@ def pytest_runtest_call(item):
     share = item.config.getoption("--rounding")
     with Rounding(share) if share else nullcontext(), handlers_kept():  # of signals, which the next test may ask for
         return (yield)
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that none is left over when the others are done."""
+    long = {item.path for item in items if item.get_closest_marker("distributed")}
+    items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """What is imported is no garbage. Every training collects some, and looks through all that is there each time."""
+    with uncollected():
+        found = yield
+    gc.freeze()
+    return found
 
 
 SENTENCES = [

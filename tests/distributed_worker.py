@@ -9,19 +9,24 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
-from datasets import load_from_disk
-from peft import LoraConfig
-from safetensors.torch import load_file
-from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoProcessor, TrainerCallback
+from trl_tempkd.processes import freeze, uncollected
 
-import trl_tempkd.objectives.several as several_module
-import trl_tempkd.objectives.step_loss as step_loss_module
-from trl_tempkd import KDConfig, TemperatureKDTrainer
-from trl_tempkd.checkpoints import find_checkpoint
+
+with uncollected():
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+    from datasets import load_from_disk
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+    from torch.distributed.tensor import DTensor
+    from transformers import AutoModelForCausalLM, AutoProcessor, TrainerCallback
+
+    import trl_tempkd.objectives.several as several_module
+    import trl_tempkd.objectives.step_loss as step_loss_module
+    from trl_tempkd import KDConfig, TemperatureKDTrainer
+    from trl_tempkd.checkpoints import find_checkpoint
+freeze()
 
 
 WRAPPERS = {"single": None, "ddp": "DistributedDataParallel", "fsdp2": "FSDP"}  # every other one is DeepSpeed

@@ -643,7 +643,7 @@ def command(monkeypatch, refused, tmp_path):
     def load(*args, **kwargs):
         raise Loaded
 
-    def launch(module, for_launch, for_script, use_cpu=False):
+    def launch(module, for_launch, for_script, use_cpu=False, work=None):
         name, *options = for_script
         module = importlib.import_module(f"trl_tempkd.commands.{name}")
         values, _, _ = module.make_parser("trl-tempkd").parse(options, launched=True)

@@ -534,7 +534,7 @@ def test_two_processes_build_what_one_builds(tmp_path, pair, prompt_dataset, mod
     launch = {"one": [], "two": "--accelerate_config multi_gpu --num_processes 2 --main_process_port 0".split()}
     for name, more in launch.items():
         process = start("cache", *arguments, "--mode", mode, "--output", str(tmp_path / name), *more)
-        said, _ = process.communicate(timeout=240)
+        said, _ = process.communicate(timeout=600)
         assert process.returncode == 0, said
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert len(list((tmp_path / "two").rglob("data-*.arrow"))) == 2  # one for each process

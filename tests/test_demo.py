@@ -3,10 +3,13 @@
 
 import importlib.util
 import json
-import subprocess
+import os
+import sys
+import time
 from io import StringIO
 from pathlib import Path
 
+import psutil
 import pytest
 from datasets import DatasetDict
 from rich.console import Console
@@ -14,7 +17,8 @@ from standins import save_pair
 
 from trl_tempkd.commands import distill
 from trl_tempkd.fingerprint import fingerprint
-from trl_tempkd.tiny import demo
+from trl_tempkd.processes import LAUNCHER
+from trl_tempkd.tiny import demo, jobs
 
 
 ROOT = Path(__file__).parent.parent
@@ -71,14 +75,17 @@ class TestTable:
 def in_process(tmp_path, make_model, tokenizer, prompt_dataset, monkeypatch):
     """`in_process(*options)` runs the demo on stand-ins in this process; `.ran` are the cells that it trained."""
 
-    def train(command, cwd, env):
-        at = command.index(str(demo.SCRIPT))
-        assert command[:2] == ["accelerate", "launch"]
-        options = ["--bf16", "false", "--use_cpu", "--disable_tqdm", "true", "--logging_steps", "1"]
-        values, _, _ = distill.make_parser().parse([*command[at + 1 :], *options], launched=True)
-        run.ran.append(Path(values[1].output_dir).name)
+    def here(left):
+        for job in left:
+            run.ran += [job.cell.name] if job.cell else []
+            jobs.do(job, os.getpid())
+
+    def distilled(name, options):
+        os.environ.pop(LAUNCHER)  # this process, which ends with nobody
+        options = [*options, "--bf16", "false", "--use_cpu", "true", "--disable_tqdm", "true", "--logging_steps", "1"]
+        values, _, _ = distill.make_parser().parse(options, launched=True)
+        assert name == "distill" and Path(values[1].output_dir).name == run.ran[-1]
         distill.main(*values)
-        return subprocess.CompletedProcess(command, 0)
 
     def run(*options: str) -> int:
         run.ran = []
@@ -89,9 +96,13 @@ def in_process(tmp_path, make_model, tokenizer, prompt_dataset, monkeypatch):
     fixed += ["--steps", "2"]
     run.rows = DatasetDict(train=prompt_dataset, test=prompt_dataset)
     monkeypatch.setattr(demo, "load_tiny_dataset", lambda: run.rows)
-    monkeypatch.setattr(demo, "GENERATION", {**demo.GENERATION, "max_new_tokens": 4})
-    monkeypatch.setattr(demo.subprocess, "run", train)
-    monkeypatch.setattr(demo.shutil, "which", lambda name: name)
+    for module in (demo, jobs):
+        monkeypatch.setattr(module, "GENERATION", {**jobs.GENERATION, "max_new_tokens": 4})
+    monkeypatch.setattr(demo, "run_jobs", here)
+    monkeypatch.setattr(jobs, "log_to", lambda path: None)
+    monkeypatch.setattr(jobs.rank, "main", distilled)
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
+    monkeypatch.setenv(LAUNCHER, "")  # which a job sets
     monkeypatch.chdir(ROOT)
     return run
 
@@ -136,17 +147,80 @@ def test_runs_and_goes_on(in_process, tmp_path, capsys, prompt_dataset):
     assert in_process.ran == CELLS
 
 
-def test_a_run_that_fails_stops_it(in_process, monkeypatch, capsys):
-    monkeypatch.setattr(demo.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 3))
+@pytest.fixture
+def three(tmp_path, monkeypatch):
+    """`three(work)`: three jobs in processes, whose work is a function of the job that gives a result."""
+
+    def run(work):
+        def do(job, launcher):
+            jobs.log_to(job.log)
+            os.write(1, b"what it says\n")  # not through what captures it here
+            result = work(job)
+            job.result.write_text(json.dumps({"label": job.label, "kl_tau1": 0.5, "seconds": 1.0, **(result or {})}))
+
+        monkeypatch.setattr(jobs, "do", do)
+        cells = [None, *demo.CELLS[:2]]
+        jobs.run_jobs(
+            [
+                jobs.Job(f"job {number}", "", "", cell, ["a", "command"], tmp_path / str(number), tmp_path, {})
+                for number, cell in enumerate(cells)
+            ]
+        )
+
+    monkeypatch.setattr(jobs, "USED", ())
+    monkeypatch.setattr(jobs, "freeze", lambda: None)
+    return run
+
+
+forks = pytest.mark.skipif(sys.platform != "linux", reason="its processes are forks of this one on Linux alone")
+
+
+@forks
+def test_jobs_are_processes(three, tmp_path, monkeypatch, capfd):
+    """As many at a time as there are cores, those that train first, and what they say is in their logs."""
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    started = time.monotonic_ns()
+    three(lambda job: {"at": [time.monotonic_ns(), os.getpid()]})
+    found = [json.loads((tmp_path / str(number) / "result.json").read_text())["at"] for number in range(3)]
+    assert started < found[1][0] < found[2][0] < found[0][0]
+    assert len({os.getpid(), *(pid for _, pid in found)}) == 4
+    assert all((tmp_path / str(number) / "output.log").read_text() == "what it says\n" for number in range(3))
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[:2] == ["job 1: $ a command", "job 1: 0.500 nats to the teacher, trained in 1 s; 2 left"]
+    assert lines[-1] == "job 0: 0.500 nats to the teacher; 0 left"
+
+
+@forks
+def test_a_run_that_fails_stops_it(three, tmp_path, monkeypatch, capfd):
+    """And ends the others, which are at work."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+
+    def work(job):
+        (tmp_path / f"{job.label}.pid").write_text(str(os.getpid()))
+        while job.label == "job 2" or not (tmp_path / "job 2.pid").exists():
+            time.sleep(0.01)
+        raise SystemExit(3)
+
+    with pytest.raises(jobs.DemoError, match="the run job 1 ended with exit status 3"):
+        three(work)
+    assert "what it says" in capfd.readouterr().err
+    assert not psutil.pid_exists(int((tmp_path / "job 2.pid").read_text()))
+
+
+def test_a_failure_is_one_line(in_process, monkeypatch, capsys):
+    def fail(left):
+        raise jobs.DemoError("the run forward KL, tau 1 ended with exit status 3")
+
+    monkeypatch.setattr(demo, "run_jobs", fail)
     assert in_process() == 1
-    assert "demo: error: the run forward_kl-tau1 ended with exit status 3" in capsys.readouterr().err
+    assert capsys.readouterr().err == "demo: error: the run forward KL, tau 1 ended with exit status 3\n"
 
 
 def test_an_interruption_is_one_line(in_process, monkeypatch, capsys):
-    def interrupted(*_, **__):
+    def interrupted(left):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo.subprocess, "run", interrupted)
+    monkeypatch.setattr(demo, "run_jobs", interrupted)
     assert in_process() == 130
     assert "goes on where it stopped" in capsys.readouterr().err
 
@@ -163,12 +237,6 @@ def test_errors_are_one_line(options, message, in_process, capsys):
     assert in_process(*options) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-
-
-def test_needs_accelerate(in_process, monkeypatch, capsys):
-    monkeypatch.setattr(demo.shutil, "which", lambda name: None)
-    assert in_process() == 1
-    assert "`accelerate` isn't on PATH" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", ["0", "-1", "many"])

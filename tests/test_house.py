@@ -71,7 +71,7 @@ STUDY_FLOORS = [
 ]
 STUDY_HEIGHT = {name: -floor for floor, names in enumerate(STUDY_FLOORS) for name in names}
 # Whoever makes or shows the built-in models stands at the top; loading them is at the bottom.
-PROGRAMS = {"tiny/demo.py", "tiny/train.py"}
+PROGRAMS = {"tiny/demo.py", "tiny/jobs.py", "tiny/train.py"}
 
 
 def tree_of(path: Path) -> ast.Module:

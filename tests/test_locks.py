@@ -193,7 +193,7 @@ def test_what_a_killed_training_has_left_is_deleted(tmp_path, make_config):
     )
     out = tmp_path / "out"
     out.mkdir()
-    subprocess.run([sys.executable, "-c", code, str(out)], timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(out)], timeout=600)
     left = [path.name for path in out.iterdir() if path.name.startswith(".tmp")]
     assert len(left) == 1
     for name in (".tmp_notes", ".tmpfolder"):

@@ -19,7 +19,7 @@ from trl_tempkd.processes import LAUNCHER, Stopped, stopped_by_signals
 
 
 ROOT = Path(__file__).parent.parent
-SECONDS = 20  # that a process may take to end
+SECONDS = 45  # that a process may take to end
 
 # A launcher, its worker, and what that has started; each writes its id
 LAUNCH = """
@@ -72,6 +72,81 @@ def test_a_worker_ends_with_a_launcher(program, told, ends, tmp_path):
     parent.stdout.close()
 
 
+# The work of a fork, and what is said of it. Each of the forks ends by itself, and the process behind them goes on
+FORKS = """
+import atexit, os, signal, sys
+from trl_tempkd.processes import run_in_fork, stopped_by_signals
+def end(by):
+    os.kill(os.getpid(), by)
+def fail():
+    raise ValueError("why")
+def read():
+    print(os.environ["OF_THE_FORK"], "HOME_ALONE" in os.environ, flush=True)
+def keep():
+    signal.signal(signal.SIGINT, lambda *_: None)  # as a process does that is told twice
+atexit.register(lambda: print("at exit", signal.getsignal(signal.SIGINT) is signal.default_int_handler, flush=True))
+os.environ["HOME_ALONE"] = "1"
+print("before, and once")
+works = [read, fail, keep, lambda: sys.exit(3)]
+works += [lambda by=by: end(by) for by in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)]
+with stopped_by_signals():
+    try:
+        print([run_in_fork(work, {"OF_THE_FORK": "its own"}) for work in works], flush=True)
+    except ValueError:
+        print("nobody who has started it sees this")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_a_fork_ends_as_a_program_does():
+    """Its status and its last words are its own, and signals that its starter has a line for end it."""
+    done = subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["before, and once", "its own False"]
+    assert "[0, 1, 0, 3, -15, -9, 130]" in lines
+    assert lines.count("at exit True") == 5 and lines.count("at exit False") == 1  # none that a signal has ended
+    assert done.stderr.count("ValueError: why") == done.stderr.count("Traceback") == 1
+
+
+def test_what_is_forked(monkeypatch):
+    """A training of one process on a machine without a GPU, in a process that has no other threads."""
+    started = []
+    monkeypatch.setattr("trl_tempkd.launch.run_in_fork", lambda work, environment: started.append(environment) or 7)
+    monkeypatch.setattr("trl_tempkd.launch.may_fork", lambda: True)
+    monkeypatch.setattr("accelerate.commands.launch.simple_launcher", lambda args: started.append("a process"))
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 0)
+    line = "--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+
+    def how(work=print):
+        status = launch.launch("rank", line, [], work=work)
+        return started.pop(), status
+
+    environment, status = how()
+    assert status == 7 and environment["ACCELERATE_USE_CPU"] == "True" and LAUNCHER in environment
+    assert how(None) == ("a process", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.accelerator.device_count", lambda: 1)
+        assert how() == ("a process", 0)
+    monkeypatch.setattr("trl_tempkd.launch.may_fork", lambda: False)
+    assert how() == ("a process", 0)
+    assert not started
+
+
+def test_a_thread_forbids_forks():
+    code = """
+import threading
+from trl_tempkd.processes import may_fork
+before, stop = may_fork(), threading.Event()
+thread = threading.Thread(target=stop.wait)
+thread.start()
+print(before, may_fork())
+stop.set()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(sys.platform == "linux"), "False"]
+
+
 def test_what_fails_without_the_launcher_says_nothing(tmp_path):
     """Of ranks that wait for each other the first that goes lets the others fail, whichever has noticed first."""
     work = """
@@ -92,7 +167,7 @@ raise RuntimeError("Connection reset by peer")
         code = start.format(LAUNCHER, f"subprocess.Popen([sys.executable, {str(tmp_path / 'work.py')!r}, {how!r}])")
         with (tmp_path / how).open("w") as log:
             parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=log, stderr=log)
-        until = time.monotonic() + 60
+        until = time.monotonic() + 600
         while not (output := (tmp_path / how).read_text()).endswith("\n"):
             assert time.monotonic() < until, output
             time.sleep(0.05)
@@ -135,7 +210,7 @@ def test_a_reader_that_has_had_enough():
     assert command.stdout is not None and command.stderr is not None
     command.stdout.close()
     assert command.stderr.read() == ""
-    assert command.wait(60) == 141
+    assert command.wait(600) == 141
     command.stderr.close()
 
 
@@ -225,7 +300,7 @@ def test_trainings_end_with_their_launcher(options, number, status, said, comman
         launcher = subprocess.Popen(line, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
     below: list[psutil.Process] = []
     try:
-        until = time.monotonic() + 240
+        until = time.monotonic() + 900
         while "'loss'" not in (output := (tmp_path / "log").read_text()):
             assert launcher.poll() is None and time.monotonic() < until, output[-3000:]
             time.sleep(0.1)
@@ -236,7 +311,7 @@ def test_trainings_end_with_their_launcher(options, number, status, said, comman
             os.killpg(launcher.pid, number)  # as a terminal does
         else:
             launcher.send_signal(number)
-        assert launcher.wait(60) == status
+        assert launcher.wait(600) == status
         assert all_end(below)
     finally:
         processes.kill([*below, *([psutil.Process(launcher.pid)] if launcher.poll() is None else [])])
@@ -272,7 +347,7 @@ def test_no_thread_of_a_process_group_is_left(name, command, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     line = [*launcher, str(tmp_path / "rank.py"), name, *own]
-    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [line for line in done.stdout.splitlines() if line.startswith("left:")] == ["left: []"] * 2, done.stdout
 

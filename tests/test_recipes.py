@@ -204,7 +204,7 @@ def test_the_rows_of_another_tokenizer(tmp_path):
     rows += [{"instruction": "say 1", "input": "", "output": "again"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     run = [sys.executable, str(path), str(tmp_path / "rows.jsonl"), str(tmp_path)]
-    subprocess.run(run, check=True, timeout=100)
+    subprocess.run(run, check=True, timeout=600)
     splits = load_from_disk(tmp_path / "rows")
     questions = [row["prompt"][0]["content"] for split in splits.values() for row in split]
     assert len(splits["test"]) == 200 and sorted(questions) == sorted({row["instruction"] for row in rows})
@@ -212,7 +212,7 @@ def test_the_rows_of_another_tokenizer(tmp_path):
     written = [{**splits["train"][i], "completion": said, "row": i} for i in (4, 2)]
     (tmp_path / "written").mkdir()
     (tmp_path / "written" / "train.jsonl").write_text("\n".join(map(json.dumps, written)), encoding="utf-8")
-    subprocess.run(run, check=True, timeout=100)
+    subprocess.run(run, check=True, timeout=600)
     data = load_from_disk(tmp_path / "data")
     assert data["written"]["completion"] == [said] * 2 and data["train"]["prompt"] == data["written"]["prompt"]
     assert data["train"]["completion"] == splits["train"].select([4, 2])["completion"]

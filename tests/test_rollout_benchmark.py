@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parent.parent / "benchmarks" / "rollouts.py"
 
 
 def run(*options):
-    return subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, timeout=240)
+    return subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, timeout=600)
 
 
 def test_one_round(tmp_path):

@@ -590,7 +590,7 @@ def test_two_processes_train_as_one(tmp_path, server, pair, prompt_dataset):
         folder = tmp_path / str(size)
         arguments = options(folder, pair(), prompt_dataset, **fields, per_device_train_batch_size=size)
         process = start("distill", *arguments, *more)
-        said, _ = process.communicate(timeout=240)
+        said, _ = process.communicate(timeout=600)
         assert process.returncode == 0, said
         found[size] = losses_of(folder / "output")
     assert len(found[2]) == 3 and min(found[2]) > 1e-3

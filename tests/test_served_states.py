@@ -673,7 +673,7 @@ def in_two(folder, *arguments, **fields):
     """Exit status and output of two processes, with two rows each."""
     arguments = options(folder, *arguments, do_eval=False, max_length=48, per_device_train_batch_size=2, **fields)
     process = start("distill", *arguments, *TWO)
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate(timeout=600)
     return process.returncode, said
 
 

@@ -738,7 +738,7 @@ def test_killed_and_resumed(tiny_recipe, tmp_path, in_process):
     line = [sys.executable, "-m", "trl_tempkd", "sweep", "--config", str(tiny_recipe)]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     started = second.with_suffix("") / "output.log"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not started.exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0].decode()
         time.sleep(0.05)

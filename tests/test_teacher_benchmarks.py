@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 def run(script, output, options):
     command = [sys.executable, f"benchmarks/{script}.py", *options.split(), "--threads", "1", "--output", str(output)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(output.read_text(encoding="utf-8")), done
 
@@ -86,7 +86,7 @@ def test_tokenizer_coverage(tmp_path):
     sources = ["built-in=tiny:student", "again=tiny:student", f"other={tmp_path / 'other'}"]
     texts = [f"rows={tmp_path / 'rows.jsonl'}:completion"]
     command = [sys.executable, "benchmarks/tokenizer_coverage.py", "--tokenizers", *sources, "--texts", *texts]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
     rows = {(row[0], row[1]): [float(value) for value in row[3].split(", ")] for row in lines[2:]}

@@ -540,7 +540,7 @@ def test_killed_and_resumed(tiny_recipe, tmp_path, in_process):
     folder, recipe = tmp_path / "results", tiny_recipe(trials=2)
     line = [sys.executable, "-m", "trl_tempkd", "tune", "--config", str(recipe)]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (folder / "trials/0000/output.log").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0].decode()
         time.sleep(0.05)

@@ -3,8 +3,11 @@
 
 import importlib
 import inspect
+import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 import transformers
 import trl
 from trl import DistillationConfig, SFTConfig, SFTTrainer
@@ -231,6 +234,44 @@ def test_collator_ignores_the_first_token_of_a_packed_document():
     )
     assert batch["labels"].tolist() == [[-100, 2, -100, 4]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1]]
+
+
+def test_accelerate_starts_a_single_process_by_a_function():
+    from accelerate.commands import launch
+
+    assert names(launch.simple_launcher) == names(launch.prepare_simple_launcher_cmd_env) == ["args"]
+    assert "simple_launcher(args)" in inspect.getsource(launch.launch_command)
+    assert "prepare_simple_launcher_cmd_env(args)" in inspect.getsource(launch.simple_launcher)
+
+
+def test_deepspeed_is_not_imported_to_look_for_it(monkeypatch):
+    from accelerate.utils import other
+
+    monkeypatch.setattr(other, "is_deepspeed_available", other.is_deepspeed_available)  # as it was, afterwards
+    for name in [name for name in sys.modules if name.partition(".")[0] == "deepspeed"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert inspect.getsource(other).count("is_deepspeed_available()") == 1
+    compat.look_up_packages_once()
+    model = torch.nn.Linear(1, 1)
+    assert other.extract_model_from_parallel(model) is model and "deepspeed" not in sys.modules
+    wrapped = type("DeepSpeedEngine", (torch.nn.Module,), {})()
+    wrapped.module = model
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(DeepSpeedEngine=type(wrapped)))
+    assert other.extract_model_from_parallel(wrapped) is model
+
+
+def test_a_package_is_looked_up_once(monkeypatch):
+    from accelerate.utils import imports
+
+    original = inspect.unwrap(imports._is_package_available)
+    monkeypatch.setattr(imports, "_is_package_available", original)  # what is remembered is as it was, afterwards
+    assert names(original) == ["pkg_name", "metadata_name"]
+    asked, find = [], importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: asked.append(name) or find(name))
+    compat.look_up_packages_once()
+    compat.look_up_packages_once()  # by the next trainer
+    assert imports.is_peft_available() and imports.is_peft_available()
+    assert asked == ["peft"]
 
 
 def test_deepspeed_is_looked_for_in_one_place():

@@ -6,9 +6,10 @@ import importlib
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 from ._version import __version__
-from .processes import VERBOSITY, quiet_on_cpu, say_stopped, stopped_by_signals
+from .processes import VERBOSITY, quiet_on_cpu, say_stopped, stopped_by_signals, uncollected
 
 
 @dataclass(frozen=True)
@@ -163,22 +164,31 @@ def run(command: Command, argv: list[str]) -> int:
         with usage_errors_on_one_line(prog):
             check_installed("this command")
     from .files import written
-    from .recipes import RecipeParser
 
-    module = importlib.import_module(f"trl_tempkd.commands.{command.name}")
-    parser = module.make_parser(prog=prog)
+    # One thread until then, as those of torch would be missing in a fork. Who calls this may have others already
+    alone = command.launched and "torch" not in sys.modules
+    with uncollected():
+        module = importlib.import_module(f"trl_tempkd.commands.{command.name}")
+        parser = module.make_parser(prog=prog)
     with usage_errors_on_one_line(prog), written():
         if not command.launched:
-            if isinstance(parser, RecipeParser):
+            if hasattr(parser, "parse_here"):
                 return module.main(*parser.parse_here(argv)) or 0
             return module.main(parser.parse_args(argv)) or 0
+        import torch
+
+        from .commands import rank
+        from .extensions import are_loaded
         from .launch import launch
 
+        if alone:
+            torch.set_num_threads(1)
         # Everything is parsed and checked here first, so that a mistake costs no start of eight processes.
         values, for_launch, for_script = parser.parse(argv)
         module.check(*values)
         use_cpu = any(getattr(part, "use_cpu", False) for part in values)
-        return launch("trl_tempkd.commands.rank", for_launch, [command.name, *for_script], use_cpu)
+        work = partial(rank.main, command.name, for_script) if alone and not are_loaded() else None
+        return launch("trl_tempkd.commands.rank", for_launch, [command.name, *for_script], use_cpu, work)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,13 @@ one. `tests/test_upstream.py` checks each, so that a new version of them that ha
 A name is imported when it is first asked for, since some commands need none of the large libraries.
 """
 
+import argparse
 import importlib
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 
@@ -62,6 +66,37 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = PRIVATE[name].rpartition(".")
     return getattr(importlib.import_module(module), attribute)
+
+
+@contextmanager
+def single_process_started_by(start: Callable[[dict[str, str]], int]) -> Iterator[None]:
+    """Context in which `accelerate launch` starts a process without others by a function of its environment."""
+    launch: Any = importlib.import_module("accelerate.commands.launch")
+    by_accelerate = launch.simple_launcher
+
+    def simple_launcher(args: argparse.Namespace) -> None:
+        command, environment = launch.prepare_simple_launcher_cmd_env(args)
+        if status := start(environment):
+            raise subprocess.CalledProcessError(status, command)
+
+    launch.simple_launcher = simple_launcher
+    try:
+        yield
+    finally:
+        launch.simple_launcher = by_accelerate
+
+
+def look_up_packages_once() -> None:
+    """
+    Have accelerate remember which packages are installed: it asks at every unwrapping of a model, several times a
+    step, and reads files each time. And have it look for DeepSpeed's models where that has been imported, rather than
+    import it for the look wherever it is installed, which takes half a second.
+    """
+    imports: Any = importlib.import_module("accelerate.utils.imports")
+    if not hasattr(imports._is_package_available, "cache_info"):
+        imports._is_package_available = cache(imports._is_package_available)
+    other: Any = importlib.import_module("accelerate.utils.other")
+    other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
 
 
 @contextmanager

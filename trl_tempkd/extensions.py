@@ -120,6 +120,11 @@ def load_extensions() -> None:
                 raise
 
 
+def are_loaded() -> bool:
+    """Whether this process has imported any."""
+    return bool(_loaded)
+
+
 def _import(name: str) -> None:
     if not name.endswith(".py"):
         try:

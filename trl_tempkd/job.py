@@ -2,13 +2,12 @@
 """A training as a process among others: it ends with its launcher, and has its output folder to itself."""
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from .files import Unwritable, clear, written
 from .locks import owned
@@ -19,14 +18,32 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-def end_group() -> None:
+def current_group() -> Any:
+    """The group of torch's that this process is in, or `None`."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.group.WORLD
+    return None
+
+
+def end_group(held: Any = None) -> None:
     """
     Destroy the process group, and let go of it, so that its threads end. One of gloo's that drops a tensor when Python
     is gone already would take the process with it, by SIGABRT.
+
+    Args:
+        held (*optional*):
+            The group as it was, if it may have been destroyed meanwhile. Who lets go of it last, be it with a trainer,
+            waits for its threads and has Python's lock, which these need to drop a tensor: they must be at rest then.
     """
+    import torch
+
     if not torch.distributed.is_available():
         return
-    if torch.distributed.is_initialized():
+    if held is not None or current_group() is not None:
+        time.sleep(0.5)
+    if current_group() is not None:
         torch.distributed.destroy_process_group()
     group = torch.distributed.ProcessGroup
     # Functions of torch and DeepSpeed that are made while there is a group have it as a default, and None otherwise.

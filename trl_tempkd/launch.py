@@ -8,11 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
-from .processes import LAUNCHER, Stopped, pass_on
+from .processes import LAUNCHER, Stopped, may_fork, pass_on, run_in_fork
 
 
 if TYPE_CHECKING:
@@ -22,7 +24,13 @@ ACCELERATE_CONFIGS = ("single_gpu", "multi_gpu", "zero1", "zero2", "zero3", "fsd
 FOLDER = Path(__file__).parent / "accelerate_configs"
 
 
-def launch(module: str, for_launch: list[str], for_script: list[str], use_cpu: bool = False) -> int:
+def launch(
+    module: str,
+    for_launch: list[str],
+    for_script: list[str],
+    use_cpu: bool = False,
+    work: Callable[[], object] | None = None,
+) -> int:
     """
     Run `accelerate launch [for_launch] --module module [for_script]`.
 
@@ -36,6 +44,9 @@ def launch(module: str, for_launch: list[str], for_script: list[str], use_cpu: b
             Arguments of the module.
         use_cpu (`bool`, *optional*, defaults to `False`):
             Whether the module trains on the CPU, whatever GPUs there are.
+        work (`Callable`, *optional*):
+            What the module does with these arguments. If given, a process that trains alone and on a CPU is a fork of
+            this one, and need not import anew what is imported here.
 
     Returns:
         `int`: Exit status of the first process that failed, 128 and the signal if one has ended it, or 0.
@@ -55,7 +66,8 @@ def launch(module: str, for_launch: list[str], for_script: list[str], use_cpu: b
     try:
         if starts_itself(args):
             os.environ[LAUNCHER] = str(os.getpid())
-        launch_command(args)
+        with forking(args, work):
+            launch_command(args)
     except KeyboardInterrupt as stop:
         pass_on(stop)
         raise
@@ -71,6 +83,26 @@ def launch(module: str, for_launch: list[str], for_script: list[str], use_cpu: b
     finally:
         os.environ.pop(LAUNCHER, None)
     return 0
+
+
+def forking(args: argparse.Namespace, work: Callable[[], object] | None) -> AbstractContextManager[None]:
+    """Context in which a process that trains alone does the work as a fork of this one, where it can."""
+    import torch
+
+    from .compat import single_process_started_by
+
+    # What a GPU's driver has begun here doesn't go on in a fork
+    if work is None or not may_fork() or args.mpirun_hostfile is not None or torch.accelerator.device_count():
+        return nullcontext()
+
+    def start(environment: dict[str, str]) -> int:
+        def begin() -> None:
+            torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # which torch reads when it is imported
+            work()
+
+        return run_in_fork(begin, environment)
+
+    return single_process_started_by(start)
 
 
 def quiet_elastic() -> None:

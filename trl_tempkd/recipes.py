@@ -16,13 +16,16 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from trl import TrlParser
-
 from .command_line import HelpFormatter, OneLineParser, add_import_flag, type_name
 from .errors import UsageError, is_for_the_user
 from .extensions import KEY, take_imports
 from .files import write_atomically
+from .processes import uncollected
 from .trl_names import hint_for
+
+
+with uncollected():
+    from trl import TrlParser
 
 
 def launcher_actions() -> dict[str, argparse.Action]:
@@ -296,9 +299,10 @@ def training_parser(
     prog: str | None = None, description: str = "", epilog: str = "", first: tuple[type, ...] = ()
 ) -> RecipeParser:
     """The parser of a training's options: the dataclasses of TRL's `sft.py` with [`KDConfig`], behind `first`."""
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+    with uncollected():
+        from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
-    from .config import KDConfig
+        from .config import KDConfig
 
     dataclass_types = (*first, ScriptArguments, KDConfig, ModelConfig, DatasetMixtureConfig)
     return RecipeParser(dataclass_types, prog=prog, description=description, epilog=epilog)

@@ -14,7 +14,7 @@ from .accumulation import filled
 from .argument_checks import check_arguments, check_run
 from .card import CardTrainer
 from .checkpoints import ResumingTrainer
-from .compat import ForwardRedirection, disable_dropout_in_model, get_config_model_id
+from .compat import ForwardRedirection, disable_dropout_in_model, get_config_model_id, look_up_packages_once
 from .config import KDConfig
 from .data_checks import prepared as checked
 from .errors import UsageError
@@ -101,6 +101,7 @@ class TemperatureKDTrainer(CardTrainer, ResumingTrainer):
         args: KDConfig | None = None,
         **kwargs: Any,
     ):
+        look_up_packages_once()
         model, teacher_model = check_arguments(model, teacher_model, args, kwargs)
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)

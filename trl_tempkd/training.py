@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .job import end_group, job
+from .job import current_group, end_group, job
 from .launch import check_started
+from .processes import freeze
 
 
 if TYPE_CHECKING:
@@ -47,9 +48,12 @@ def train(
             Called with the trainer before it trains.
     """
     check_started(training_args)
+    group = current_group()
+    if group is None:  # else `end_group` looks for what has it as a default
+        freeze()
     with job(training_args):
         _train(script_args, training_args, model_args, dataset_args, callbacks, prepare)
-    end_group()
+    end_group(group)
 
 
 def _train(

@@ -8,14 +8,15 @@ It imports little itself, so that from its first moment it ends with its launche
 import importlib
 import sys
 
-from ..processes import end_with_launcher, quiet_on_cpu, quiet_when_interrupted
+from ..processes import end_with_launcher, quiet_on_cpu, quiet_when_interrupted, uncollected
 
 
 def main(command: str, options: list[str]) -> None:
     end_with_launcher()
     quiet_on_cpu()
     with quiet_when_interrupted():
-        module = importlib.import_module(f"trl_tempkd.commands.{command}")
+        with uncollected():
+            module = importlib.import_module(f"trl_tempkd.commands.{command}")
         from ..command_line import usage_errors_on_one_line
 
         parser = module.make_parser(f"trl-tempkd {command}")

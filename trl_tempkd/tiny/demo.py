@@ -7,20 +7,18 @@ Distil the built-in teacher into the built-in student at two temperatures with t
     python -m trl_tempkd.tiny.demo --fresh         # run everything again
 
 Needs a few minutes on two cores, and no network. Each of the four runs is the command that it prints, and differs from
-the others in --divergence and --kd_temperature alone. Interrupted, the demo goes on with the first run that isn't
-finished. The output folder holds results.json, kl.png and a folder per run.
+the others in --divergence and --kd_temperature alone. As many run at a time as there are cores. Interrupted, the demo
+goes on with the runs that aren't finished. The output folder holds results.json, kl.png and a folder per run.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..command_line import positive
 from ..errors import UsageError
@@ -28,43 +26,19 @@ from ..files import whole_file, write_atomically
 from ..fingerprint import fingerprint, shown_fingerprints
 from . import load_tiny_dataset, resolve
 from .data import no_progress_bars
+from .jobs import GENERATION, RECIPE, ROOT, Cell, DemoError, Job, finished, recipe_value, run_jobs
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import DatasetDict
     from rich.table import Table
-
-
-class Cell(NamedTuple):
-    """One run: what is compared, everything else being the recipe's."""
-
-    divergence: str
-    tau: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.divergence}-tau{self.tau:g}"
-
-    @property
-    def label(self) -> str:
-        return f"{self.divergence.replace('_kl', ' KL')}, tau {self.tau:g}"
 
 
 CELLS = [Cell(divergence, tau) for divergence in ("forward_kl", "reverse_kl") for tau in (1.0, 2.0)]
 STUDENT, TEACHER = "student before", "teacher"
 
-ROOT = Path(__file__).parents[2]
-SCRIPT, RECIPE = Path("examples/distill.py"), Path("recipes/tiny/distill.yaml")
 # Of one run: how often the held-out rows are measured while it trains
 EVALUATIONS = 8
-# MiniLLM samples at temperature 1 with the seeds 10 to 50: this is the first of them. Completions of the data have 22
-# tokens on average.
-GENERATION: dict[str, Any] = {"max_new_tokens": 64, "temperature": 1.0, "top_p": 1.0, "seed": 10, "batch_size": 64}
-MAX_THREADS = 4  # models this small gain nothing from more
-
-
-class DemoError(Exception):
-    """What keeps the demo from going on. The message is the one line that is read."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,28 +83,13 @@ def run(args: argparse.Namespace) -> None:
     fingerprints = {split: fingerprint(rows) for split, rows in dataset.items()}
     steps = args.steps or recipe_value("max_steps")
 
-    jobs: list[tuple[str, str, Cell | None]] = [
-        (STUDENT, args.student, None),
-        *((cell.label, str(output / cell.name), cell) for cell in CELLS),
-        (TEACHER, args.teacher, None),
-    ]
-    found = []
-    for number, (label, model, cell) in enumerate(jobs, 1):
-        folder = output / (cell.name if cell else label.replace(" ", "_"))
-        command = command_of(cell, args, folder, output / "data", steps) if cell else []
-        settings = {**settings_of(args, command), "fingerprints": fingerprints}
-        print(f"\n[{number}/{len(jobs)}] {label}", flush=True)
-        result = None if args.fresh else finished(folder / "result.json", settings)
-        if result is not None:
-            print("finished already", flush=True)
-        else:
-            result = {"label": label, "settings": settings}
-            if cell:
-                result |= {**cell._asdict(), "seconds": train(cell, command)}
-                result["curve"] = read_curve(folder / "trainer_state.json")
-            result |= score(resolve(model), resolve(args.teacher), dataset["test"])
-            write_atomically(folder / "result.json", json.dumps(result, indent=1))
-        found.append(result)
+    jobs = jobs_of(args, output, steps, fingerprints)
+    left = [job for job in jobs if args.fresh or finished(job.result, job.settings) is None]
+    for job in jobs:
+        if job not in left:
+            print(f"{job.label}: finished already", flush=True)
+    run_jobs(left)
+    found = [json.loads(job.result.read_text(encoding="utf-8")) for job in jobs]
 
     results = {"rows": args.rows, "steps": steps, "fingerprints": fingerprints, "models": found}
     write_atomically(output / "results.json", json.dumps(results, indent=1))
@@ -142,20 +101,32 @@ def run(args: argparse.Namespace) -> None:
     print(f"\nIn {args.output_dir}: results.json, kl.png ({time.perf_counter() - start:.0f} s)")
 
 
+def jobs_of(args: argparse.Namespace, output: Path, steps: int, fingerprints: dict[str, str]) -> list[Job]:
+    """The models of the table, in its order."""
+    models: list[tuple[str, str, Cell | None]] = [
+        (STUDENT, args.student, None),
+        *((cell.label, str(output / cell.name), cell) for cell in CELLS),
+        (TEACHER, args.teacher, None),
+    ]
+    found = []
+    for label, model, cell in models:
+        folder = output / (cell.name if cell else label.replace(" ", "_"))
+        command = command_of(cell, args, folder, output / "data", steps) if cell else []
+        settings = {**settings_of(args, command), "fingerprints": fingerprints}
+        found.append(Job(label, model, args.teacher, cell, command, folder, output / "data", settings))
+    return found
+
+
 def check(args: argparse.Namespace) -> None:
     """Stop at what is missing, before anything starts."""
-    if not (ROOT / SCRIPT).is_file() or not (ROOT / RECIPE).is_file():
-        raise DemoError(
-            f"{SCRIPT} and {RECIPE} aren't beside the package: run the demo from a clone of the repository"
-        )
+    if not (ROOT / RECIPE).is_file():
+        raise DemoError(f"{RECIPE} isn't beside the package: run the demo from a clone of the repository")
     from ..study import check_installed
 
     try:
         check_installed("the demo")
     except UsageError as error:
         raise DemoError(str(error)) from error
-    if shutil.which("accelerate") is None:
-        raise DemoError("`accelerate` isn't on PATH: activate the environment, or use `make demo`")
     for option, name in (("student", args.student), ("teacher", args.teacher)):
         try:
             path = Path(resolve(name))
@@ -163,12 +134,6 @@ def check(args: argparse.Namespace) -> None:
             raise DemoError(f"--{option}: {error}") from error
         if not (path / "config.json").is_file():
             raise DemoError(f"--{option}: there is no model in {path}")
-
-
-def recipe_value(key: str) -> Any:
-    import yaml
-
-    return yaml.safe_load((ROOT / RECIPE).read_text(encoding="utf-8"))[key]
 
 
 def data_of_the_runs(folder: Path, count: int) -> "DatasetDict":
@@ -199,14 +164,12 @@ def command_of(cell: Cell, args: argparse.Namespace, folder: Path, data: Path, s
     """The command line of a run."""
     recipe = {"model_name_or_path": args.student, "teacher_model_name_or_path": args.teacher, "dataset_name": data}
     evaluation = {"eval_strategy": "steps", "eval_steps": max(1, steps // EVALUATIONS), "eval_on_start": True}
+    # Rows of a batch are about as long: half as much padding
+    evaluation["train_sampling_strategy"] = "group_by_length"
     compared = {"divergence": cell.divergence, "kd_temperature": cell.tau}
     options = {**compared, **recipe, "max_steps": steps, **evaluation, "output_dir": folder}
-    return [
-        # All that the launcher would else take from a person's own defaults, or warn about
-        *"accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no".split(),
-        *(str(SCRIPT), "--config", str(RECIPE)),
-        *(part for name, value in options.items() for part in (f"--{name}", shown(value))),
-    ]
+    flags = [part for name, value in options.items() for part in (f"--{name}", shown(value))]
+    return ["trl-tempkd", "distill", "--config", str(RECIPE), *flags]
 
 
 def shown(value: Any) -> str:
@@ -234,55 +197,6 @@ def weights_of(name: str) -> str:
     for path in sorted(Path(resolve(name)).glob("*.safetensors")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def finished(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The result in a file, if there is one and it was reached with these settings."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return result if result.get("settings") == settings else None
-
-
-def train(cell: Cell, command: list[str]) -> float:
-    """Run a cell's command, its output and progress bar visible. Returns how many seconds it took."""
-    start = time.perf_counter()
-    print("$ " + " ".join(command), flush=True)
-    # The launcher gives a process on a CPU one thread unless it is told otherwise
-    threads = str(min(MAX_THREADS, os.cpu_count() or 1))
-    status = subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": threads, **os.environ}).returncode
-    if status:
-        raise DemoError(f"the run {cell.name} ended with exit status {status}; what it said stands above")
-    return round(time.perf_counter() - start, 1)
-
-
-def score(model_path: str, teacher_path: str, rows: "Dataset") -> dict[str, Any]:
-    """Measure a model on the held-out rows: distance to the teacher, perplexity, ROUGE-L of each row."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    from ..study.evaluation import divergence_to_teacher, generate, rouge_l, tokenize
-
-    logging.disable_progress_bar()  # of loading the weights
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    model, teacher = (
-        AutoModelForCausalLM.from_pretrained(path, dtype="float32") for path in (model_path, teacher_path)
-    )
-    compared = divergence_to_teacher(model, teacher, tokenize(rows, tokenizer, recipe_value("max_length")))
-    completions = generate(model, tokenizer, rows["prompt"], **GENERATION)
-    return {
-        "parameters": model.num_parameters(),
-        **compared,
-        "rouge_l": rouge_l(completions, rows["completion"]),
-        "completions": completions,
-    }
-
-
-def read_curve(path: Path) -> list[tuple[int, float]]:
-    """Held-out KL at tau 1 over the steps of a run, from the trainer's log."""
-    log = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-    return sorted({entry["step"]: entry["eval_kl_tau1"] for entry in log if "eval_kl_tau1" in entry}.items())
 
 
 def table_of(results: dict[str, Any]) -> "Table":

@@ -7,15 +7,13 @@ Every cell is a process of its own, a fork of this one, which has imported all t
 So the import is paid once, and nothing of a cell can reach the next.
 """
 
-import gc
 import importlib
 import importlib.util
 import json
 import os
-import warnings
 from pathlib import Path
 
-from ...processes import end_with_input
+from ...processes import end_with_input, fork, uncollected
 from .work import run
 
 
@@ -29,10 +27,9 @@ def main() -> int:
     """Runs cells until the input ends. Returns the exit status: in a fork, that of its cell."""
     answers = os.dup(1)
     os.dup2(2, 1)  # nothing but answers goes there
-    for name in (*USED, *OURS, *filter(importlib.util.find_spec, OPTIONAL)):
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # what is imported is no garbage: collecting in a fork would copy all of it
+    with uncollected():
+        for name in (*USED, *OURS, *filter(importlib.util.find_spec, OPTIONAL)):
+            importlib.import_module(name)
     while line := read_line():
         folder = Path(json.loads(line))
         child = fork()
@@ -42,16 +39,6 @@ def main() -> int:
         _, status = os.waitpid(child, 0)
         os.write(answers, f"{os.waitstatus_to_exitcode(status)}\n".encode())
     return 0
-
-
-def fork() -> int:
-    """
-    `os.fork`, which warns of threads from Python 3.12 on. Those that are here belong to OpenBLAS and jemalloc, which
-    see to forks themselves; Python has no other than this one.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        return os.fork()
 
 
 def read_line() -> bytes:
