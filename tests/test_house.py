@@ -40,6 +40,7 @@ FLOORS = [
     ["temperature_rules"],
     ["temperature"],
     ["divergences"],
+    ["likeliest"],
     ["students"],
     ["data", "models"],
     ["tiny"],
