@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
-"""The head of a distribution, found by a search, is that of a stable sort: ties, edges of mu, and where rounding decides."""
+"""The head of a distribution is that of a stable sort: ties, the ends of mu, and where rounding decides."""
 
 import math
 from fractions import Fraction
@@ -69,11 +69,19 @@ def test_mu_at_the_mass_of_a_head(count):
 
 
 def test_a_mass_of_exactly_mu_fits():
-    p = torch.tensor([0.125, 0.5, 0.125, 0.25], dtype=torch.float64)
-    # powers of two: nothing is rounded, but by exp and log, which these survive
-    expected = {0.0: [1], 0.5: [1], 0.74: [1], 0.75: [1, 3], 0.87: [1, 3], 0.875: [0, 1, 3], 0.99: [0, 1, 3]}
-    for mu, head in {**expected, 1.0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}.items():
-        assert head_mask(p.log(), mu).nonzero().flatten().tolist() == head, mu
+    log_p = torch.tensor([0.1, 0.5, 0.1, 0.3], dtype=torch.float64).log()
+    two = (log_p.exp()[1] + log_p.exp()[3]).item()  # one addition, which rounds in one way
+    for mu, head in {
+        0.0: [1],
+        0.6: [1],
+        math.nextafter(two, 0): [1],
+        two: [1, 3],
+        0.85: [1, 3],
+        0.95: [0, 1, 3],
+    }.items():
+        assert head_mask(log_p, mu).nonzero().flatten().tolist() == head, mu
+    for mu in (1, 1.0):
+        assert head_mask(log_p, mu).all()
 
 
 @pytest.mark.parametrize("size", [1, 2, GROUP - 1, GROUP, GROUP + 1, 4 * GROUP])
