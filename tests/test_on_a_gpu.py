@@ -3,8 +3,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -132,10 +130,13 @@ def test_all_parts_fit_into_ten_minutes_and_have_their_tests():
 
 
 def test_without_a_device_the_tests_are_skipped_for_one_reason():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]
-    environment = {name: value for name, value in os.environ.items() if name != on_a_gpu.ON_CPU}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stdout + result.stderr
-    reasons = {line.split("]", 1)[1].split(":", 2)[-1] for line in result.stdout.splitlines() if "SKIPPED" in line}
-    assert len([reason for reason in reasons if "no CUDA device is here" in reason]) == len(reasons) == 1
+    import test_gpu
+
+    tests = [value for name, value in vars(test_gpu).items() if name.startswith("test_")]
+    marks = [*test_gpu.pytestmark, *(mark for test in tests for mark in getattr(test, "pytestmark", []))]
+    skipping = [mark for mark in marks if mark.name == "skipif" and mark.args[0]]
+    if test_gpu.CUDA:
+        assert test_gpu.NONE not in {mark.kwargs["reason"] for mark in skipping}
+    else:
+        assert {mark.kwargs["reason"] for mark in skipping} == {test_gpu.NONE}
+    assert len(tests) > 15
