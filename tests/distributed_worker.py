@@ -29,6 +29,7 @@ with uncollected():
 freeze()
 
 
+ON_CPU = os.environ.get("KD_DEVICE", "cpu") == "cpu"
 WRAPPERS = {"single": None, "ddp": "DistributedDataParallel", "fsdp2": "FSDP"}  # every other one is DeepSpeed
 
 
@@ -111,8 +112,8 @@ def make_trainer(backend: str, scenario: dict[str, Any], watch: Watch) -> Temper
     # The scenario says how many rows a step has, on however many processes
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         fields[name] //= processes
-    args = KDConfig(use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, **fields)
-    if backend == "fsdp2":  # without it, FSDP2 on CPU is DDP without a sign
+    args = KDConfig(use_cpu=ON_CPU, bf16=False, report_to="none", disable_tqdm=True, **fields)
+    if backend == "fsdp2" and ON_CPU:  # without it, FSDP2 on CPU is DDP without a sign
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     lora, load = scenario.get("lora"), AutoModelForCausalLM.from_pretrained if scenario.get("loaded") else str
     data = [load_from_disk(scenario[name]) for name in ("train_dataset", "eval_dataset")]

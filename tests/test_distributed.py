@@ -359,7 +359,8 @@ class Launcher:
 def environment() -> dict[str, str]:
     launched = ("ACCELERATE_", "FSDP_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
-    return {**inherited, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    device = os.environ.get("KD_DEVICE", "cpu")  # test_gpu.py asks for another one
+    return {**inherited, "KD_DEVICE": device, "DS_ACCELERATOR": device, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,7 @@ FLOORS = [
     ["temperature_rules"],
     ["temperature"],
     ["divergences"],
+    ["likeliest"],
     ["students"],
     ["data", "models"],
     ["tiny"],

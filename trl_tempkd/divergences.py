@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .errors import UsageError
 from .extensions import load_extensions
+from .likeliest import head_mask
 from .option_checks import check_parameters
 
 
@@ -119,35 +120,6 @@ def tvd(log_p: Tensor, log_q: Tensor) -> Tensor:
     Source: Wen et al., f-Divergence Minimization for Sequence-Level Knowledge Distillation, arXiv 2307.15190.
     """
     return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
-
-
-@torch.no_grad()
-def head_mask(log_p: Tensor, mu: float) -> Tensor:
-    """
-    Mask of the most likely tokens whose cumulative mass, themselves included, is at most `mu`; rank 1 always in it.
-
-    A sort of the vocabulary would cost more than the matmuls. Instead the threshold is searched for, a quarter of the
-    interval a pass, until that is narrower than the spacing of `log_p`; equal tokens are taken in their order.
-    """
-    p = log_p.exp()
-    # The tokens outside the head hold at least 1 - mu, so the first of them is no rarer than (1 - mu) / V.
-    high = 1.001 * p.amax(-1, keepdim=True)
-    low = torch.minimum(high, torch.full_like(high, max(1 - mu, 1e-6) / log_p.shape[-1])) / 2
-    for _ in range(14 if log_p.dtype == torch.float32 else 28):
-        ratio = (low / high).sqrt().sqrt()
-        trials = [high * ratio, high * ratio * ratio, high * ratio * ratio * ratio]
-        fits = [torch.where(p >= trial, p, 0).sum(-1, keepdim=True) <= mu for trial in trials]
-        for trial, fit in zip(trials, fits, strict=True):  # thresholds fall, masses grow: the last that fits,
-            high = torch.where(fit, trial, high)
-        for trial, fit in zip(reversed(trials), reversed(fits), strict=True):  # and the first that does not
-            low = torch.where(fit, low, trial)
-    above = p >= high
-    tied = torch.where((p >= low) & ~above, p, 0)
-    mass = torch.where(above, p, 0).sum(-1, keepdim=True) + tied.cumsum(-1)
-    # the first of the likeliest: argmax does not vectorise, a float index does
-    index = torch.arange(log_p.shape[-1], device=log_p.device, dtype=torch.float32)
-    top = torch.where(p == p.amax(-1, keepdim=True), index, float("inf")).amin(-1, keepdim=True)
-    return above | ((tied > 0) & (mass <= mu)) | (index == top)
 
 
 def adaptive_kl(log_p: Tensor, log_q: Tensor, *, mu: float = 0.5) -> Tensor:

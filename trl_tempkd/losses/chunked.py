@@ -204,7 +204,9 @@ def chunked_kd_loss(
     dtype, device = operands.dtype, student_hidden.device
 
     def of_token(name: str, value: float | Tensor) -> Tensor:
-        value = torch.as_tensor(value, dtype=dtype, device=device).detach()
+        if not isinstance(value, Tensor):  # filled where it is needed: a copy from the CPU would wait for a GPU
+            return torch.full((len(operands.target),), value, dtype=dtype, device=device)
+        value = value.detach().to(device, dtype)
         return operands.select(per_token(name, value, (operands.count,)))
 
     numbers = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}

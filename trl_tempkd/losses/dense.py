@@ -99,7 +99,10 @@ def kd_loss(
     factor = rescale_factor(rescale, tau_s, tau_t)
     if temperature_rule is not None:
         logits = centred(student_logits), centred(teacher_logits)  # in fp32 at least
-        tau_s, tau_t = (torch.as_tensor(t).to(logits[0]).expand(rows) for t in (tau_s, tau_t))
+        tau_s, tau_t = (
+            t.to(logits[0]) if isinstance(t, Tensor) else logits[0].new_full((), t) for t in (tau_s, tau_t)
+        )
+        tau_s, tau_t = tau_s.expand(rows), tau_t.expand(rows)
         options = temperature_rule_kwargs or {}
         tau_s, tau_t = row_temperatures(temperature_rule, options, *logits, tau_s, tau_t, temperature_rule_sides)
         if temperature_rule not in RESCALED_BY_TAU:

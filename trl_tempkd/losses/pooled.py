@@ -217,5 +217,7 @@ def pooled_values(names: list[str], z_RV: Tensor, v_RV: Tensor, tables: Tensors,
         values["agreement"] = (log_p.argmax(-1) == log_q.argmax(-1)).to(log_p.dtype)
     for side, logits_RV, mask_V in (("student", z_RV, tables[2]), ("teacher", v_RV, tables[3])):
         if f"{side}_shared_mass" in names:
-            values[f"{side}_shared_mass"] = log_softmax(logits_RV).exp() @ mask_V.to(logits_RV.dtype)
+            probability_RV = log_softmax(logits_RV).exp()
+            # No matmul, which autocast would make in half precision
+            values[f"{side}_shared_mass"] = (probability_RV * mask_V.to(logits_RV.dtype)).sum(-1)
     return {name: value for name, value in values.items() if name in names}

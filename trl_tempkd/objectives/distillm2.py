@@ -42,7 +42,7 @@ class DistiLLM2(Objective):
 
     def arguments(self, tokens: Tokens) -> dict[str, Any]:
         anchor = self.state["student" if tokens.on_policy else "teacher"]
-        alpha = torch.tensor(self.alpha, device=tokens.targets.device)
+        alpha = torch.full((), self.alpha, device=tokens.targets.device)
         if anchor is not None:
             margin = self._margin(tokens) + 1e-5
             alpha = (1 - (1 - self.alpha) * anchor / margin).clamp(self.alpha_min, self.alpha)[tokens.runs()]

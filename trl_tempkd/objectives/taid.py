@@ -37,7 +37,7 @@ class Taid(Objective):
 
     def arguments(self, tokens: Tokens) -> dict[str, Any]:
         self._used = self.state["t"]
-        t = torch.tensor(self._used, device=tokens.targets.device)
+        t = torch.full((), self._used, device=tokens.targets.device)
         return {"divergence": "taid", "divergence_kwargs": {"t": t}}
 
     def observe(self, tokens: Tokens, divergence: torch.Tensor) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...divergences import check_divergence, head_mask
+from ...divergences import check_divergence
 from ...errors import UsageError
+from ...likeliest import head_mask
 from ...losses import kd_loss
 from ...temperature import log_softmax, rescale_factor, temperatures
 
