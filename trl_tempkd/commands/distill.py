@@ -25,7 +25,9 @@ it. --accelerate_config names how to run it (single_gpu, multi_gpu, zero1, zero2
 every option of `accelerate launch`, as --num_processes, passes through."""
 
 EPILOG = """\
-Beside these, every option of trl.SFTConfig and transformers.TrainingArguments is taken: --help_all lists them.
+Beside these, every option of trl.SFTConfig and transformers.TrainingArguments is taken, and --help_all lists them:
+among them --output_dir, --max_length, --max_steps, --num_train_epochs, --learning_rate, --per_device_train_batch_size,
+--gradient_accumulation_steps, --eval_strategy, --save_steps, --resume_from_checkpoint, --report_to, --use_cpu.
 
 examples:
   # the pair of models that comes with the package, on a CPU
