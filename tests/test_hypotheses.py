@@ -10,6 +10,7 @@ import yaml
 from trl_tempkd.errors import UsageError
 from trl_tempkd.study.declared import read_hypotheses
 from trl_tempkd.study.hypotheses import Contrast, decide
+from trl_tempkd.study.statistics import estimate
 from trl_tempkd.study.table import Cells, obstacles
 
 
@@ -283,3 +284,39 @@ class TestReading:
             read_hypotheses([one, one], "x.yaml")
         with pytest.raises(UsageError, match="expected a list"):
             read_hypotheses(one, "x.yaml")
+
+
+class TestPooled:
+    """`{mean: [...]}`: what several conditions do on average, of which each alone is too noisy."""
+
+    POOL = {"divergence": {"mean": OTHERS}}
+
+    def test_equals_the_estimate_of_the_averaged_differences(self):
+        results = sweep({name: {1.0: 5.0, 2.0: 5.0 + i} for i, name in enumerate(OTHERS)}, seeds=4)
+        [found] = decide(read(a=self.POOL, change={"tau": [1, 2]}), results)
+        tables = {tau: [] for tau in (1.0, 2.0)}
+        for result in results:
+            tables[result["settings"]["factors"]["tau"]].append(np.array(result["scores"]["rouge_l"][0]))
+        first, second = (np.array(tables[tau]).reshape(3, 4, ITEMS).mean(0) for tau in (1.0, 2.0))
+        expected = estimate(second - first)
+        own = found.evidence[0].estimate
+        assert (own.mean, own.error, own.freedom) == pytest.approx((expected.mean, expected.error, expected.freedom))
+        assert found.outcome == "supported" and found.p < 0.01 and (own.n_seeds, own.n_items) == (4, ITEMS)
+        assert "the mean of jsd, tvd, todi, tau 1 to 2" in found.sentence
+
+    def test_the_other_side_is_paired_with_each(self):
+        """What `b` doesn't name is as in `a`: each objective's tau 2 with its own tau 1."""
+        results = sweep({name: {1.0: 9.0 * i, 2.0: 9.0 * i + 1} for i, name in enumerate(OTHERS)})
+        [found] = decide(read(a={**self.POOL, "tau": 2}, b={"tau": 1}), results)
+        assert found.outcome == "supported" and found.evidence[0].estimate.mean == pytest.approx(1.0, abs=0.1)
+
+    def test_is_not_the_same_as_most(self):
+        """One that gains much outweighs two that lose a little."""
+        results = sweep({"jsd": {1.0: 5.0, 2.0: 9.0}, "tvd": {1.0: 5.0, 2.0: 4.5}, "todi": {1.0: 5.0, 2.0: 4.5}})
+        change = {"tau": [1, 2]}
+        assert outcome(results, a=self.POOL, change=change) == "supported"
+        assert outcome(results, a={"divergence": {"most": OTHERS}}, change=change) == "contradicted"
+
+    def test_needs_every_one(self):
+        results = sweep({name: {1.0: 5.0, 2.0: 6.0} for name in OTHERS[:2]})
+        assert outcome(results, a=self.POOL, change={"tau": [1, 2]}) == "not tested"
