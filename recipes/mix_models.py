@@ -6,8 +6,8 @@ Write models between two of one architecture, by averaging their weights: the te
 python recipes/mix_models.py FIRST SECOND FOLDER 0 0.25 0.5 0.75 1
 ```
 
-FIRST and SECOND are folders, best of two models fine-tuned from one: far from each other in weights, what is between is
-no model. FOLDER gets `0`, `0.25`, ..., each named after the share of SECOND, with the tokenizer of FIRST.
+FIRST and SECOND are folders, best of two models fine-tuned from one: far from each other in weights, what is between
+is no model. FOLDER gets `0`, `0.25`, ..., each named after the share of SECOND, with the tokenizer of FIRST.
 """
 
 import sys

@@ -7,7 +7,8 @@ decoding there has room between the start and the teacher.
 python recipes/seen_rows.py DATASET FILE.jsonl [COUNT]
 ```
 
-DATASET is `tiny`, the built-in one, or a folder with a split `train`. The rows are a sample of it, the same everywhere.
+DATASET is `tiny`, the built-in one, or a folder with a split `train`. The rows are a sample of it, the same
+everywhere.
 """
 
 import sys
