@@ -11,6 +11,7 @@ from trl_tempkd.errors import UsageError
 from trl_tempkd.study.declared import read_hypotheses
 from trl_tempkd.study.hypotheses import Contrast, decide
 from trl_tempkd.study.statistics import estimate
+from trl_tempkd.study.sweep import cells, read_recipe
 from trl_tempkd.study.table import Cells, obstacles
 
 
@@ -19,6 +20,18 @@ FKL, RKL = "forward_kl", "reverse_kl"
 OTHERS = ["jsd", "tvd", "todi"]
 TAUS = (1.0, 2.0, 4.0)
 ITEMS = 64
+
+# Sweeps whose hypotheses are about nothing but their cells; those of one folder together
+DECIDED = [
+    ("study_tiny", "study_family"),
+    *(
+        (path.stem,)
+        for path in sorted((ROOT / "recipes/sweeps").glob("study_*"))
+        if path.stem not in ("study_tiny", "study_family")
+    ),
+    ("gpt2_dolly_day",),
+    ("smollm2_360m_to_135m",),
+]
 
 
 def cell(divergence, tau, seed, scores, mode="both", steps=None):
@@ -188,6 +201,7 @@ KINDS = {
         "and": "a_gains",
     },
     "most": {"a": {"divergence": {"most": OTHERS}}, "change": {"tau": [1, 2]}},
+    "the mean": {"a": {"divergence": {"mean": OTHERS}}, "change": {"tau": [1, 2]}},
     "best against best": {
         "a": {"divergence": FKL, "tau": [1, 2, 4]},
         "b": {"divergence": RKL, "tau": [1, 2, 4]},
@@ -251,8 +265,27 @@ class TestReading:
     @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "hypotheses").glob("*.yaml")), ids=lambda p: p.stem)
     def test_of_the_papers(self, path):
         found = read_hypotheses(yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
-        letter, count = {"temperature": ("A", 8), "akl": ("B", 4), "other_tokenizer": ("T", 7)}[path.stem]
-        assert [each.name for each in found] == [f"{letter}{i + 1}" for i in range(count)]
+        lettered = {"temperature": ("A", 8), "study_match": ("B", 6), "other_tokenizer": ("T", 7)}
+        letter, count = lettered.get(path.stem, (found[0].name[0], None))
+        own = [each.name for each in found if each.name[0] == letter]
+        assert own == [f"{letter}{i + 1}" for i in range(count or len(own))]
+
+    @pytest.mark.parametrize("names", DECIDED, ids="-".join)
+    def test_each_is_decided_by_its_sweep(self, names, monkeypatch):
+        """No condition is misspelt, and none is missing of the grid: whatever the scores, there is an outcome."""
+        monkeypatch.chdir(ROOT)
+        recipes = [read_recipe(ROOT / f"recipes/sweeps/{name}.yaml") for name in names]
+        hypotheses = read_hypotheses(recipes[0]["hypotheses"], names[0])
+        assert all(recipe["hypotheses"] == recipes[0]["hypotheses"] for recipe in recipes)
+        rng, results = np.random.default_rng(0), []
+        for each in {each.name: each for recipe in recipes for each in cells(recipe)}.values():
+            scores = {hypothesis.score: [rng.normal(size=4).tolist()] for hypothesis in hypotheses}
+            hashes = dict.fromkeys(("initial_weights", "batch_order", "items"), "same")
+            settings = {"factors": each.factors}
+            results.append({"name": each.name, "settings": settings, "hashes": hashes, "scores": scores})
+        decisions = decide(hypotheses, results)
+        assert [each.hypothesis.name for each in decisions] == [each.name for each in hypotheses]
+        assert {each.outcome for each in decisions} <= {"supported", "contradicted", "undecided"}
 
     @pytest.mark.parametrize(
         ("changes", "message"),
