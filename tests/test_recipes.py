@@ -314,3 +314,21 @@ def test_the_dial(slope, verdict, tmp_path, capsys, monkeypatch):
     assert len(lines) == 3 and all(line.rstrip("| ").endswith(verdict) for line in lines.values())
     if slope:
         assert all("+1.00 [+" in line and "+2.0" in line for line in lines.values())
+
+
+def test_head_and_tail_by_step(tmp_path):
+    """Means over the seeds of those cells that trained as long, a line for each step and objective."""
+    for objective, steps, seed in (("a", 60, 1), ("a", 60, 2), ("b", 60, 1), ("a", 400, 1)):
+        diagnostics = [
+            {"step": step, "bucket": bucket, "measure": measure, "value": step + seed + (bucket == "tail")}
+            for step in (0, 20, 60)
+            for bucket in ("head", "tail")
+            for measure in ("error", "forward_kl", "reverse_kl")
+        ]
+        settings = {"options": {"max_steps": steps}, "factors": {"divergence": objective}}
+        cell = {"settings": settings, "diagnostics": diagnostics}
+        (tmp_path / f"{objective}{steps}{seed}.json").write_text(json.dumps(cell))
+    _, _, start, *lines = program_at("recipes/head_and_tail.py").table(tmp_path, [20, 60]).splitlines()
+    assert start == "| 0 | not yet | 1.500 | 1.500 | 1.500 | 2.500 | 2.500 | 2.500 |"
+    assert lines[0] == "| 20 | a (2 seeds) | 21.500 | 21.500 | 21.500 | 22.500 | 22.500 | 22.500 |"
+    assert lines[3].startswith("| 60 | b (1 seeds) | 61.000") and len(lines) == 4
