@@ -5,6 +5,7 @@ teachers differ, docs/results/.
 
 ```bash
 python recipes/dial.py results/study_dial_tiny results/study_dial_stories260k [--markdown FILE] [--png FILE]
+python recipes/dial.py results/study_dial_tiny results/study_dial_stories260k --test results/study_start
 ```
 
 A point is a pair of models, a teacher and an objective. Its x is the log of the upward gradient outside the teacher's
@@ -12,9 +13,13 @@ top 10 at tau 2, relative to tau 1, both sides softened, of the student before t
 tau 2 gains over tau 1 after training, the mean over seeds.
 
 The rule, written before the runs: the ratio predicts a gain if the slope's 95% interval (jackknife over teachers)
-leaves out 0, and the line's error on teachers that it hasn't seen is below that of the mean. The gain that decides is
-that of ROUGE-L sampled at temperature 1, which the papers report; greedy ROUGE-L on rows that were trained on and the
-KL to the teacher, by how much its log falls, are looked at beside it.
+leaves out 0, and the line's error on teachers that it hasn't seen is below that of the mean. The gain that decides
+is that of ROUGE-L sampled at temperature 1, which the papers report; greedy ROUGE-L on rows that were trained on and
+the KL to the teacher, by how much its log falls, are looked at beside it.
+
+The student's entropy was added after these runs, and so it has a test of its own, declared before the runs of
+`study_start`: its line is right if its error on other starts of the student (`--test`) is below that of the mean of
+the line's own points.
 """
 
 import argparse
@@ -37,6 +42,7 @@ GAINS = {
     "ROUGE-L, sampled": ("rouge_l", False, 1),
     "ROUGE-L, greedy, rows trained on": ("rouge_l_greedy@seen", False, 1),
     "log of KL(teacher, student), held out, less": ("kl_tau1", True, -1),
+    "log of the student's entropy, held out, less": ("student_entropy", True, -1),
 }
 
 
@@ -46,13 +52,17 @@ def points_of(folder: Path) -> list[dict[str, Any]]:
     baselines = {
         path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("summary/baselines/*.json")
     }
-    by_point: dict[tuple[str, str], dict[float, dict[int, Any]]] = defaultdict(lambda: defaultdict(dict))
+    by_point: dict[tuple[str, ...], dict[float, dict[int, Any]]] = defaultdict(lambda: defaultdict(dict))
     for cell in cells:
         factors = cell["settings"]["factors"]
-        key = (cell["settings"]["options"]["teacher_model_name_or_path"], name_of(factors["divergence"]))
+        if factors["mode"] != "both" or factors.get("rule") is not None:
+            continue
+        options = cell["settings"]["options"]
+        models = (options["model_name_or_path"], options["teacher_model_name_or_path"])
+        key = (*models, name_of(factors["divergence"]))
         by_point[key][float(factors["tau"])][factors["seed"]] = cell
     found = []
-    for (teacher, objective), by_tau in by_point.items():
+    for (student, teacher, objective), by_tau in by_point.items():
         seeds = sorted(set(by_tau[1.0]) & set(by_tau[TAU]))
         if not seeds:
             continue
@@ -67,8 +77,8 @@ def points_of(folder: Path) -> list[dict[str, Any]]:
             name: gain([(by_tau[1.0][seed], by_tau[TAU][seed]) for seed in seeds], *how) for name, how in GAINS.items()
         }
         top_1 = baseline["teacher"]["train"]["top_1"]
-        point = {"pair": folder.name, "teacher": teacher, "objective": objective, "top_1": top_1, "x": math.log(ratio)}
-        found.append({**point, "seeds": len(seeds), "gains": gains})
+        point = {"pair": folder.name, "student": student, "teacher": teacher, "objective": objective}
+        found.append({**point, "top_1": top_1, "x": math.log(ratio), "seeds": len(seeds), "gains": gains})
     return sorted(found, key=lambda each: (each["objective"], each["teacher"]))
 
 
@@ -101,6 +111,27 @@ def other_pair(points: list[dict[str, Any]], name: str) -> list[str]:
         plain = [np.mean(y) - point["gains"][name][0] for point in own]
         errors = (float(np.sqrt(np.mean(np.square(each)))) for each in (off, plain))
         lines.append("{}: {:.2f} by the line of the other, {:.2f} by its mean".format(pair, *errors))
+    return lines
+
+
+def test_of(points: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[str]:
+    """What the line of some points says of others, beside what came out."""
+    lines = []
+    for name in GAINS:
+        line = line_of(points, name)
+        mean = np.mean([point["gains"][name][0] for point in points])
+        came = np.array([point["gains"][name][0] for point in others])
+        said = np.array([line.intercept + line.slope * point["x"] for point in others])
+        errors = [float(np.sqrt(np.mean((each - came) ** 2))) for each in (said, mean)]
+        lines.append(
+            f"- {name}: {line.intercept:+.3f} {line.slope:+.3f} log(ratio) is off by {errors[0]:.2f} on {len(others)} "
+            f"other points, the mean by {errors[1]:.2f}"
+        )
+        for point, a, b in zip(others, said, came, strict=True):
+            ratio = f"ratio {math.exp(point['x']):.2f}"
+            lines.append(
+                f"  - {point['student']}, {point['objective']}, {ratio}: {a:+.2f} was said, {b:+.2f} came out"
+            )
     return lines
 
 
@@ -137,7 +168,7 @@ def draw(points: list[dict[str, Any]], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(GAINS), figsize=(12, 3.8))
+    figure, axes = pyplot.subplots(1, len(GAINS), figsize=(14, 3.6))
     for axis, name in zip(axes, GAINS, strict=True):
         for pair, marker in zip(sorted({point["pair"] for point in points}), "osD", strict=False):
             for objective, colour in (("forward_kl", "tab:blue"), ("reverse_kl", "tab:orange")):
@@ -162,11 +193,14 @@ def draw(points: list[dict[str, Any]], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Does the amount that a temperature lifts predict what it gains?")
     parser.add_argument("folders", nargs="+", type=Path, help="results of sweeps whose teachers differ")
+    parser.add_argument("--test", type=Path, help="results of another sweep, which the line is held against")
     parser.add_argument("--markdown", help="file to write the tables to")
     parser.add_argument("--png", help="file to draw the points to")
     args = parser.parse_args()
     points = [point for folder in args.folders for point in points_of(folder)]
     lines = tables_of(points)
+    if args.test:
+        lines += ["", *test_of(points, points_of(args.test))]
     print("\n".join(lines))
     if args.markdown:
         Path(args.markdown).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -299,7 +299,7 @@ def test_the_dial(slope, verdict, tmp_path, capsys, monkeypatch):
                         "settings": {"factors": factors, "options": options},
                         "baseline": str(share),
                         "scores": scores,
-                        "means": {"kl_tau1": math.exp(-gain)},
+                        "means": dict.fromkeys(("kl_tau1", "student_entropy"), math.exp(-gain)),
                     }
                     (tmp_path / pair / f"{objective}{share}{tau}{seed}.json").write_text(json.dumps(cell))
     markdown, figure = tmp_path / "dial.md", tmp_path / "dial.png"
@@ -311,7 +311,7 @@ def test_the_dial(slope, verdict, tmp_path, capsys, monkeypatch):
     lines = {
         line.split("|")[1].strip(): line for line in said.splitlines() if line.startswith("| ") and "16, 8" in line
     }
-    assert len(lines) == 3 and all(line.rstrip("| ").endswith(verdict) for line in lines.values())
+    assert len(lines) == 4 and all(line.rstrip("| ").endswith(verdict) for line in lines.values())
     if slope:
         assert all("+1.00 [+" in line and "+2.0" in line for line in lines.values())
 
