@@ -294,7 +294,7 @@ def test_the_dial(slope, verdict, tmp_path, capsys, monkeypatch):
                     gain = (tau - 1) * (slope * math.log(ratio) + shift) + 0.01 * rng.normal()
                     scores = {name: [[5.0 + gain, 7.0 + gain]] for name in ("rouge_l", "rouge_l_greedy@seen")}
                     factors = {"divergence": objective, "tau": tau, "mode": "both", "seed": seed}
-                    options = {"teacher_model_name_or_path": f"{pair}/{share}"}
+                    options = {"model_name_or_path": "student", "teacher_model_name_or_path": f"{pair}/{share}"}
                     cell = {
                         "settings": {"factors": factors, "options": options},
                         "baseline": str(share),
@@ -304,7 +304,9 @@ def test_the_dial(slope, verdict, tmp_path, capsys, monkeypatch):
                     (tmp_path / pair / f"{objective}{share}{tau}{seed}.json").write_text(json.dumps(cell))
     markdown, figure = tmp_path / "dial.md", tmp_path / "dial.png"
     folders = [str(tmp_path / pair) for pair in ("one", "two")]
-    monkeypatch.setattr(sys, "argv", ["dial.py", *folders, "--markdown", str(markdown), "--png", str(figure)])
+    monkeypatch.setattr(
+        sys, "argv", ["dial.py", *folders, "--markdown", str(markdown), "--png", str(figure), "--test", folders[0]]
+    )
     program_at("recipes/dial.py").main()
     said = capsys.readouterr().out
     assert markdown.read_text() == said and figure.stat().st_size > 1000
@@ -312,6 +314,7 @@ def test_the_dial(slope, verdict, tmp_path, capsys, monkeypatch):
         line.split("|")[1].strip(): line for line in said.splitlines() if line.startswith("| ") and "16, 8" in line
     }
     assert len(lines) == 4 and all(line.rstrip("| ").endswith(verdict) for line in lines.values())
+    assert said.count("was said") == 4 * 8 and said.count("is off by") == 4
     if slope:
         assert all("+1.00 [+" in line and "+2.0" in line for line in lines.values())
 
