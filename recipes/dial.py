@@ -203,7 +203,11 @@ def main() -> None:
         lines += ["", *test_of(points, points_of(args.test))]
     print("\n".join(lines))
     if args.markdown:
-        Path(args.markdown).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        command = " ".join(
+            ["python recipes/dial.py", *map(str, args.folders), *(["--test", str(args.test)] if args.test else [])]
+        )
+        head = ["# The dial", "", f"Written by `{command} --markdown`, not by hand.", ""]
+        Path(args.markdown).write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
     if args.png:
         draw(points, args.png)
 
