@@ -34,7 +34,7 @@ COLUMNS = {
 }
 
 # Of the line that docs/results/study_dial.md has: the log of the student's entropy at tau 2 less that at tau 1 is
-# -(INTERCEPT + SLOPE log(ratio)), off by ERROR on teachers that it hasn't seen, and by up to OTHER_PAIR on other models
+# -(INTERCEPT + SLOPE log(ratio)), off by ERROR on teachers that it hasn't seen, by up to OTHER_PAIR on another pair
 INTERCEPT, SLOPE, ERROR, OTHER_PAIR = -0.222, 0.182, 0.08, 0.11
 PREDICTED = ("forward_kl", "reverse_kl")  # what it was measured on
 
