@@ -5,7 +5,7 @@ teachers differ, docs/results/.
 
 ```bash
 python recipes/dial.py results/study_dial_tiny results/study_dial_stories260k [--markdown FILE] [--png FILE]
-python recipes/dial.py results/study_dial_tiny results/study_dial_stories260k --test results/study_start
+python recipes/dial.py results/study_dial_tiny results/study_dial_stories260k --test results/study_start results/study_smollm2
 ```
 
 A point is a pair of models, a teacher and an objective. Its x is the log of the upward gradient outside the teacher's
@@ -18,8 +18,8 @@ is that of ROUGE-L sampled at temperature 1, which the papers report; greedy ROU
 the KL to the teacher, by how much its log falls, are looked at beside it.
 
 The student's entropy was added after these runs, and so it has a test of its own, declared before the runs of
-`study_start`: its line is right if its error on other starts of the student (`--test`) is below that of the mean of
-the line's own points.
+`study_start` and `study_smollm2`: its line is right if its error there (`--test`) is below that of the mean of the
+line's own points.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def points_of(folder: Path) -> list[dict[str, Any]]:
     by_point: dict[tuple[str, ...], dict[float, dict[int, Any]]] = defaultdict(lambda: defaultdict(dict))
     for cell in cells:
         factors = cell["settings"]["factors"]
-        if factors["mode"] != "both" or factors.get("rule") is not None:
+        if factors["mode"] != "both" or factors.get("rule") is not None or factors.get("lmbda"):
             continue
         options = cell["settings"]["options"]
         models = (options["model_name_or_path"], options["teacher_model_name_or_path"])
@@ -73,9 +73,8 @@ def points_of(folder: Path) -> list[dict[str, Any]]:
             if (row["objective"], row["mode"], row["tau"], row["measure"], row["bucket"])
             == (objective, "both", TAU, "lifted_ratio", "top_10")
         ]
-        gains = {
-            name: gain([(by_tau[1.0][seed], by_tau[TAU][seed]) for seed in seeds], *how) for name, how in GAINS.items()
-        }
+        pairs = [(by_tau[1.0][seed], by_tau[TAU][seed]) for seed in seeds]
+        gains = {name: gain(pairs, *how) for name, how in GAINS.items() if how[0] in pairs[0][0]["means"]}
         top_1 = baseline["teacher"]["train"]["top_1"]
         point = {"pair": folder.name, "student": student, "teacher": teacher, "objective": objective}
         found.append({**point, "top_1": top_1, "x": math.log(ratio), "seeds": len(seeds), "gains": gains})
@@ -118,16 +117,19 @@ def test_of(points: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[
     """What the line of some points says of others, beside what came out."""
     lines = []
     for name in GAINS:
+        own = [point for point in others if name in point["gains"]]
+        if not own:
+            continue
         line = line_of(points, name)
         mean = np.mean([point["gains"][name][0] for point in points])
-        came = np.array([point["gains"][name][0] for point in others])
-        said = np.array([line.intercept + line.slope * point["x"] for point in others])
+        came = np.array([point["gains"][name][0] for point in own])
+        said = np.array([line.intercept + line.slope * point["x"] for point in own])
         errors = [float(np.sqrt(np.mean((each - came) ** 2))) for each in (said, mean)]
         lines.append(
-            f"- {name}: {line.intercept:+.3f} {line.slope:+.3f} log(ratio) is off by {errors[0]:.2f} on {len(others)} "
+            f"- {name}: {line.intercept:+.3f} {line.slope:+.3f} log(ratio) is off by {errors[0]:.2f} on {len(own)} "
             f"other points, the mean by {errors[1]:.2f}"
         )
-        for point, a, b in zip(others, said, came, strict=True):
+        for point, a, b in zip(own, said, came, strict=True):
             ratio = f"ratio {math.exp(point['x']):.2f}"
             lines.append(
                 f"  - {point['student']}, {point['objective']}, {ratio}: {a:+.2f} was said, {b:+.2f} came out"
@@ -193,18 +195,22 @@ def draw(points: list[dict[str, Any]], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Does the amount that a temperature lifts predict what it gains?")
     parser.add_argument("folders", nargs="+", type=Path, help="results of sweeps whose teachers differ")
-    parser.add_argument("--test", type=Path, help="results of another sweep, which the line is held against")
+    parser.add_argument("--test", type=Path, nargs="+", help="results of other sweeps, which the line is held against")
     parser.add_argument("--markdown", help="file to write the tables to")
     parser.add_argument("--png", help="file to draw the points to")
     args = parser.parse_args()
     points = [point for folder in args.folders for point in points_of(folder)]
     lines = tables_of(points)
     if args.test:
-        lines += ["", *test_of(points, points_of(args.test))]
+        lines += ["", *test_of(points, [point for folder in args.test for point in points_of(folder)])]
     print("\n".join(lines))
     if args.markdown:
         command = " ".join(
-            ["python recipes/dial.py", *map(str, args.folders), *(["--test", str(args.test)] if args.test else [])]
+            [
+                "python recipes/dial.py",
+                *map(str, args.folders),
+                *(["--test", *map(str, args.test)] if args.test else []),
+            ]
         )
         head = ["# The dial", "", f"Written by `{command} --markdown`, not by hand.", ""]
         Path(args.markdown).write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")

@@ -299,7 +299,7 @@ def test_the_dial(slope, verdict, tmp_path, capsys, monkeypatch):
                         "settings": {"factors": factors, "options": options},
                         "baseline": str(share),
                         "scores": scores,
-                        "means": dict.fromkeys(("kl_tau1", "student_entropy"), math.exp(-gain)),
+                        "means": dict.fromkeys(("kl_tau1", "student_entropy", *scores), math.exp(-gain)),
                     }
                     (tmp_path / pair / f"{objective}{share}{tau}{seed}.json").write_text(json.dumps(cell))
     markdown, figure = tmp_path / "dial.md", tmp_path / "dial.png"
