@@ -5,7 +5,7 @@ teachers differ, docs/results/.
 
 ```bash
 python recipes/dial.py results/study_dial_tiny results/study_dial_stories260k [--markdown FILE] [--png FILE]
-python recipes/dial.py results/study_dial_tiny results/study_dial_stories260k --test results/study_start results/study_smollm2
+python recipes/dial.py results/study_dial_tiny results/study_dial_stories260k --test results/study_start
 ```
 
 A point is a pair of models, a teacher and an objective. Its x is the log of the upward gradient outside the teacher's
@@ -18,8 +18,8 @@ is that of ROUGE-L sampled at temperature 1, which the papers report; greedy ROU
 the KL to the teacher, by how much its log falls, are looked at beside it.
 
 The student's entropy was added after these runs, and so it has a test of its own, declared before the runs of
-`study_start` and `study_smollm2`: its line is right if its error there (`--test`) is below that of the mean of the
-line's own points.
+`study_start`: its line is right if its error on other starts of the student (`--test`) is below that of the mean of
+the line's own points.
 """
 
 import argparse
