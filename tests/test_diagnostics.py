@@ -356,6 +356,8 @@ def test_what_is_said_of_the_amount_lifted():
         lifted(rows[1:2]) == "With both softened, tau 2 raises what is lifted outside the teacher's top 10: jsd x3.0."
     )
     assert lifted(rows[3:]) == lifted([]) == ""
+    # Nothing beyond what the line has seen: where tau lifts nothing, a student from random weights did otherwise
+    assert "entropy" not in lifted([{**row, "objective": "reverse_kl", "value": 1.0}])
 
 
 def test_the_line_is_that_of_the_study():

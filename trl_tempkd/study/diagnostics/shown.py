@@ -36,7 +36,7 @@ COLUMNS = {
 # Of the line that docs/results/study_dial.md has: the log of the student's entropy at tau 2 less that at tau 1 is
 # -(INTERCEPT + SLOPE log(ratio)), off by ERROR on teachers that it hasn't seen, by up to OTHER_PAIR on another pair
 INTERCEPT, SLOPE, ERROR, OTHER_PAIR = -0.222, 0.182, 0.08, 0.11
-PREDICTED = ("forward_kl", "reverse_kl")  # what it was measured on
+PREDICTED, LOWEST, HIGHEST = ("forward_kl", "reverse_kl"), 1.7, 150.0  # what it was measured on
 
 
 def lifted(rows: list[dict[str, Any]]) -> str:
@@ -53,7 +53,7 @@ def lifted(rows: list[dict[str, Any]]) -> str:
     sharper = [
         f"{math.exp(-INTERCEPT - SLOPE * math.log(ratios[name])):.2f} ({name})"
         for name in PREDICTED
-        if ratios.get(name, 0) > 0
+        if LOWEST <= ratios.get(name, 0) <= HIGHEST
     ]
     if sharper:
         sentence += (
