@@ -3,7 +3,7 @@
 Distil one pair from every source of its teacher: beside the student, from the three caches, and from a server.
 
     python benchmarks/sources.py --config recipes/tiny/distill.yaml --max_steps 60 --max_length 48
-    python benchmarks/sources.py --config recipes/sweeps/smollm2.yaml --logprobs 64 --output sources.json
+    python benchmarks/sources.py --config recipes/sweeps/study_smollm2.yaml --logprobs 64 --output sources.json
 
 The recipe is one of `trl-tempkd distill`, or of a sweep, whose `base` is taken; every other option goes to it. It is
 trained on the first `--rows` rows with each objective of `--objectives`, and before and after, the student is compared

@@ -3,6 +3,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -26,6 +28,7 @@ from trl_tempkd.study.diagnostics import (
 from trl_tempkd.study.diagnostics import models as diagnostics_models
 from trl_tempkd.study.diagnostics.logits import cosine, difference, effective_number, rank_buckets
 from trl_tempkd.study.diagnostics.shown import COLUMNS as SHOWN
+from trl_tempkd.study.diagnostics.shown import ERROR, INTERCEPT, OTHER_PAIR, SLOPE, lifted
 
 
 def logits(rows: int = 6, size: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -330,6 +333,47 @@ def pair(tmp_path, make_model, tokenizer, chat_dataset) -> dict:
 
 def flags(options: dict) -> list[str]:
     return [part for key, value in options.items() for part in (f"--{key}", str(value))]
+
+
+def test_what_is_said_of_the_amount_lifted():
+    """The ratio of each objective; what it says of the student's entropy is of both KLs, which it was measured on."""
+    row = {"mode": "both", "tau": 2.0, "measure": "lifted_ratio", "bucket": "top_10", "tokens": 9}
+    rows = [
+        {**row, "objective": "forward_kl", "value": 9.97},
+        {**row, "objective": "jsd", "value": 3.0},
+        {**row, "objective": "reverse_kl", "value": 2.55},
+        {**row, "objective": "reverse_kl", "value": 77.0, "tau": 4.0},
+        {**row, "objective": "reverse_kl", "value": 88.0, "mode": "teacher"},
+        {**row, "objective": "reverse_kl", "value": 99.0, "bucket": "top_1"},
+    ]
+    said = lifted(rows)
+    assert (
+        "forward_kl x10.0, jsd x3.0, reverse_kl x2.5." in said
+        or "forward_kl x10.0, jsd x3.0, reverse_kl x2.6." in said
+    )
+    assert "0.82 (forward_kl) and 1.05 (reverse_kl)" in said and "give or take 11%" in said
+    assert (
+        lifted(rows[1:2]) == "With both softened, tau 2 raises what is lifted outside the teacher's top 10: jsd x3.0."
+    )
+    assert lifted(rows[3:]) == lifted([]) == ""
+    # Nothing beyond what the line has seen: where tau lifts nothing, a student from random weights did otherwise
+    assert "entropy" not in lifted([{**row, "objective": "reverse_kl", "value": 1.0}])
+
+
+def test_the_line_is_that_of_the_study():
+    """What `diagnose` says rests on the table that recipes/dial.py has written."""
+    page = (Path(__file__).parent.parent / "docs/results/study_dial.md").read_text(encoding="utf-8")
+    name = "log of the student's entropy, held out, less"
+    [found] = re.findall(rf"^- {name}: (\S+) (\S+) log\(ratio\)", page, flags=re.MULTILINE)
+    assert tuple(map(float, found)) == (INTERCEPT, SLOPE)
+    [row] = re.findall(rf"^\| {name} \| (.*) \|$", page, flags=re.MULTILINE)
+    *_, error, of_mean, holds = row.split(" | ")
+    assert float(error) == ERROR < float(of_mean) and holds == "yes"
+    others = re.findall(
+        rf"^- {name}: \S+: (\S+) by the line of the other, (\S+) by its mean", page, flags=re.MULTILINE
+    )
+    assert len(others) == 2 and max(float(off) for off, _ in others) == OTHER_PAIR
+    assert all(float(off) < float(plain) for off, plain in others)
 
 
 def test_command(pair, tmp_path, capsys, chat_dataset):

@@ -65,7 +65,7 @@ STUDY_FLOORS = [
     ["comparisons", "derived", "hypotheses"],
     ["declared"],
     ["diversity", "harness", "table"],
-    ["scores", "statistics"],
+    ["prediction", "scores", "statistics"],
     ["diagnostics"],
     ["evaluation"],
     ["bits_per_byte", "metrics", "to_teacher"],

@@ -10,6 +10,8 @@ import yaml
 from trl_tempkd.errors import UsageError
 from trl_tempkd.study.declared import read_hypotheses
 from trl_tempkd.study.hypotheses import Contrast, decide
+from trl_tempkd.study.statistics import estimate
+from trl_tempkd.study.sweep import cells, read_recipe
 from trl_tempkd.study.table import Cells, obstacles
 
 
@@ -18,6 +20,18 @@ FKL, RKL = "forward_kl", "reverse_kl"
 OTHERS = ["jsd", "tvd", "todi"]
 TAUS = (1.0, 2.0, 4.0)
 ITEMS = 64
+
+# Sweeps whose hypotheses are about nothing but their cells; those of one folder together
+DECIDED = [
+    ("study_tiny", "study_family"),
+    *(
+        (path.stem,)
+        for path in sorted((ROOT / "recipes/sweeps").glob("study_*"))
+        if path.stem not in ("study_tiny", "study_family")
+    ),
+    ("gpt2_dolly_day",),
+    ("smollm2_360m_to_135m",),
+]
 
 
 def cell(divergence, tau, seed, scores, mode="both", steps=None):
@@ -187,6 +201,7 @@ KINDS = {
         "and": "a_gains",
     },
     "most": {"a": {"divergence": {"most": OTHERS}}, "change": {"tau": [1, 2]}},
+    "the mean": {"a": {"divergence": {"mean": OTHERS}}, "change": {"tau": [1, 2]}},
     "best against best": {
         "a": {"divergence": FKL, "tau": [1, 2, 4]},
         "b": {"divergence": RKL, "tau": [1, 2, 4]},
@@ -250,8 +265,27 @@ class TestReading:
     @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "hypotheses").glob("*.yaml")), ids=lambda p: p.stem)
     def test_of_the_papers(self, path):
         found = read_hypotheses(yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
-        letter, count = {"temperature": ("A", 8), "akl": ("B", 4), "other_tokenizer": ("T", 7)}[path.stem]
-        assert [each.name for each in found] == [f"{letter}{i + 1}" for i in range(count)]
+        lettered = {"temperature": ("A", 8), "study_match": ("B", 6), "other_tokenizer": ("T", 7)}
+        letter, count = lettered.get(path.stem, (found[0].name[0], None))
+        own = [each.name for each in found if each.name[0] == letter]
+        assert own == [f"{letter}{i + 1}" for i in range(count or len(own))]
+
+    @pytest.mark.parametrize("names", DECIDED, ids="-".join)
+    def test_each_is_decided_by_its_sweep(self, names, monkeypatch):
+        """No condition is misspelt, and none is missing of the grid: whatever the scores, there is an outcome."""
+        monkeypatch.chdir(ROOT)
+        recipes = [read_recipe(ROOT / f"recipes/sweeps/{name}.yaml") for name in names]
+        hypotheses = read_hypotheses(recipes[0]["hypotheses"], names[0])
+        assert all(recipe["hypotheses"] == recipes[0]["hypotheses"] for recipe in recipes)
+        rng, results = np.random.default_rng(0), []
+        for each in {each.name: each for recipe in recipes for each in cells(recipe)}.values():
+            scores = {hypothesis.score: [rng.normal(size=4).tolist()] for hypothesis in hypotheses}
+            hashes = dict.fromkeys(("initial_weights", "batch_order", "items"), "same")
+            settings = {"factors": each.factors}
+            results.append({"name": each.name, "settings": settings, "hashes": hashes, "scores": scores})
+        decisions = decide(hypotheses, results)
+        assert [each.hypothesis.name for each in decisions] == [each.name for each in hypotheses]
+        assert {each.outcome for each in decisions} <= {"supported", "contradicted", "undecided"}
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -283,3 +317,39 @@ class TestReading:
             read_hypotheses([one, one], "x.yaml")
         with pytest.raises(UsageError, match="expected a list"):
             read_hypotheses(one, "x.yaml")
+
+
+class TestPooled:
+    """`{mean: [...]}`: what several conditions do on average, of which each alone is too noisy."""
+
+    POOL = {"divergence": {"mean": OTHERS}}
+
+    def test_equals_the_estimate_of_the_averaged_differences(self):
+        results = sweep({name: {1.0: 5.0, 2.0: 5.0 + i} for i, name in enumerate(OTHERS)}, seeds=4)
+        [found] = decide(read(a=self.POOL, change={"tau": [1, 2]}), results)
+        tables = {tau: [] for tau in (1.0, 2.0)}
+        for result in results:
+            tables[result["settings"]["factors"]["tau"]].append(np.array(result["scores"]["rouge_l"][0]))
+        first, second = (np.array(tables[tau]).reshape(3, 4, ITEMS).mean(0) for tau in (1.0, 2.0))
+        expected = estimate(second - first)
+        own = found.evidence[0].estimate
+        assert (own.mean, own.error, own.freedom) == pytest.approx((expected.mean, expected.error, expected.freedom))
+        assert found.outcome == "supported" and found.p < 0.01 and (own.n_seeds, own.n_items) == (4, ITEMS)
+        assert "the mean of jsd, tvd, todi, tau 1 to 2" in found.sentence
+
+    def test_the_other_side_is_paired_with_each(self):
+        """What `b` doesn't name is as in `a`: each objective's tau 2 with its own tau 1."""
+        results = sweep({name: {1.0: 9.0 * i, 2.0: 9.0 * i + 1} for i, name in enumerate(OTHERS)})
+        [found] = decide(read(a={**self.POOL, "tau": 2}, b={"tau": 1}), results)
+        assert found.outcome == "supported" and found.evidence[0].estimate.mean == pytest.approx(1.0, abs=0.1)
+
+    def test_is_not_the_same_as_most(self):
+        """One that gains much outweighs two that lose a little."""
+        results = sweep({"jsd": {1.0: 5.0, 2.0: 9.0}, "tvd": {1.0: 5.0, 2.0: 4.5}, "todi": {1.0: 5.0, 2.0: 4.5}})
+        change = {"tau": [1, 2]}
+        assert outcome(results, a=self.POOL, change=change) == "supported"
+        assert outcome(results, a={"divergence": {"most": OTHERS}}, change=change) == "contradicted"
+
+    def test_needs_every_one(self):
+        results = sweep({name: {1.0: 5.0, 2.0: 6.0} for name in OTHERS[:2]})
+        assert outcome(results, a=self.POOL, change={"tau": [1, 2]}) == "not tested"

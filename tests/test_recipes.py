@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -10,7 +11,9 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import Dataset, DatasetDict, load_from_disk
 from standins import save_pair
@@ -30,7 +33,10 @@ ROOT = Path(__file__).parent.parent
 OTHERS = ("sweeps", "tune", "hypotheses")
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.parent.name not in OTHERS)
 # A recipe is of the family that its folder names, and so is its stand-in: LoRA finds the layers that it targets.
-ARCHITECTURES = {"qwen3": "qwen3", "smollm2": "llama", "llama3": "llama", "gpt2_dolly": "gpt2", "tiny": "llama"}
+ARCHITECTURES = {
+    **{"qwen3": "qwen3", "smollm2": "llama", "llama3": "llama", "gpt2_dolly": "gpt2"},
+    **{"tiny": "llama", "stories260k": "llama"},
+}
 # Data sets of the recipes -> the fixture with rows of the same format. TRL's own formatting runs on them.
 ROWS = {
     "trl-lib/Capybara": "chat_dataset",
@@ -38,6 +44,8 @@ ROWS = {
     "outputs/data/dolly": "prompt_dataset",
     "outputs/other-tokenizer/data": "chat_dataset",
     "outputs/smollm2-study/data": "chat_dataset",
+    "outputs/stories260k/data": "prompt_dataset",
+    "outputs/stories260k/few": "prompt_dataset",
     "outputs/tiny-hints": "hinted_dataset",
     "outputs/tiny-teachers": "routed_dataset",
     "outputs/tiny-vision/data": "pictured_dataset",
@@ -131,7 +139,7 @@ def test_trains(recipe, tmp_path, make_model, tokenizer, request):
     else:
         student, teacher = save_pair(tmp_path, make_model, tokenizer, ARCHITECTURES[recipe.parent.name])
     rows = request.getfixturevalue(ROWS[read(recipe)["dataset_name"]])
-    DatasetDict(train=rows, test=rows, written=rows).save_to_disk(tmp_path / "data")
+    DatasetDict(train=rows, test=rows, written=rows, general=rows).save_to_disk(tmp_path / "data")
     output = tmp_path / "output"
     overrides = {
         "model_name_or_path": student,
@@ -216,3 +224,118 @@ def test_the_rows_of_another_tokenizer(tmp_path):
     data = load_from_disk(tmp_path / "data")
     assert data["written"]["completion"] == [said] * 2 and data["train"]["prompt"] == data["written"]["prompt"]
     assert data["train"]["completion"] == splits["train"].select([4, 2])["completion"]
+
+
+def program_at(path: str):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_models_between_two(tmp_path, make_model, tokenizer):
+    """The ends are the two themselves, and half way every weight is their mean."""
+    first, second = save_pair(tmp_path, make_model, tokenizer)
+    paths = program_at("recipes/mix_models.py").mix(first, second, str(tmp_path / "mixed"), [0.0, 0.5, 1.0])
+    assert [path.name for path in paths] == ["0", "0.5", "1"]
+    own, other, *mixed = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (first, second, *paths))
+    for name, weight in own.items():
+        for model, share in zip(mixed, (0.0, 0.5, 1.0), strict=True):
+            torch.testing.assert_close(model[name], weight + share * (other[name] - weight))
+
+
+def test_a_model_with_random_weights(tmp_path, make_model, tokenizer):
+    student, _ = save_pair(tmp_path, make_model, tokenizer)
+    for seed, name in ((7, "a"), (7, "b"), (8, "c")):
+        program_at("recipes/random_model.py").random_model(student, str(tmp_path / name), seed)
+    own, *random = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (student, *map(tmp_path.joinpath, "abc"))
+    )
+    assert all({k: v.shape for k, v in each.items()} == {k: v.shape for k, v in own.items()} for each in random)
+    name = next(name for name in own if "q_proj" in name)
+    assert torch.equal(random[0][name], random[1][name])
+    assert not torch.equal(random[0][name], random[2][name]) and not torch.equal(random[0][name], own[name])
+
+
+def test_rows_that_were_trained_on(tmp_path, prompt_dataset):
+    """A sample of the split, in whatever order that is."""
+    found = []
+    for name, rows in (("a", prompt_dataset), ("b", prompt_dataset.select(range(len(prompt_dataset) - 1, -1, -1)))):
+        DatasetDict(train=rows).save_to_disk(tmp_path / name)
+        found.append(program_at("recipes/seen_rows.py").seen_rows(str(tmp_path / name), 3).to_list())
+    assert found[0] == found[1] and len(found[0]) == 3
+    assert all(row in prompt_dataset.to_list() for row in found[0])
+
+
+@pytest.mark.parametrize("slope, verdict", [(2.0, "yes"), (0.0, "no")])
+def test_the_dial(slope, verdict, tmp_path, capsys, monkeypatch):
+    """Of made-up cells whose gain is a line over the log of what is lifted, the line is found; where none is, none."""
+    rng = np.random.default_rng(0)
+    for pair in ("one", "two"):
+        (tmp_path / pair / "summary/baselines").mkdir(parents=True)
+        for share in (0.0, 0.25, 0.5, 1.0):
+            ratios = {"forward_kl": math.exp(1 + 2 * share), "reverse_kl": math.exp(1 - share / 4)}
+            rows = [
+                {
+                    "objective": name,
+                    "mode": "both",
+                    "tau": 2.0,
+                    "measure": "lifted_ratio",
+                    "bucket": "top_10",
+                    "value": x,
+                }
+                for name, x in ratios.items()
+            ]
+            baseline = {"diagnostics": rows, "teacher": {"train": {"top_1": 0.5}}}
+            (tmp_path / pair / f"summary/baselines/{share}.json").write_text(json.dumps(baseline))
+            for objective, ratio in ratios.items():
+                shift = 0.0 if slope else rng.normal()
+                for tau, seed in ((1.0, 0), (1.0, 1), (2.0, 0), (2.0, 1)):
+                    gain = (tau - 1) * (slope * math.log(ratio) + shift) + 0.01 * rng.normal()
+                    scores = {name: [[5.0 + gain, 7.0 + gain]] for name in ("rouge_l", "rouge_l_greedy@seen")}
+                    factors = {"divergence": objective, "tau": tau, "mode": "both", "seed": seed}
+                    options = {"model_name_or_path": "student", "teacher_model_name_or_path": f"{pair}/{share}"}
+                    cell = {
+                        "settings": {"factors": factors, "options": options},
+                        "baseline": str(share),
+                        "scores": scores,
+                        "means": dict.fromkeys(("kl_tau1", "student_entropy", *scores), math.exp(-gain)),
+                    }
+                    (tmp_path / pair / f"{objective}{share}{tau}{seed}.json").write_text(json.dumps(cell))
+    markdown, figure = tmp_path / "dial.md", tmp_path / "dial.png"
+    folders = [str(tmp_path / pair) for pair in ("one", "two")]
+    monkeypatch.setattr(
+        sys, "argv", ["dial.py", *folders, "--markdown", str(markdown), "--png", str(figure), "--test", folders[0]]
+    )
+    program_at("recipes/dial.py").main()
+    said = capsys.readouterr().out
+    assert (
+        markdown.read_text().startswith("# The dial")
+        and markdown.read_text().endswith(said)
+        and figure.stat().st_size > 1000
+    )
+    lines = {
+        line.split("|")[1].strip(): line for line in said.splitlines() if line.startswith("| ") and "16, 8" in line
+    }
+    assert len(lines) == 4 and all(line.rstrip("| ").endswith(verdict) for line in lines.values())
+    assert said.count("was said") == 4 * 8 and said.count("is off by") == 4
+    if slope:
+        assert all("+1.00 [+" in line and "+2.0" in line for line in lines.values())
+
+
+def test_head_and_tail_by_step(tmp_path):
+    """Means over the seeds of those cells that trained as long, a line for each step and objective."""
+    for objective, steps, seed in (("a", 60, 1), ("a", 60, 2), ("b", 60, 1), ("a", 400, 1)):
+        diagnostics = [
+            {"step": step, "bucket": bucket, "measure": measure, "value": step + seed + (bucket == "tail")}
+            for step in (0, 20, 60)
+            for bucket in ("head", "tail")
+            for measure in ("error", "forward_kl", "reverse_kl")
+        ]
+        settings = {"options": {"max_steps": steps}, "factors": {"divergence": objective}}
+        cell = {"settings": settings, "diagnostics": diagnostics}
+        (tmp_path / f"{objective}{steps}{seed}.json").write_text(json.dumps(cell))
+    _, _, start, *lines = program_at("recipes/head_and_tail.py").table(tmp_path, [20, 60]).splitlines()
+    assert start == "| 0 | not yet | 1.500 | 1.500 | 1.500 | 2.500 | 2.500 | 2.500 |"
+    assert lines[0] == "| 20 | a (2 seeds) | 21.500 | 21.500 | 21.500 | 22.500 | 22.500 | 22.500 |"
+    assert lines[3].startswith("| 60 | b (1 seeds) | 61.000") and len(lines) == 4

@@ -45,13 +45,15 @@ def main(args: "DiagnoseArguments", script_args: "ScriptArguments", dataset_args
     from rich.console import Console
 
     from ..study.diagnostics.setup import measure
-    from ..study.diagnostics.shown import tables
+    from ..study.diagnostics.shown import lifted, tables
 
     found = measure(args, script_args, dataset_args)
     console = Console()
     for table in tables(found.rows, found.plan):
         console.print(table)
     console.print(LEGEND.replace("\n", " "))
+    if said := lifted(found.rows):
+        console.print(said, highlight=False)
     console.print(f"{found.tokens} tokens of rows with the fingerprint {found.fingerprint}.", highlight=False)
     console.print(f"{len(found.rows)} rows in {found.table}, the settings in {found.settings}.")
 

@@ -5,7 +5,8 @@ Hypotheses: contrasts that a recipe declares before its runs.
 A hypothesis compares two sides, `a` and `b`, on a score. What one side alone names is the same on both; the factors
 that neither names are held equal too, and each combination of them is a setting of its own. A list of values stands
 for several conditions: `a` of these means the best of them, `b` each of them, so that `a: {tau: [1, 2]}, b: {tau: [1,
-2]}` compares best with best. `{some: [...]}`, `{every: [...]}` and `{most: [...]}` say otherwise.
+2]}` compares best with best. `{some: [...]}`, `{every: [...]}` and `{most: [...]}` say otherwise, and `{mean: [...]}`
+pools them: their mean is compared, over the seeds and items that all of them have.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from .scores import LABELS, kind
 
 HYPOTHESES = "summary/hypotheses.json"  # what the recipe of a sweep has declared, in the folder of its results
 EXPECTATIONS = ("greater", "less", "not_worse", "same")
-QUANTIFIERS = ("some", "every", "most")
+QUANTIFIERS = ("some", "every", "most", "mean")
 KEYS = ("name", "says", "source", "score", "a", "b", "change", "expect", "margin", "and", "over")
 
 

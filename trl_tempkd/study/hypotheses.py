@@ -140,6 +140,7 @@ class Contrast:
     def __init__(self, hypothesis: Hypothesis, cells: Cells, setting: dict[str, Any]):
         self.hypothesis, self.cells, self.setting = hypothesis, cells, setting
         self.levels: list[_Level] = []
+        self.pooled: list[_Level] = []
         self.fixed: dict[str, dict[str, Any]] = {"a": {}, "b": {}}
         for side, default in (("a", "some"), ("b", "every")):
             for factor, value in (getattr(hypothesis, side) or {}).items():
@@ -147,7 +148,8 @@ class Contrast:
                 if quantifier is None:
                     self.fixed[side][factor] = value
                 else:
-                    self.levels.append(_Level(side, factor, quantifier, values))
+                    levels = self.pooled if quantifier == "mean" else self.levels
+                    levels.append(_Level(side, factor, quantifier, values))
         self.broken: list[str] = []
         self.used: set[str] = set()  # names of the cells that it was decided on
 
@@ -214,17 +216,16 @@ class Contrast:
 
     def _leaf(self, sides: dict[str, dict[str, Any]], score: str) -> Weighed | None:
         hypothesis = self.hypothesis
-        conditions = {
-            "a": {**self.setting, **sides["b"], **sides["a"]},
-            "b": {**self.setting, **sides["a"], **sides["b"]},
-        }
         change = hypothesis.change
         ends = [{name: values[i]} for name, values in change.items() for i in (0, 1)] or [{}]
-        wanted = [
-            {**conditions[side], **end}
-            for side in (("a", "b") if hypothesis.b is not None else ("a",))
-            for end in ends
-        ]
+        wanted: list[dict[str, Any]] = []
+        for pooled in self._pools(sides):  # one, unless a mean over several is compared
+            conditions = {
+                "a": {**self.setting, **pooled["b"], **pooled["a"]},
+                "b": {**self.setting, **pooled["a"], **pooled["b"]},
+            }
+            of = ("a", "b") if hypothesis.b is not None else ("a",)
+            wanted += [{**conditions[side], **end} for side in of for end in ends]
         groups = [self.cells.find(each) for each in wanted]
         if not all(groups):
             return None
@@ -236,6 +237,8 @@ class Contrast:
         if bad:
             self.broken += bad if score == hypothesis.score else []
             return (1.0, 1.0, [_unknown(self._text(sides), score, values)]) if score == hypothesis.score else None
+        count = len(ends) * (2 if hypothesis.b is not None else 1)
+        values = [np.mean(values[i::count], axis=0) for i in range(count)]
         own = values[1] - values[0] if change else values[0]
         other = (values[3] - values[2] if change else values[1]) if hypothesis.b is not None else np.zeros_like(own)
         main = Evidence(self._text(sides), score, estimate(own - other))
@@ -245,6 +248,17 @@ class Contrast:
         gain = Evidence(self._text({"a": sides["a"], "b": {}}, alone=True), score, estimate(own))
         both = [(p_for, p_against), self._claims(gain.estimate, score)]
         return at_least(2, [p for p, _ in both]), at_least(1, [p for _, p in both]), [main, gain]
+
+    def _pools(self, sides: dict[str, dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
+        """The sides with each combination of what is pooled."""
+        found = [sides]
+        for level in self.pooled:
+            found = [
+                {**each, level.side: {**each[level.side], level.factor: value}}
+                for each in found
+                for value in level.values
+            ]
+        return found
 
     def _claims(self, found: Estimate, score: str) -> tuple[Any, Any]:
         """One-sided p-values for what is expected and against it."""
@@ -262,7 +276,10 @@ class Contrast:
 
     def _text(self, sides: dict[str, dict[str, Any]], alone: bool = False) -> str:
         """The two sides in words: what differs between them, and what the hypothesis says of both."""
-        change = "".join(f", {name} {a} to {b}" for name, (a, b) in self.hypothesis.change.items())
+        for level in self.pooled:
+            mean = f"the mean of {', '.join(name_of(value) for value in level.values)}"
+            sides = {**sides, level.side: {**sides[level.side], level.factor: mean}}
+        change = "".join(f", {name} {name_of(a)} to {name_of(b)}" for name, (a, b) in self.hypothesis.change.items())
         a = f"{_side({**sides['b'], **sides['a']})}{change}"
         return a if alone or self.hypothesis.b is None else f"{a}, less {_side({**sides['a'], **sides['b']})}{change}"
 

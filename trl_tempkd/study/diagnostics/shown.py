@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The measures as tables on a screen."""
 
+import math
 from typing import Any
 
 from rich.box import SIMPLE
@@ -31,6 +32,35 @@ COLUMNS = {
         "clipped": ("clip_rate", "tau2", ".2f"),
     },
 }
+
+# Of the line that docs/results/study_dial.md has: the log of the student's entropy at tau 2 less that at tau 1 is
+# -(INTERCEPT + SLOPE log(ratio)), off by ERROR on teachers that it hasn't seen, by up to OTHER_PAIR on another pair
+INTERCEPT, SLOPE, ERROR, OTHER_PAIR = -0.222, 0.182, 0.08, 0.11
+PREDICTED, LOWEST, HIGHEST = ("forward_kl", "reverse_kl"), 1.7, 150.0  # what it was measured on
+
+
+def lifted(rows: list[dict[str, Any]]) -> str:
+    """What tau 2 lifts outside the teacher's top 10, and how sharp that makes a student; empty if not measured."""
+    ratios = {
+        row["objective"]: row["value"]
+        for row in rows
+        if (row["mode"], row["tau"], row["measure"], row["bucket"]) == ("both", 2.0, "lifted_ratio", "top_10")
+    }
+    if not ratios:
+        return ""
+    said = ", ".join(f"{name} x{ratio:.1f}" for name, ratio in ratios.items())
+    sentence = f"With both softened, tau 2 raises what is lifted outside the teacher's top 10: {said}."
+    sharper = [
+        f"{math.exp(-INTERCEPT - SLOPE * math.log(ratios[name])):.2f} ({name})"
+        for name in PREDICTED
+        if LOWEST <= ratios.get(name, 0) <= HIGHEST
+    ]
+    if sharper:
+        sentence += (
+            f" By what two small pairs did, a student's entropy at tau 2 is then {' and '.join(sharper)} of that at "
+            f"tau 1, give or take {OTHER_PAIR:.0%}: below 1 it is sharper, not better (docs/diagnostics.md)."
+        )
+    return sentence
 
 
 def tables(rows: list[dict[str, Any]], plan: Plan) -> list[Table]:
