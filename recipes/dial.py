@@ -170,8 +170,8 @@ def draw(points: list[dict[str, Any]], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(GAINS), figsize=(14, 3.6))
-    for axis, name in zip(axes, GAINS, strict=True):
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharex=True, layout="constrained")
+    for axis, name in zip(axes.flat, GAINS, strict=True):
         for pair, marker in zip(sorted({point["pair"] for point in points}), "osD", strict=False):
             for objective, colour in (("forward_kl", "tab:blue"), ("reverse_kl", "tab:orange")):
                 own = [point for point in points if (point["pair"], point["objective"]) == (pair, objective)]
@@ -184,11 +184,11 @@ def draw(points: list[dict[str, Any]], path: str) -> None:
         x = np.linspace(min(point["x"] for point in points), max(point["x"] for point in points))
         axis.plot(np.exp(x), line.intercept + line.slope * x, color="grey", lw=1)
         axis.axhline(0, color="black", lw=0.5)
-        axis.set(xscale="log", xlabel="amount lifted at tau 2 over tau 1, before training", title=name)
-        axis.title.set_fontsize(9)
-    axes[0].set_ylabel("gain by tau 2")
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
+        axis.set(xscale="log", title=name)
+        axis.title.set_fontsize(10)
+    figure.supxlabel("amount lifted at tau 2 over tau 1, before training")
+    figure.supylabel("gain by tau 2")
+    axes[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=90)
 
 
