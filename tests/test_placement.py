@@ -106,16 +106,22 @@ CASES = [(of, name) for of in SOURCES for name in served(of, list(DIVERGENCES) i
 
 @pytest.mark.parametrize(("source", "divergence"), CASES)
 def test_every_divergence_of_every_teacher(source, divergence):
-    """Labels are checked, and rows without one dropped: once for all chunks, and nothing else is waited for."""
+    """
+    Labels are checked, and rows without one dropped: once for all chunks, and nothing else is waited for. Of another
+    vocabulary's teacher the rows that are compared are looked up, and then the others; with stretches all of it twice.
+    """
     found = on_gpu(step(source, divergence=divergence, metrics=True, kd_ratio=0.5, chunk_size=6))
-    assert set(found) <= {"nonzero", "mask"} and max(found.values()) <= (2 if source == "stretches" else 1)
+    passes = 2 if source == "stretches" else 1
+    lookups = 2 if source in ("bins", "ranks", "stretches") else 1
+    assert set(found) <= {"nonzero", "mask"}
+    assert found["mask"] <= passes and found["nonzero"] <= passes * lookups
 
 
 @pytest.mark.parametrize("rule", ROW_RULES)
 @pytest.mark.parametrize("source", ["whole", "logits", "bins"])
 def test_every_rule(source, rule):
     found = on_gpu(step(source, temperature_rule=rule, metrics=True))
-    assert set(found) <= {"nonzero", "mask"} and max(found.values()) == 1
+    assert set(found) <= {"nonzero", "mask"} and max(found.values()) == (2 if source == "bins" else 1)
 
 
 def test_tokens_of_their_own_temperature_and_weight():

@@ -575,7 +575,7 @@ def test_recipes(recipe, monkeypatch, tmp_path, capsys, in_process, make_model, 
         "max_steps": 2,
         "warmup_steps": 0,
     }
-    read |= {"rows": 3, "pruning": {**read["pruning"], "eval_steps": 1}, "results_dir": str(tmp_path / "results")}
+    read |= {"rows": 3, "pruning": {**read["pruning"], "eval_steps": 1}, "output_dir": str(tmp_path / "results")}
     (tmp_path / recipe.name).write_text(yaml.safe_dump(read), encoding="utf-8")
     assert tune(tmp_path / recipe.name, "--trials", "1") == 0
     [row] = trials_of(tmp_path / "results")

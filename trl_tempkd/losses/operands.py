@@ -90,20 +90,21 @@ def make_operands(
     target = torch.zeros(count, dtype=torch.long, device=hidden.device) if labels is None else labels.long()
     if labels is not None:
         check_targets(target, size)  # it waits for a GPU, as the next line must anyway
-    kept = None if labels is None else (target != -100).nonzero().squeeze(-1)
-    compared = None
+    kept, compared = None, None
     if pooled is not None:  # those that are aligned come first, and what follows has no teacher
         at = pooled.at(count)
-        counts, is_aligned = target != -100, at >= 0
-        first = (counts & is_aligned).nonzero().squeeze(-1)
-        kept, compared = torch.cat([first, (counts & ~is_aligned).nonzero().squeeze(-1)]), len(first)
+        first, others = ((target != -100) & where for where in (at >= 0, at < 0))
+        aligned = first.nonzero().squeeze(-1)
+        kept, compared = torch.cat([aligned, others.nonzero().squeeze(-1)]), len(aligned)
+    elif labels is not None:
+        kept = (target != -100).nonzero().squeeze(-1)
     if kept is not None:
         target, hidden = target.index_select(0, kept), hidden.index_select(0, kept)
     rows, truncated = teacher[0], None
     product: Product | MixtureProduct | None = None
     known: tuple[Tensor, ...] = ()
     if isinstance(rows, Pooled):
-        product = Product(rows.hidden.detach().index_select(0, at.index_select(0, first)), *teacher[1:], width)
+        product = Product(rows.hidden.detach().index_select(0, at.index_select(0, aligned)), *teacher[1:], width)
     elif isinstance(rows, Truncated):
         truncated = rows.select(kept)
     elif isinstance(rows, Mixture):
