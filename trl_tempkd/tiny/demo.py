@@ -38,7 +38,7 @@ CELLS = [Cell(divergence, tau) for divergence in ("forward_kl", "reverse_kl") fo
 STUDENT, TEACHER = "student before", "teacher"
 
 # Of one run: how often the held-out rows are measured while it trains
-EVALUATIONS = 8
+EVALUATIONS = 5
 
 
 def main(argv: list[str] | None = None) -> int:
