@@ -53,15 +53,15 @@ def write_card(trainer: Any, model_name: str | None, dataset_name: Any, tags: An
     data = data.split(", ") if isinstance(data, str) else list(data or [])
     student = named.get("student") or _base_of(trainer)
     base = student if is_on_the_hub(student) else None
+    title = model_name or folder.absolute().name
     card_data = ModelCardData(
         base_model=base,
         datasets=[name for name in data if is_on_the_hub(name) and name != "tiny"] or None,
         library_name="peft" if _is_adapter(trainer) else "transformers",
-        model_name=model_name or folder.absolute().name,
+        model_name=title,
         pipeline_tag="image-text-to-text" if trainer.processing is not None else "text-generation",
         tags=sorted({"generated_from_trainer", *trainer._tag_names, *_tags_of(trainer, tags)}),
     )
-    title = model_name or folder.absolute().name
     parts = [
         f"# {title}",
         _introduction(trainer, student, data),
@@ -73,9 +73,7 @@ def write_card(trainer: Any, model_name: str | None, dataset_name: Any, tags: An
         f"With [TRL](https://github.com/huggingface/trl) and trl_tempkd {__version__}: `trl-tempkd distill --config` "
         "takes this recipe. Names of folders and files are those of the machine that it ran on.",
         _fenced("yaml", recipe_of(trainer, data[0] if len(data) == 1 else None)),
-        "Versions: "
-        + ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "torch", "datasets"))
-        + ".",
+        "Versions: " + ", ".join(f"{name} {version(name)}" for name in _VERSIONS) + ".",
         *_citations(trainer.args),
     ]
     text = f"---\n{card_data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
@@ -116,15 +114,9 @@ def _introduction(trainer: Any, student: str | None, data: list[str]) -> str:
     args = trainer.args
     on = " on " + ", ".join("`tiny`" if name == "tiny" else _link(name, "datasets/") for name in data) if data else ""
     adapter = "An adapter for" if _is_adapter(trainer) else "A student that began as"
-    text = "the data's text"
-    if args.lmbda or args.lmbda_schedule != "constant":
-        share = f"{args.lmbda:.0%} of the steps" if args.lmbda_schedule == "constant" else "a share of the steps"
-        text = f"the student's own text in {share}"
-    elif args.seq_kd:
-        text = "text of the teacher's"
     return (
         f"{adapter} {_link(student)}, distilled{on} from {_teacher(trainer)}.\n\n"
-        f"Objective: {args.describe()}, on {text}."
+        f"Objective: {args.describe()}, on {args.text}."
     )
 
 

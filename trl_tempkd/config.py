@@ -91,7 +91,7 @@ class KDConfig(
         self._teacher: str | None = None  # what the teacher is called, as the trainer finds it
         self.divergence = divergence_name(self.divergence)
         self.kd_temperature_rule = rule_name(self.kd_temperature_rule)
-        self._given = {field.name: getattr(self, field.name) for field in _not_at_default(self)}
+        self._given = {field.name: getattr(self, field.name) for field in not_at_default(self)}
         check_types(self, SFTConfig)  # first: what follows compares
         # TRL sets its default under the old name, for which transformers would warn whatever the user does
         for old, new in (
@@ -191,7 +191,8 @@ class KDConfig(
         return fields
 
 
-def _not_at_default(options: Any) -> Iterator[dataclasses.Field]:
+def not_at_default(options: Any) -> Iterator[dataclasses.Field]:
+    """The fields of a dataclass of options that aren't at their defaults."""
     for field in dataclasses.fields(options):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         value = getattr(options, field.name)

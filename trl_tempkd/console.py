@@ -95,16 +95,12 @@ def header(trainer: "TemperatureKDTrainer", named: Mapping[str, str | None]) -> 
     total, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
     some = "" if trained == total else f", of which {_count(trained)} are trained"
     rows = _rows(trainer.train_dataset)
-    text = "the data's text"
-    if args.lmbda or args.lmbda_schedule != "constant":
-        share = f"{args.lmbda:.0%} of the steps" if args.lmbda_schedule == "constant" else "a share of the steps"
-        text = f"the student's own text in {share}"
     held_out = "" if trainer.eval_dataset is None else f", {_rows(trainer.eval_dataset)} held out"
     lines = {
         "student": f"{named['student']}: {_count(total)} parameters{some}",
         "teacher": named["teacher"] or trainer.teacher.source,
         "data": f"{named['data']}: {rows} rows{held_out}",
-        "objective": f"{args.describe()}, on {text}",
+        "objective": f"{args.describe()}, on {args.text}",
         "output": str(args.output_dir),
     }
     return "\n".join(f"{name + ':':<11}{line}" for name, line in lines.items())

@@ -4,7 +4,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 import yaml
 from peft import LoraConfig, PeftModel
 
+from .config import not_at_default
 from .divergences import DIVERGENCES
 from .extensions import KEY, source_of
 from .temperature_rules import TEMPERATURE_RULES
@@ -74,7 +75,7 @@ def recipe_of(trainer: Any, dataset_name: str | None = None) -> str:
     found: dict[str, Any] = {}
     if trainer.parts:
         for part in trainer.parts:
-            found |= {name: getattr(part, name) for name in _changed(part)}
+            found |= {field.name: getattr(part, field.name) for field in not_at_default(part)}
     else:
         model = trainer.accelerator.unwrap_model(trainer.model)
         named = {"model_name_or_path": model.config._name_or_path, "dataset_name": dataset_name}
@@ -99,16 +100,6 @@ def _own_files(args: Any) -> list[str]:
     functions.append(TEMPERATURE_RULES.get(str(args.kd_temperature_rule)))
     own = [source_of(function) for function in functions if function is not None]
     return list(dict.fromkeys(Path(of[0]).name for of in own if of is not None and of[0] is not None))
-
-
-def _changed(part: Any) -> Iterable[str]:
-    """The fields of a dataclass that aren't at their defaults."""
-    for field in dataclasses.fields(part):
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        if field.init and getattr(part, field.name) != default:
-            yield field.name
 
 
 def _adapter(model: Any) -> dict[str, Any]:
@@ -145,7 +136,7 @@ def _plain(name: str, value: Any) -> Any:
         items = [_plain(name, each) for each in ordered]
         return _NOT_PLAIN if any(each is _NOT_PLAIN for each in items) else items
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(name, {of: getattr(value, of) for of in _changed(value)})
+        return _plain(name, {field.name: getattr(value, field.name) for field in not_at_default(value)})
     return _NOT_PLAIN
 
 

@@ -64,6 +64,14 @@ class RolloutOptions(OptionGroup):
         return self.lmbda > 0 or self.lmbda_schedule == "adaptive" or self.seq_kd
 
     @property
+    def text(self) -> str:
+        """Whose text is trained on, in words."""
+        if self.lmbda or self.lmbda_schedule != "constant":
+            share = f"{self.lmbda:.0%}" if self.lmbda_schedule == "constant" else "a share"
+            return f"the student's own text in {share} of the steps"
+        return "text of the teacher's" if self.seq_kd else "the data's text"
+
+    @property
     def generates_always(self) -> bool:
         """Whether completions are generated in every step, so that none of the data set is trained on."""
         return self.lmbda == 1 or self.seq_kd

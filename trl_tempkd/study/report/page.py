@@ -21,7 +21,7 @@ from .recommendation import Recommendation, recommend, said
 from .results import Results
 from .samples import Samples, samples
 from .scores import Condition, conditions, deciding, ordered
-from .tasks import TaskRow, models_of, task_rows
+from .tasks import TaskRow, task_rows
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Section:
 
     @property
     def task_models(self) -> list[str]:
-        return models_of(self.results)
+        return list(self.results.evaluations)
 
     @property
     def figures(self) -> list[Figure]:

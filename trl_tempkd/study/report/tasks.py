@@ -35,11 +35,6 @@ class TaskRow:
         return f"{self.values[model]:.4g}{error}"
 
 
-def models_of(results: Results) -> list[str]:
-    """Those that were measured."""
-    return list(results.evaluations)
-
-
 def task_rows(results: Results) -> list[TaskRow]:
     """The rows of the table, task by task."""
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
