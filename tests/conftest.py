@@ -13,7 +13,6 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # it warns once, of whichever test imports it first
 os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # of this process
 
-import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trl_tempkd.processes import handlers_kept, uncollected
+from trl_tempkd.processes import freeze, handlers_kept, uncollected
 
 
 with uncollected():
@@ -63,7 +62,7 @@ def pytest_collection(session):
     """What is imported is no garbage. Every training collects some, and looks through all that is there each time."""
     with uncollected():
         found = yield
-    gc.freeze()
+    freeze()
     return found
 
 
