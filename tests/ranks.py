@@ -7,7 +7,9 @@ import for ten seconds. Those that train together see the environment that `acce
 import json
 import multiprocessing
 import os
+import runpy
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,3 +118,15 @@ def command(
     (folder / "log").write_text("")
     status = run(rank.main, (name, options), environments, folder / "log")
     return status, (folder / "log").read_text(errors="replace")
+
+
+def script(path: str, options: list[str], log: Path) -> tuple[int, str]:
+    """`python PATH OPTIONS`: its exit status, and what it has printed."""
+    status = run(program, (path, options), [inherited()], log)
+    return status, log.read_text(errors="replace")
+
+
+def program(path: str, options: list[str]) -> None:
+    sys.argv = [path, *options]
+    sys.path.insert(0, str(Path(path).parent))
+    runpy.run_path(path, run_name="__main__")
