@@ -4,6 +4,7 @@
 import os
 import shutil
 import tempfile
+import uuid
 
 
 # Before the libraries are imported. Offline turns off TRL's telemetry too.
@@ -38,6 +39,21 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser):
     parser.addoption("--rounding", type=float, default=0.0, help="share by which fp32 results are off: rounding.py")
+
+
+def _new_fingerprint(*_) -> str:
+    return uuid.uuid4().hex[:16]
+
+
+# datasets names what comes of a function after all that this refers to, and finding that out takes longer than the
+# function on a few rows. No test looks for what another one has left on the disk.
+for module in (datasets.fingerprint, datasets.arrow_dataset):
+    module.update_fingerprint = _new_fingerprint
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: some tests wait for servers, for locks, or for processes to end."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_unconfigure(config):
