@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from standins import save_pair
 
 import trl_tempkd
-from trl_tempkd import cli, data, launch, models
+from trl_tempkd import cli, command_line, data, launch, models
 from trl_tempkd.checkpoints import find_checkpoint
 from trl_tempkd.commands import distill
 from trl_tempkd.commands.divergences import describe, markdown
@@ -517,6 +517,17 @@ def test_a_mistake_found_by_the_launched_processes_is_one_line_too(small_run):
     assert result.returncode == 2
     assert result.stderr.count("the data set has no split 'nope'; it has: train, test") == 1
     assert "Traceback" not in result.stderr
+
+
+def test_a_mistake_that_another_process_alone_finds_is_said_by_it(monkeypatch, capsys):
+    """Its rows of a sharded stream, say. Where the first one finds it too, this one is ended while it waits."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert command_line.complain("prog", "a row\nis bad") == 2
+    assert capsys.readouterr().err == "prog: error: a row is bad\n" * 2
+    assert waited == [command_line._SECONDS]
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
