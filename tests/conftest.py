@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Tiny random models, a tokenizer and data sets, all made here: the tests need no network and no download."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -179,7 +180,7 @@ def build_model(architecture: str = "llama", seed: int = 0, **overrides) -> PreT
         **ARCHITECTURES[architecture],
         **overrides,
     }
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # of the CPU alone: for other devices torch would keep the stack
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**kwargs), dtype=torch.float32)
     # Biases start at zero, where dropping them would show nowhere
     for name, parameter in model.named_parameters():
@@ -220,6 +221,14 @@ def float64():
         torch.set_default_dtype(torch.float64)
         yield
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_alone():
+    """What a file leaves, as what it was the first to import, is no garbage for the next one to look through."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
