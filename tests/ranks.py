@@ -89,8 +89,9 @@ def run(work: Callable[..., object], args: tuple[Any, ...], environments: list[d
     Do the work in a process for each of these environments. What they print is added to `log`. Returns the exit
     status of the first one that failed, or 0.
     """
-    # A GPU's driver doesn't go on in a fork
-    context = multiprocessing.get_context("forkserver" if inherited()["KD_DEVICE"] == "cpu" else "spawn")
+    # A GPU's driver doesn't go on in a fork, and outside of Linux not all libraries do
+    forks = sys.platform == "linux" and inherited()["KD_DEVICE"] == "cpu"
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
     context.set_forkserver_preload(LIBRARIES)
     processes = [context.Process(target=begin, args=(seen, str(log), work, args)) for seen in environments]
     with environment(inherited()):  # of the process that is forked, when it starts
