@@ -1,9 +1,11 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Tiny random models, a tokenizer and data sets, all made here: the tests need no network and no download."""
 
+import gc
 import os
 import shutil
 import tempfile
+import uuid
 
 
 # Before the libraries are imported. Offline turns off TRL's telemetry too.
@@ -13,7 +15,6 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # it warns once, of whichever test imports it first
 os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # of this process
 
-import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trl_tempkd.processes import handlers_kept, uncollected
+from trl_tempkd.processes import freeze, handlers_kept, uncollected
 
 
 with uncollected():
@@ -39,6 +40,21 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser):
     parser.addoption("--rounding", type=float, default=0.0, help="share by which fp32 results are off: rounding.py")
+
+
+def _new_fingerprint(*_) -> str:
+    return uuid.uuid4().hex[:16]
+
+
+# datasets names what comes of a function after all that this refers to, and finding that out takes longer than the
+# function on a few rows. No test looks for what another one has left on the disk.
+for module in (datasets.fingerprint, datasets.arrow_dataset):
+    module.update_fingerprint = _new_fingerprint
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: some tests wait for servers, for locks, or for processes to end."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_unconfigure(config):
@@ -63,7 +79,7 @@ def pytest_collection(session):
     """What is imported is no garbage. Every training collects some, and looks through all that is there each time."""
     with uncollected():
         found = yield
-    gc.freeze()
+    freeze()
     return found
 
 
@@ -164,7 +180,7 @@ def build_model(architecture: str = "llama", seed: int = 0, **overrides) -> PreT
         **ARCHITECTURES[architecture],
         **overrides,
     }
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # of the CPU alone: for other devices torch would keep the stack
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**kwargs), dtype=torch.float32)
     # Biases start at zero, where dropping them would show nowhere
     for name, parameter in model.named_parameters():
@@ -205,6 +221,14 @@ def float64():
         torch.set_default_dtype(torch.float64)
         yield
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_alone():
+    """What a file leaves, as what it was the first to import, is no garbage for the next one to look through."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """What `accelerate launch` starts for `test_distributed.py`: trains scenario after scenario, a JSON for each."""
 
+import gc
 import json
 import os
 import signal
@@ -182,6 +183,7 @@ def main(backend: str, folder: Path) -> None:
         if PartialState().is_main_process:
             (folder / f"{name}.json").write_text(json.dumps(result))
         PartialState().wait_for_everyone()
+        gc.freeze()  # what DeepSpeed keeps of an engine would be looked through time and again
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # gloo's teardown aborts now and then, after everything has succeeded

@@ -4,8 +4,6 @@
 import copy
 import json
 import os
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +11,7 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
+import ranks
 import torch
 from peft import LoraConfig
 
@@ -515,26 +514,13 @@ def test_what_the_command_refuses(capsys):
     assert "no such teacher cache (--teacher_cache): ./nowhere" in capsys.readouterr().err
 
 
-def start(command, *arguments):
-    """`trl-tempkd command`, in processes of its own."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "trl_tempkd", command, *arguments],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 @pytest.mark.distributed
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_build_what_one_builds(tmp_path, pair, prompt_dataset, mode):
     arguments = options(tmp_path, pair(), prompt_dataset)
-    launch = {"one": [], "two": "--accelerate_config multi_gpu --num_processes 2 --main_process_port 0".split()}
-    for name, more in launch.items():
-        process = start("cache", *arguments, "--mode", mode, "--output", str(tmp_path / name), *more)
-        said, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, said
+    for processes, name in ((1, "one"), (2, "two")):
+        build = [*arguments, "--mode", mode, "--output_dir", str(tmp_path / name)]
+        status, said = ranks.command("cache", build, tmp_path / f"run {name}", processes)
+        assert status == 0, said
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert len(list((tmp_path / "two").rglob("data-*.arrow"))) == 2  # one for each process

@@ -21,7 +21,7 @@ from trl import SFTTrainer
 
 from trl_tempkd.checkpoints import description, find_checkpoint, newest_whole, problem_of, whole
 from trl_tempkd.checkpoints.description import sample_of
-from trl_tempkd.checkpoints.resuming import names_in
+from trl_tempkd.checkpoints.resuming import ResumingTrainer, names_in
 from trl_tempkd.commands import distill
 from trl_tempkd.errors import UsageError
 from trl_tempkd.parameters import parameter_hash
@@ -407,6 +407,26 @@ def test_a_checkpoint_of_another_backend(make_trainer, tmp_path, file, under):
     (checkpoint / RECORD).unlink()
     with pytest.raises(UsageError, match=f"written under {under}, and what a run under one process or DDP goes on"):
         make_trainer(**{**SAVING, "max_steps": 6}).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(("stage", "processes"), [(2, 4), (3, 1), (2, 2), (0, 4)])
+def test_the_parts_of_an_optimizer(tmp_path, stage, processes):
+    """DeepSpeed would end with a traceback, after all is loaded."""
+    (tmp_path / "global_step3").mkdir()
+    (tmp_path / "global_step3/x.pt").touch()
+    (tmp_path / RECORD).write_text(json.dumps({"target": {}, "run": {"processes": 2}}))
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+    trainer = SimpleNamespace(
+        is_deepspeed_enabled=True,
+        accelerator=SimpleNamespace(num_processes=processes, state=state),
+        args=SimpleNamespace(resume_with_changes=False),
+        _description={"run": {"processes": processes}},
+    )
+    if stage and processes != 2:
+        with pytest.raises(UsageError, match=f"in parts of 2 processes, .* among {processes}. Resume with 2 proc"):
+            ResumingTrainer._compared(trainer, tmp_path)
+    else:
+        assert len(ResumingTrainer._compared(trainer, tmp_path)) == (processes != 2)
 
 
 # The command

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from accelerate.commands.launch import _validate_launch_command
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from standins import save_pair
 
 import trl_tempkd
-from trl_tempkd import cli, data, launch, models
+from trl_tempkd import cli, command_line, data, launch, models
 from trl_tempkd.checkpoints import find_checkpoint
 from trl_tempkd.commands import distill
 from trl_tempkd.commands.divergences import describe, markdown
@@ -349,20 +350,26 @@ def test_mistakes_of_launching(refused, monkeypatch, flags, message):
     assert message in refused("distill", "--config", TINY, *flags.split())
 
 
-def test_processes_that_would_train_alone(small_run, monkeypatch):
+def test_processes_that_would_train_alone(small_run, tmp_path, monkeypatch):
     """Without a GPU and without --use_cpu each process would be a training of its own, into the same folder."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     args = [arg for arg in small_run if arg != "--use_cpu"]
-    result = run("distill", *args, *"--accelerate_config multi_gpu --num_processes 2 --main_process_port 0".split())
-    assert result.returncode == 2
-    assert result.stderr.count("2 processes were started, but each would train alone") == 1
+    status, said = ranks.command("distill", args, tmp_path / "run")
+    assert status == 2
+    assert said.count("2 processes were started, but each would train alone") == 1
 
 
 @pytest.mark.parametrize("name", ["multi_gpu", "fsdp2"])
 def test_two_processes_train_together(name, small_run, tmp_path, prompt_dataset):
-    result = run("distill", *small_run, *f"--accelerate_config {name} --num_processes 2 --main_process_port 0".split())
-    assert result.returncode == 0, result.stderr
-    assert ("FSDP2 shards on GPUs only" in result.stderr) == (name == "fsdp2")
+    if name == "multi_gpu":  # the whole way
+        result = run(
+            "distill", *small_run, *f"--accelerate_config {name} --num_processes 2 --main_process_port 0".split()
+        )
+        status, said = result.returncode, result.stderr
+    else:
+        status, said = ranks.command("distill", small_run, tmp_path / "run", config=name)
+    assert status == 0, said
+    assert ("FSDP2 shards on GPUs only" in said) == (name == "fsdp2")
     log = json.loads((tmp_path / "output/trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     rows = 2 * 2  # per_device_train_batch_size times processes
     assert log[0]["epoch"] == pytest.approx(1 / math.ceil(len(prompt_dataset) / rows))
@@ -510,6 +517,17 @@ def test_a_mistake_found_by_the_launched_processes_is_one_line_too(small_run):
     assert result.returncode == 2
     assert result.stderr.count("the data set has no split 'nope'; it has: train, test") == 1
     assert "Traceback" not in result.stderr
+
+
+def test_a_mistake_that_another_process_alone_finds_is_said_by_it(monkeypatch, capsys):
+    """Its rows of a sharded stream, say. Where the first one finds it too, this one is ended while it waits."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert command_line.complain("prog", "a row\nis bad") == 2
+    assert capsys.readouterr().err == "prog: error: a row is bad\n" * 2
+    assert waited == [command_line._SECONDS]
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -2,17 +2,16 @@
 """Two processes give what one gives: DDP, ZeRO-1 to 3, FSDP2; LoRA, sharded teachers, uneven batches, resuming."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import distributed_worker
 import pytest
 import torch
 from conftest import SENTENCES, build_model, build_tokenizer
 from peft import PeftModel
+from ranks import inherited, launched, run
 from teacher_server import TeacherServer
 from test_cached import builder_of
 from transformers import AutoModelForCausalLM
@@ -25,13 +24,6 @@ from trl_tempkd import KDConfig, TemperatureKDTrainer
 
 pytestmark = pytest.mark.distributed
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
-TIMEOUT = 900  # seconds that a launch may take on a machine that others use; alone it takes 10 to 30
-
-LAUNCH = (
-    "-m accelerate.commands.launch --num_processes 2 --num_machines 1 --dynamo_backend no --mixed_precision no "
-    "--main_process_port 0 "
-)
 FSDP2 = (
     "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_cpu_ram_efficient_loading "
     "false --fsdp_state_dict_type FULL_STATE_DICT --fsdp_reshard_after_forward true"
@@ -322,23 +314,14 @@ class Launcher:
         folder.mkdir(exist_ok=True)
         plan = {name: self.scenario(backend, name, scenario) for name, scenario in scenarios.items()}
         (folder / "plan.json").write_text(json.dumps(plan))
-        command = [sys.executable, *self.options(backend), str(WORKER), backend, str(folder)]
-        with (folder / "log").open("a") as log:
-            process = subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
-        try:
-            code = process.wait(TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # the launcher then ends its workers, which it wouldn't if it were killed
-            process.wait(30)
-            pytest.fail(f"{backend} hangs:\n{self.log(backend)[-5000:]}")
+        environments = [inherited()] if backend == "single" else launched(self.options(backend), folder)
+        code = run(distributed_worker.main, (backend, folder), environments, folder / "log")
         for name in plan:
             if (path := folder / f"{name}.json").exists():
                 self.results[backend][name] = json.loads(path.read_text())
         return code
 
     def options(self, backend: str) -> list[str]:
-        if backend == "single":
-            return []
         if backend in ZERO:
             auto = "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping"
             config = {**dict.fromkeys(auto.split(), "auto"), "zero_optimization": ZERO[backend]}
@@ -350,17 +333,10 @@ class Launcher:
             )
         else:
             kind = {"ddp": "--multi_gpu", "fsdp2": FSDP2, "cpu": "--cpu"}[backend]
-        return (LAUNCH + kind).split()
+        return kind.split()
 
     def log(self, backend: str) -> str:
         return (self.folder / backend / "log").read_text(errors="replace")
-
-
-def environment() -> dict[str, str]:
-    launched = ("ACCELERATE_", "FSDP_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
-    device = os.environ.get("KD_DEVICE", "cpu")  # test_gpu.py asks for another one
-    return {**inherited, "KD_DEVICE": device, "DS_ACCELERATOR": device, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")

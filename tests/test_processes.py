@@ -11,10 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 from datasets import Dataset, DatasetDict
+from ranks import launched, run
 from standins import save_pair
 
 from trl_tempkd import caching, cli, launch, processes
-from trl_tempkd.commands import cache, distill
+from trl_tempkd.commands import cache, distill, rank
 from trl_tempkd.processes import LAUNCHER, Stopped, stopped_by_signals
 
 
@@ -321,15 +322,11 @@ def test_trainings_end_with_their_launcher(options, number, status, said, comman
     assert len([line for line in after.splitlines() if line.strip()]) == (1 if said else 0), after
 
 
-# A rank of a command, and which of gloo's threads are left when it is done
-RANK = """
-import sys
-from pathlib import Path
-from trl_tempkd.commands import rank
-rank.main(sys.argv[1], sys.argv[2:])
-names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
-print("left:", [name for name in names if "gloo" in name])
-"""
+def rank_and_what_is_left(name: str, options: list[str]) -> None:
+    """A rank of a command, and which of gloo's threads are left when it is done."""
+    rank.main(name, options)
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    print("left:", [name for name in names if "gloo" in name])
 
 
 @pytest.mark.distributed
@@ -337,19 +334,25 @@ print("left:", [name for name in names if "gloo" in name])
 @pytest.mark.parametrize("name", ["distill", "generate"])
 def test_no_thread_of_a_process_group_is_left(name, command, tmp_path):
     """One that drops a tensor after Python has ended is a SIGABRT: `terminate called without an active exception`."""
-    (tmp_path / "rank.py").write_text(RANK)
     flags = dict(zip(command[:-5:2], command[1:-5:2], strict=True))
     common = [part for key in ("--teacher_model_name_or_path", "--dataset_name") for part in (key, flags[key])]
     own = {
         "distill": [*command, "--max_steps", "2", "--save_strategy", "no"],
-        "generate": [*common, "--num_rows", "4", "--max_new_tokens", "2", "--device", "cpu", "--output", "written"],
+        "generate": [
+            *common,
+            "--num_rows",
+            "4",
+            "--max_new_tokens",
+            "2",
+            "--device",
+            "cpu",
+            "--output_dir",
+            str(tmp_path / "written"),
+        ],
     }[name]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    line = [*launcher, str(tmp_path / "rank.py"), name, *own]
-    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [line for line in done.stdout.splitlines() if line.startswith("left:")] == ["left: []"] * 2, done.stdout
+    environments = [{**seen, "ACCELERATE_USE_CPU": "true"} for seen in launched(["--multi_gpu"], tmp_path / "run")]
+    assert run(rank_and_what_is_left, (name, own), environments, log := tmp_path / "run/log") == 0, log.read_text()
+    assert [line for line in log.read_text().splitlines() if line.startswith("left:")] == ["left: []"] * 2
 
 
 def test_a_build_of_a_cache_leaves_its_group_too(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ ROWS = {
     "outputs/data/dolly": "prompt_dataset",
     "outputs/other-tokenizer/data": "chat_dataset",
     "outputs/smollm2-study/data": "chat_dataset",
+    "outputs/smollm2-study/rows": "chat_dataset",
     "outputs/stories260k/data": "prompt_dataset",
     "outputs/stories260k/few": "prompt_dataset",
     "outputs/tiny-hints": "hinted_dataset",
@@ -100,6 +102,7 @@ def how_to_cache(recipe: Path, folder: str) -> list[str]:
     return own[2:launched]
 
 
+@lru_cache
 def read(recipe: Path) -> dict:
     return yaml.safe_load(recipe.read_text(encoding="utf-8"))
 

@@ -2,31 +2,27 @@
 """benchmarks/rollouts.py runs, in a process of its own: it silences warnings and leaves variables set."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+
+import ranks
 
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "rollouts.py"
-
-
-def run(*options):
-    return subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, timeout=600)
+def run(folder, *options):
+    return ranks.script("benchmarks/rollouts.py", [*options], folder / "log")
 
 
 def test_one_round(tmp_path):
     sizes = "--vocabulary 4096 --hidden 96 --layers 1 --new-tokens 4 --rows 2 --accumulation 2 --rounds 1 --threads 1"
-    done = run(*sizes.split(), "--checkpointing", "off", "--output", str(tmp_path / "rollouts.json"))
-    assert done.returncode == 0, done.stderr[-2000:]
+    status, said = run(tmp_path, *sizes.split(), "--checkpointing", "off", "--output", str(tmp_path / "rollouts.json"))
+    assert status == 0, said[-2000:]
     found = json.loads((tmp_path / "rollouts.json").read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in found["results"]}
     assert list(rows) == ["GKD", "Distillation", "ours", "ours, replayed", "ours, half replayed"]
     assert all(row["seconds"] > 0 and row["speedup_to_gkd"] > 0 for row in rows.values())
     assert all(0 < rows[name]["tokens"] <= 16 for name in ("GKD", "Distillation", "ours"))
     assert rows["ours, replayed"]["tokens"] == 0
-    assert all(name in done.stdout for name in ("GKD", "ours", "x Distillation"))
+    assert all(name in said for name in ("GKD", "ours", "x Distillation"))
 
 
-def test_errors():
-    done = run("--hidden", "100")
-    assert done.returncode == 2 and "--hidden must be a multiple of 96, got 100" in done.stderr
+def test_errors(tmp_path):
+    status, said = run(tmp_path, "--hidden", "100")
+    assert status == 2 and "--hidden must be a multiple of 96, got 100" in said

@@ -2,12 +2,10 @@
 """Tokens drawn from the teacher: no bias, less noise than independent draws, and forward KL alone."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import datasets
 import pytest
+import ranks
 import torch
 from test_cached import builder_of, contents, options
 from test_losses import chunked, gradients, problem, student_logits, teacher_logits
@@ -224,9 +222,10 @@ def test_the_command(tmp_path, pair, prompt_dataset, capsys):
 
 def test_the_benchmark_runs(tmp_path):
     small = "--tokens 64 --counts 8 --taus 1 --rounds 2 --threads 1".split()
-    command = [sys.executable, "benchmarks/truncated.py", *small, "--output", str(tmp_path / "errors.json")]
-    result = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
+    status, said = ranks.script(
+        "benchmarks/truncated.py", [*small, "--output", str(tmp_path / "errors.json")], tmp_path / "log"
+    )
+    assert status == 0, said
     errors = {record["method"]: record for record in json.loads((tmp_path / "errors.json").read_text())["records"]}
     assert 0 < errors["drawn"]["token"] < errors["independent"]["token"]
     assert 0 < errors["top-k"]["token"] < 1

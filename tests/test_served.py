@@ -7,10 +7,11 @@ import time
 
 import datasets
 import pytest
+import ranks
 import torch
 from standins import save_pair
 from teacher_server import TeacherServer
-from test_cached import OBJECTIVES, builder_of, close, losses_of, options, start
+from test_cached import OBJECTIVES, builder_of, close, losses_of, options
 from transformers import TrainerCallback
 
 from trl_tempkd import TemperatureKDTrainer
@@ -584,14 +585,12 @@ def test_infinities_are_probabilities_of_zero(make, server):
 @pytest.mark.distributed
 def test_two_processes_train_as_one(tmp_path, server, pair, prompt_dataset):
     fields = {"teacher_server_url": server.url, "teacher_model_name_or_path": "teacher", "do_eval": False}
-    launch = {4: [], 2: "--accelerate_config multi_gpu --num_processes 2 --main_process_port 0".split()}
     found = {}
-    for size, more in launch.items():
+    for size, processes in ((4, 1), (2, 2)):
         folder = tmp_path / str(size)
         arguments = options(folder, pair(), prompt_dataset, **fields, per_device_train_batch_size=size)
-        process = start("distill", *arguments, *more)
-        said, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, said
+        status, said = ranks.command("distill", arguments, folder / "run", processes)
+        assert status == 0, said
         found[size] = losses_of(folder / "output")
     assert len(found[2]) == 3 and min(found[2]) > 1e-3
     assert found[2] == pytest.approx(found[4], rel=1e-3)

@@ -7,12 +7,13 @@ import time
 from itertools import pairwise
 
 import pytest
+import ranks
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from standins import save_pair
 from teacher_server import TeacherServer
-from test_cached import OBJECTIVES, builder_of, close, losses_of, options, start
+from test_cached import OBJECTIVES, builder_of, close, losses_of, options
 from test_own_prompt import rows_of_text
 from test_served import FORMATS, Restart, answered, dropped, history
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -658,7 +659,6 @@ def test_a_cache_needs_states(make, server, tmp_path):
 # Several processes
 
 
-TWO = "--accelerate_config multi_gpu --num_processes 2 --main_process_port 0".split()
 GREEDY = {"lmbda": 1.0, "max_new_tokens": 8, "temperature": 0.0, "gradient_accumulation_steps": 2}
 
 
@@ -672,9 +672,7 @@ def in_one(folder, *arguments, **fields):
 def in_two(folder, *arguments, **fields):
     """Exit status and output of two processes, with two rows each."""
     arguments = options(folder, *arguments, do_eval=False, max_length=48, per_device_train_batch_size=2, **fields)
-    process = start("distill", *arguments, *TWO)
-    said, _ = process.communicate(timeout=600)
-    return process.returncode, said
+    return ranks.command("distill", arguments, folder / "run")
 
 
 @pytest.mark.distributed

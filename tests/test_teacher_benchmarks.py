@@ -2,22 +2,17 @@
 """Benchmarks of teachers, truncated targets, sources and tokenizers run as programs, and say what they should."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import ranks
 from vocabulary_pairs import TEXT, metaspace
 
 
-ROOT = Path(__file__).parent.parent
-
-
 def run(script, output, options):
-    command = [sys.executable, f"benchmarks/{script}.py", *options.split(), "--threads", "1", "--output", str(output)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(output.read_text(encoding="utf-8")), done
+    options = [*options.split(), "--threads", "1", "--output", str(output)]
+    status, said = ranks.script(f"benchmarks/{script}.py", options, output.with_suffix(".log"))
+    assert status == 0, said[-3000:]
+    return json.loads(output.read_text(encoding="utf-8")), said
 
 
 def test_teachers(tmp_path):
@@ -41,10 +36,10 @@ def test_sources(tmp_path):
     small += (
         "--warmup_steps 0 --logging_steps 1 --rows 16 --eval_rows 8 --cache_dtype float32 --objectives reverse_kl:2"
     )
-    found, done = run("sources", tmp_path / "sources.json", small)
+    found, said = run("sources", tmp_path / "sources.json", small)
     records = {record["source"]: record for record in found["records"]}
     assert list(records) == ["live", "hidden", "topk", "served"]
-    assert "sampled, reverse_kl at 2: `divergence` reverse_kl can't be had" in done.stderr
+    assert "sampled, reverse_kl at 2: `divergence` reverse_kl can't be had" in said
     live = records["live"]
     for name in ("hidden", "served"):
         for key in ("first_loss", "last_loss", "kl_tau1_after"):
@@ -85,10 +80,10 @@ def test_tokenizer_coverage(tmp_path):
     TEXT.to_json(tmp_path / "rows.jsonl")
     sources = ["built-in=tiny:student", "again=tiny:student", f"other={tmp_path / 'other'}"]
     texts = [f"rows={tmp_path / 'rows.jsonl'}:completion"]
-    command = [sys.executable, "benchmarks/tokenizer_coverage.py", "--tokenizers", *sources, "--texts", *texts]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    options = ["--tokenizers", *sources, "--texts", *texts]
+    status, said = ranks.script("benchmarks/tokenizer_coverage.py", options, tmp_path / "log")
+    assert status == 0, said[-3000:]
+    lines = [line.strip("| ").split(" | ") for line in said.splitlines() if line.startswith("| ")]
     rows = {(row[0], row[1]): [float(value) for value in row[3].split(", ")] for row in lines[2:]}
     assert len(rows) == 6 and rows["built-in", "again"] == [1.0, 1.0, pytest.approx(1, abs=0.3)]
     assert all(0.1 < value < 1 for value in rows["built-in", "other"][:2])

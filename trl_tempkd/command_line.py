@@ -5,6 +5,7 @@ import argparse
 import copy
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -12,6 +13,9 @@ from typing import Any, NoReturn
 from .errors import UsageError, is_for_the_user
 from .extensions import FLAG, HELP, take_imports
 from .names import did_you_mean
+
+
+_SECONDS = 20.0  # that the first process of a node has to make the complaint of another one
 
 
 @contextmanager
@@ -29,8 +33,10 @@ def usage_errors_on_one_line(prog: str) -> Iterator[None]:
 
 def complain(prog: str, message: str) -> int:
     """Say on one line what is wrong. Returns the exit status."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # every process of a node makes the same complaint
-        print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        # As a rule all processes of a node make the same complaint, and the launcher ends the others with the first
+        time.sleep(_SECONDS)
+    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 

@@ -39,10 +39,9 @@ def end_group(held: Any = None) -> None:
     """
     import torch
 
-    if not torch.distributed.is_available():
+    if held is None and current_group() is None:
         return
-    if held is not None or current_group() is not None:
-        time.sleep(0.5)
+    time.sleep(0.5)
     if current_group() is not None:
         torch.distributed.destroy_process_group()
     group = torch.distributed.ProcessGroup

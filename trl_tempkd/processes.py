@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -97,10 +97,10 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+@cache  # counting what is left alone would take as long as a look at it
 def freeze() -> None:
     """Have the garbage collector leave alone what is there, the first time: a look at all takes the time of a step."""
-    if not gc.get_freeze_count():
-        gc.freeze()
+    gc.freeze()
 
 
 def may_fork() -> bool:

@@ -105,6 +105,14 @@ class ResumingTrainer(SFTTrainer):
                 f"{checkpoint} was written {f'under {under}' if under else 'with `save_only_model`'}, and what a run "
                 f"under {mine} goes on from isn't in it. Resume as it was made, or start anew with it as the student."
             )
+        parts = (record_of(checkpoint) or {}).get("run", {}).get("processes")
+        plugin, now = self.accelerator.state.deepspeed_plugin, self.accelerator.num_processes
+        insisting = self.args.resume_with_changes  # with DeepSpeed's universal checkpoints it can
+        if plugin is not None and plugin.zero_stage and parts not in (None, now) and not insisting:
+            raise UsageError(
+                f"{checkpoint} has the optimizer in parts of {parts} processes, which DeepSpeed can't divide among "
+                f"{now}. Resume with {parts} processes, or start anew with it as the student."
+            )
         return compare(checkpoint, self._description, self.args.resume_with_changes)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
