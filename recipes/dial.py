@@ -114,10 +114,10 @@ def other_pair(points: list[dict[str, Any]], name: str) -> list[str]:
 
 
 def test_of(points: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[str]:
-    """What the line of some points says of others, beside what came out."""
-    lines = []
+    """What the line of some points says of others, which start from elsewhere, beside what came out."""
+    lines, starts = [], {point["student"] for point in points}
     for name in GAINS:
-        own = [point for point in others if name in point["gains"]]
+        own = [point for point in others if name in point["gains"] and point["student"] not in starts]
         if not own:
             continue
         line = line_of(points, name)
