@@ -68,9 +68,12 @@ def pytest_runtest_call(item):
         return (yield)
 
 
+LONG = {"test_vision_study"}  # beside those that start several processes
+
+
 def pytest_collection_modifyitems(items):
     """The files that take longest come first, so that none is left over when the others are done."""
-    long = {item.path for item in items if item.get_closest_marker("distributed")}
+    long = {item.path for item in items if item.get_closest_marker("distributed") or item.path.stem in LONG}
     items.sort(key=lambda item: item.path not in long)
 
 
