@@ -351,7 +351,7 @@ def test_what_is_said_of_the_amount_lifted():
         "forward_kl x10.0, jsd x3.0, reverse_kl x2.5." in said
         or "forward_kl x10.0, jsd x3.0, reverse_kl x2.6." in said
     )
-    assert "0.82 (forward_kl) and 1.05 (reverse_kl)" in said and "give or take 11%" in said
+    assert "0.82 (forward_kl) and 1.05 (reverse_kl)" in said and "give or take 11% of those" in said
     assert (
         lifted(rows[1:2]) == "With both softened, tau 2 raises what is lifted outside the teacher's top 10: jsd x3.0."
     )
