@@ -58,8 +58,8 @@ def lifted(rows: list[dict[str, Any]]) -> str:
     if sharper:
         sentence += (
             f" By what two small pairs did, a student's entropy at tau 2 is then {' and '.join(sharper)} of that at "
-            f"tau 1, give or take {OTHER_PAIR:.0%} of those, and further from 1 with the one larger pair that was tried: "
-            "below 1 it is sharper, not better (docs/diagnostics.md)."
+            f"tau 1, give or take {OTHER_PAIR:.0%} of those, and further from 1 with the one larger pair that was "
+            "tried: below 1 it is sharper, not better (docs/diagnostics.md)."
         )
     return sentence
 
