@@ -8,14 +8,15 @@ import json
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from accelerate.utils.other import get_free_port
 
 from trl_tempkd.commands import rank
 from trl_tempkd.compat import launch_command, launch_command_parser
@@ -35,29 +36,16 @@ with open(f"{sys.argv[1]}/environment_of_{os.environ.get('RANK', 0)}.json", "w")
 """
 
 
-@contextmanager
-def environment(variables: dict[str, str]) -> Iterator[None]:
-    """Context in which this process has these variables alone."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def launched(options: list[str], folder: Path) -> list[dict[str, str]]:
     """What `accelerate launch` with these options has each of two processes see."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "show.py").write_text(SHOW)
-    with environment(inherited()), handlers_kept():
+    with patch.dict(os.environ, inherited(), clear=True), handlers_kept():
         quiet_elastic()
         command = [*TWO, *resolve_config(options), str(folder / "show.py"), str(folder)]
         launch_command(launch_command_parser().parse_args(command))
     # The store of that launcher is gone with it
-    own = {"MASTER_PORT": free_port(), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    own = {"MASTER_PORT": str(get_free_port()), "TORCHELASTIC_USE_AGENT_STORE": "False"}
     return [{**json.loads(path.read_text()), **own} for path in sorted(folder.glob("environment_of_*.json"))]
 
 
@@ -66,12 +54,6 @@ def inherited() -> dict[str, str]:
     device = os.environ.get("KD_DEVICE", "cpu")  # test_gpu.py asks for another one
     here = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHED)}
     return {**here, "KD_DEVICE": device, "DS_ACCELERATOR": device, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def begin(variables: dict[str, str], log: str, work: Callable[..., object], args: tuple[Any, ...]) -> None:
@@ -94,7 +76,7 @@ def run(work: Callable[..., object], args: tuple[Any, ...], environments: list[d
     context = multiprocessing.get_context("forkserver" if forks else "spawn")
     context.set_forkserver_preload(LIBRARIES)
     processes = [context.Process(target=begin, args=(seen, str(log), work, args)) for seen in environments]
-    with environment(inherited()):  # of the process that is forked, when it starts
+    with patch.dict(os.environ, inherited(), clear=True):  # of the process that is forked, when it starts
         for process in processes:
             process.start()
     until, status = time.monotonic() + TIMEOUT, 0
@@ -122,12 +104,13 @@ def command(
 
 
 def script(path: str, options: list[str], log: Path) -> tuple[int, str]:
-    """`python PATH OPTIONS`: its exit status, and what it has printed."""
+    """`python PATH OPTIONS` in the repository: its exit status, and what it has printed."""
     status = run(program, (path, options), [inherited()], log)
     return status, log.read_text(errors="replace")
 
 
 def program(path: str, options: list[str]) -> None:
+    os.chdir(Path(__file__).parent.parent)
     sys.argv = [path, *options]
     sys.path.insert(0, str(Path(path).parent))
     runpy.run_path(path, run_name="__main__")

@@ -4,7 +4,6 @@
 import json
 
 import pytest
-import ranks
 from conftest import build_tokenizer
 from standins import save_pair
 from teacher_server import TeacherServer
@@ -234,13 +233,12 @@ def test_mistakes(teacher, data, tmp_path, capfd, options, said):
 
 
 @pytest.mark.distributed
-def test_two_processes_write_the_same_and_a_student_trains_on_it(teacher, data, tmp_path):
-    command = ["--teacher_model_name_or_path", teacher, "--dataset_name", data, "--device", "cpu"]
+def test_two_processes_write_the_same_and_a_student_trains_on_it(teacher, data, tmp_path, capfd):
+    command = ["generate", "--teacher_model_name_or_path", teacher, "--dataset_name", data, "--device", "cpu"]
     command += ["--max_new_tokens", "6", "--batch_size", "2"]
-    for processes, name in ((1, "one"), (2, "two")):
-        written = [*command, "--output_dir", str(tmp_path / name)]
-        status, said = ranks.command("generate", written, tmp_path / f"run {name}", processes)
-        assert status == 0, said
+    two = ["--accelerate_config", "multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    for name, launched in (("one", []), ("two", two)):
+        assert cli.main([*command, "--output", str(tmp_path / name), *launched]) == 0, capfd.readouterr().err
     assert read(tmp_path / "one" / DATA) == read(tmp_path / "two" / DATA)
     recipe = ["--dataset_name", str(tmp_path / "two"), "--max_steps", "1", "--use_cpu", "--report_to", "none"]
     models = ["--model_name_or_path", teacher, "--teacher_model_name_or_path", teacher]

@@ -338,17 +338,7 @@ def test_no_thread_of_a_process_group_is_left(name, command, tmp_path):
     common = [part for key in ("--teacher_model_name_or_path", "--dataset_name") for part in (key, flags[key])]
     own = {
         "distill": [*command, "--max_steps", "2", "--save_strategy", "no"],
-        "generate": [
-            *common,
-            "--num_rows",
-            "4",
-            "--max_new_tokens",
-            "2",
-            "--device",
-            "cpu",
-            "--output_dir",
-            str(tmp_path / "written"),
-        ],
+        "generate": [*common, *f"--num_rows 4 --max_new_tokens 2 --device cpu --output_dir {tmp_path}/new".split()],
     }[name]
     environments = [{**seen, "ACCELERATE_USE_CPU": "true"} for seen in launched(["--multi_gpu"], tmp_path / "run")]
     assert run(rank_and_what_is_left, (name, own), environments, log := tmp_path / "run/log") == 0, log.read_text()
