@@ -24,8 +24,6 @@ from trl_tempkd.launch import quiet_elastic, resolve_config
 from trl_tempkd.processes import LAUNCHER, handlers_kept
 
 
-# What is there before the first fork
-LIBRARIES = ["trl_tempkd.commands.distill", "trl_tempkd.commands.cache", "peft", "deepspeed", "torch.distributed.fsdp"]
 TIMEOUT = 900  # seconds that a run may take on a machine that others use
 LAUNCHED = ("ACCELERATE_", "FSDP_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")  # what a launcher says
 TWO = "--num_processes 2 --num_machines 1 --dynamo_backend no --mixed_precision no --main_process_port 0".split()
@@ -74,9 +72,10 @@ def run(work: Callable[..., object], args: tuple[Any, ...], environments: list[d
     # A GPU's driver doesn't go on in a fork, and outside of Linux not all libraries do
     forks = sys.platform == "linux" and inherited()["KD_DEVICE"] == "cpu"
     context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    context.set_forkserver_preload(LIBRARIES)
+    context.set_forkserver_preload(["imported"])
     processes = [context.Process(target=begin, args=(seen, str(log), work, args)) for seen in environments]
-    with patch.dict(os.environ, inherited(), clear=True):  # of the process that is forked, when it starts
+    # Of the process that is forked, when it starts. It looks where Python does for what to import
+    with patch.dict(os.environ, {**inherited(), "PYTHONPATH": os.pathsep.join(sys.path)}, clear=True):
         for process in processes:
             process.start()
     until, status = time.monotonic() + TIMEOUT, 0

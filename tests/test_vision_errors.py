@@ -9,7 +9,7 @@ from conftest import build_model, build_tokenizer
 from datasets import Dataset, Features, Image, List
 from vision_models import config_of, noise, processor_of, rows, vision_model, vision_tokenizer
 
-from trl_tempkd import TemperatureKDTrainer
+from trl_tempkd import TemperatureKDTrainer, vision_data
 from trl_tempkd.errors import UsageError, UsageImportError
 
 
@@ -107,6 +107,21 @@ def test_an_image_that_cannot_be_opened_is_found_when_its_turn_comes(make_config
     trainer = TemperatureKDTrainer(student, teacher, args, train_dataset=data, processing_class=processor_of("gemma3"))
     with pytest.raises(UsageError, match=r"the train data, row 40: has '.*40.png', which can't be opened"):
         trainer.train()
+
+
+def test_the_data_are_looked_through_for_a_message_alone(make_config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(vision_data, "where", lambda datasets, row: asked.append(row) or "that row")
+    student, teacher, data = vision_model("gemma3"), vision_model("gemma3", 1), Dataset.from_list(rows())
+    config = make_config()
+    trainer = TemperatureKDTrainer(
+        student, teacher, config, train_dataset=data, processing_class=processor_of("gemma3")
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2 and not asked  # it would take as long as there are rows, for each of a batch
+    with pytest.raises(UsageError, match="that row has no `prompt`"):
+        trainer.data_collator([{"images": rows()[0]["images"]}])
+    assert len(asked) == 1
 
 
 def test_options_that_images_do_not_go_with(refused):

@@ -6,9 +6,11 @@ import html
 import json
 import os
 import re
+import ssl
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -94,6 +96,16 @@ class Address:
         proxies = getproxies()
         name = parts.scheme if parts.scheme in proxies else "all"
         return f"{name.upper()}_PROXY" if name in proxies and not proxy_bypass(str(parts.hostname)) else None
+
+
+def authorities() -> ssl.SSLContext:
+    """Whose certificates are trusted. Reading them takes 20 ms: once, while the environment says the same of them."""
+    return _authorities(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@cache
+def _authorities(file: str | None, folder: str | None) -> ssl.SSLContext:
+    return httpx2.create_ssl_context()
 
 
 def plain(text: str, length: int | None = _LONGEST) -> str:

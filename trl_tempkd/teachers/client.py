@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from ..errors import UsageError
-from .address import Address, plain
+from .address import Address, authorities, plain
 from .faults import (
     Fault,
     Malformed,
@@ -210,6 +210,7 @@ def _http(address: Address, requests: int) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
             headers=authorization,
             timeout=None,  # a reply that trickles in would pass it
+            verify=authorities(),
             limits=httpx2.Limits(max_connections=requests, max_keepalive_connections=requests),
         )
     except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:

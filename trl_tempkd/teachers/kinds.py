@@ -6,7 +6,7 @@ from typing import Any
 import httpx2
 
 from ..errors import UsageError
-from .address import Address, plain
+from .address import Address, authorities, plain
 from .asked import AskedTeacher
 from .client import DOUBT, CompletionsClient, TeacherServerError
 from .other_states import OtherStatesTeacher
@@ -147,7 +147,7 @@ def recognised(address: Address) -> str | None:
     headers = {"Authorization": address.authorization} if address.authorization else {}
     for path, key, whose in _FOREIGN:
         try:
-            reply = httpx2.get(address.url + path, headers=headers, timeout=5.0)
+            reply = httpx2.get(address.url + path, headers=headers, timeout=5.0, verify=authorities())
             found = reply.status_code == 200 and key in reply.json()
         except (httpx2.HTTPError, ValueError, TypeError):
             continue

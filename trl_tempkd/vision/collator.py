@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -26,14 +27,18 @@ class Given(NamedTuple):
             What a processor makes the row of. Nothing, where it is tokens alone.
         ids, labels (`list[int]`, *optional*):
             Tokens that were made in training.
-        name (`str`):
-            Of the row, for messages.
+        named (`Callable[[], str]`, *optional*):
+            Names the row, for messages. The data may be looked through for it, so that only a message asks.
     """
 
     read: Read | None = None
     ids: list[int] | None = None
     labels: list[int] | None = None
-    name: str = "a row"
+    named: Callable[[], str] | None = None
+
+    @property
+    def name(self) -> str:
+        return "a row" if self.named is None else self.named()
 
     @property
     def pictured(self) -> Pictured | None:
@@ -156,11 +161,11 @@ class VisionCollator:
                 read = Read(example[PICTURED]) if example.get(PICTURED) is not None else None
                 found.append(Given(read, list(example["input_ids"]), list(example["labels"])))
                 continue
-            name = "a row" if self.where is None else self.where(example)
+            row = Given(named=None if self.where is None else partial(self.where, example))
             try:
-                found.append(Given(read_row(example, self.text_field), name=name))
+                found.append(row._replace(read=read_row(example, self.text_field)))
             except UsageError as error:
-                raise UsageError(f"{name} {error}") from error
+                raise UsageError(f"{row.name} {error}") from error
         return found
 
     def check_texts(self, rows: Sequence[Given]) -> None:
