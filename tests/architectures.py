@@ -4,7 +4,7 @@
 from typing import Any
 
 import torch
-from conftest import build_tokenizer
+from made_models import build_tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 

@@ -4,8 +4,8 @@
 import time
 
 import pytest
-from conftest import SENTENCES
 from datasets import Dataset
+from made_models import SENTENCES
 from teacher_server import TeacherServer
 from transformers import TrainerCallback
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CHAT_TEMPLATE, build_tokenizer
 from datasets import Dataset, DatasetDict, IterableDataset
+from made_models import CHAT_TEMPLATE, build_tokenizer
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from trl import SFTConfig, SFTTrainer

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SENTENCES
 from datasets import Dataset, DatasetDict
+from made_models import SENTENCES
 from peft import LoraConfig
 from safetensors.torch import load_file
 from standins import save_pair
@@ -73,7 +73,7 @@ class Steps(TrainerCallback):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Output folders with checkpoints of steps 2 and 4, by kind. Each is made once; tests copy it."""
-    from conftest import build_model, build_tokenizer
+    from made_models import build_model, build_tokenizer
 
     from trl_tempkd import KDConfig, TemperatureKDTrainer
 

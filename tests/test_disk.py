@@ -14,8 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from conftest import SENTENCES
 from datasets import Dataset, DatasetDict, load_from_disk
+from made_models import SENTENCES
 from safetensors.torch import save_file
 from standins import save_pair
 

@@ -9,7 +9,7 @@ import datasets
 import distributed_worker
 import pytest
 import torch
-from conftest import SENTENCES, build_model, build_tokenizer
+from made_models import SENTENCES, build_model, build_tokenizer
 from peft import PeftModel
 from ranks import inherited, launched, run
 from teacher_server import TeacherServer

@@ -4,7 +4,7 @@
 import json
 
 import pytest
-from conftest import build_tokenizer
+from made_models import build_tokenizer
 from standins import save_pair
 from teacher_server import TeacherServer
 from trl import ScriptArguments

@@ -11,9 +11,9 @@ import os
 
 import pytest
 import torch
-from conftest import SENTENCES, build_model
 from datasets import Dataset
 from loss_sources import SOURCES, make_problem, served
+from made_models import SENTENCES, build_model
 from peft import LoraConfig
 from standins import save_pair
 from test_cached import builder_of

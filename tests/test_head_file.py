@@ -8,7 +8,7 @@ import safetensors
 import torch
 from accelerate import PartialState
 from architectures import tiny_model
-from conftest import ARCHITECTURES
+from made_models import ARCHITECTURES
 from safetensors.torch import load_file, save_file
 
 from trl_tempkd.heads import logit_scale, read_head

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from made_models import ARCHITECTURES
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, LlamaForCausalLM, RecurrentGemmaConfig
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import evaluate
 import pytest
-from conftest import SENTENCES
+from made_models import SENTENCES
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 

@@ -6,7 +6,7 @@ import shutil
 
 import datasets
 import pytest
-from conftest import SENTENCES
+from made_models import SENTENCES
 from test_cached import builder_of
 from vocabulary_pairs import CHATS, TEXT, byte_level, metaspace, unigram, with_chat
 

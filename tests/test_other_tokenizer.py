@@ -6,7 +6,7 @@ import logging
 import datasets
 import pytest
 import torch
-from conftest import SENTENCES
+from made_models import SENTENCES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vocabulary_pairs import CHAT, CHATS, ROWS, TAGS, TEXT, byte_level, metaspace, unigram, with_chat, word_piece
 

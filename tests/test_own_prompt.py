@@ -6,8 +6,8 @@ import copy
 import pytest
 import test_prompt_rows as prompt_rows
 import torch
-from conftest import SENTENCES
 from datasets import Dataset, IterableDataset
+from made_models import SENTENCES
 from peft import LoraConfig
 from teacher_server import TeacherServer
 from test_cached import builder_of

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from architectures import tiny_model
-from conftest import build_tokenizer
+from made_models import build_tokenizer
 from peft import LoraConfig, get_peft_model
 from test_trainer import first_batch
 from transformers import AttentionInterface, Qwen2VLConfig, Qwen2VLForConditionalGeneration

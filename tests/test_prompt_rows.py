@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import trl
-from conftest import SENTENCES
 from datasets import Dataset, IterableDataset
 from jinja2 import TemplateError
+from made_models import SENTENCES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 from trl import SFTTrainer

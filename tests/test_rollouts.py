@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from conftest import SENTENCES
 from datasets import Dataset
+from made_models import SENTENCES
 from peft import LoraConfig
 from transformers import DataCollatorForSeq2Seq, TrainerCallback
 from trl.generation import vllm_generation

@@ -32,9 +32,9 @@ def test_teachers(tmp_path):
 
 def test_sources(tmp_path):
     """Every source learns, those that are exact the same as the live teacher, and what can't be served is said."""
-    small = "--config recipes/tiny/distill.yaml --max_steps 4 --max_length 32 --per_device_train_batch_size 4 "
+    small = "--config recipes/tiny/distill.yaml --max_steps 4 --max_length 32 --per_device_train_batch_size 2 "
     small += (
-        "--warmup_steps 0 --logging_steps 1 --rows 16 --eval_rows 8 --cache_dtype float32 --objectives reverse_kl:2"
+        "--warmup_steps 0 --logging_steps 1 --rows 8 --eval_rows 4 --cache_dtype float32 --objectives reverse_kl:2"
     )
     found, said = run("sources", tmp_path / "sources.json", small)
     records = {record["source"]: record for record in found["records"]}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, SENTENCES
+from made_models import ARCHITECTURES, SENTENCES
 from tokenizers import Tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast, TrainerCallback

@@ -5,8 +5,8 @@ import importlib.util
 import json
 
 import pytest
-from conftest import build_model, build_tokenizer
 from datasets import Dataset, Features, Image, List
+from made_models import build_model, build_tokenizer
 from vision_models import config_of, noise, processor_of, rows, vision_model, vision_tokenizer
 
 from trl_tempkd import TemperatureKDTrainer, vision_data

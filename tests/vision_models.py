@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import torch
 import transformers
-from conftest import build_tokenizer
+from made_models import build_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
@@ -28,7 +28,7 @@ MORE = (
     "<|img_thumbnail|> <|img_row_1_col_1|> <|img_row_1_col_2|> <|img_row_2_col_1|> <|img_row_2_col_2|>"
 ).split()
 
-# As in conftest.py, with parts, and the words of a family for an image
+# As in made_models.py, with parts, and the words of a family for an image
 TEMPLATE = (
     "{%% for message in messages %%}<|{{ message['role'] }}|>"
     "{%% if message['role'] == 'assistant' %%}{%% generation %%}"

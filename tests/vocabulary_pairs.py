@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from conftest import SENTENCES
+from made_models import SENTENCES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
