@@ -13,6 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_cuda_available, is_torch_xla_available
 
 from .compat import TYPE_TO_SCHEDULER_FUNCTION, AcceleratorConfig
 from .errors import UsageError, UsageTypeError, was_raised
@@ -101,6 +102,31 @@ def check_dicts(options: Any) -> None:
                 by = f" with `lr_scheduler_type` {options.lr_scheduler_type!s}" if field == _SCHEDULE else ""
                 takes = ", ".join(known) or "nothing"
                 raise UsageError(f"`{field}` takes {takes}{by}, got {key!r}{did_you_mean(str(key), known)}")
+
+
+def check_precision(options: Any) -> None:
+    """
+    Refuse bf16, which TRL's configurations have unless told otherwise, where no device has it. transformers does too,
+    and names neither the option nor both of the ways out.
+
+    Raises:
+        [`UsageError`]: Names the option and what to set.
+    """
+    if options.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available():
+        return
+    mixed = not options.fp16 if options.bf16 is None else options.bf16
+    if not (mixed or options.bf16_full_eval):
+        return
+    name = "bf16" if mixed else "bf16_full_eval"
+    got = "which it is unless set, " if options.bf16 is None and mixed else ""
+    if is_torch_cuda_available():
+        raise UsageError(
+            f"`{name}` is True, {got}and this GPU has no bf16: set `{name}` to False, which trains in fp32, or `fp16` to True."
+        )
+    raise UsageError(
+        f"`{name}` is True, {got}and there is no GPU here: set `use_cpu` to True and `{name}` to False to train on the CPU "
+        "in fp32."
+    )
 
 
 def check_parameters(field: str, name: str, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
