@@ -4,7 +4,9 @@
 import copy
 import dataclasses
 import importlib
+import io
 import json
+import logging
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -737,14 +739,17 @@ FAULTS = {
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_file_at_fault_is_named_with_its_line(command, tmp_path, name, streaming):
+def test_a_file_at_fault_is_named_with_its_line(command, tmp_path, monkeypatch, name, streaming):
     content, said = FAULTS[name]
+    logged = io.StringIO()  # beside that line: the handler of `datasets` has the stderr of its import
+    monkeypatch.setattr(logging.getLogger("datasets"), "handlers", [logging.StreamHandler(logged)])
     (tmp_path / name).write_bytes(content)
     if streaming:
         if name in ("types.jsonl", "bytes.jsonl"):
             return  # the first row is fine, and the second is named when its turn comes
         said = "has no rows" if name in ("head.csv", "blank.jsonl") else said
     assert said in command("distill", dataset_name=tmp_path / name, dataset_streaming=streaming)
+    assert not logged.getvalue()
 
 
 def test_a_folder_with_a_file_at_fault(command, tmp_path):
