@@ -72,8 +72,8 @@ NEXT = "Next: trl-tempkd evaluate --model_name_or_path HERE/out --teacher_model_
         ("--dataset_test_split train", f"{NEXT}--dataset_name HERE/data --dataset_test_split train "),
         (
             "--dataset_name HERE/rows.jsonl",
-            f"{NEXT.replace(':', ', with rows that it wasn' + chr(39) + 't trained on in the place of HERE/rows.jsonl:', 1)}"
-            "--dataset_name HERE/rows.jsonl ",
+            NEXT.replace(":", ", with rows that it wasn't trained on in the place of HERE/rows.jsonl:", 1)
+            + "--dataset_name HERE/rows.jsonl ",
         ),
     ],
 )

@@ -121,11 +121,12 @@ def check_precision(options: Any) -> None:
     got = "which it is unless set, " if options.bf16 is None and mixed else ""
     if is_torch_cuda_available():
         raise UsageError(
-            f"`{name}` is True, {got}and this GPU has no bf16: set `{name}` to False, which trains in fp32, or `fp16` to True."
+            f"`{name}` is True, {got}and this GPU has no bf16: set `{name}` to False, which trains in fp32, or `fp16` "
+            "to True."
         )
     raise UsageError(
-        f"`{name}` is True, {got}and there is no GPU here: set `use_cpu` to True and `{name}` to False to train on the CPU "
-        "in fp32."
+        f"`{name}` is True, {got}and there is no GPU here: set `use_cpu` to True and `{name}` to False to train on "
+        "the CPU in fp32."
     )
 
 

@@ -142,19 +142,20 @@ def _refuse_unanswered(args: RolloutOptions, name: str, number: int) -> None:
     if name == TRAIN and not args.generates_always:
         raise UsageError(
             f"Rows of the train data set have no `completion` {first}, and {now}, so that steps train on it. Add it, "
-            "or let every completion be generated: by the student with `lmbda` 1.0, or by the teacher with `seq_kd` True."
+            "or let every completion be generated: by the student with `lmbda` 1.0, or by the teacher with `seq_kd` "
+            "True."
         )
     if not args.generates:
         raise UsageError(
-            f"Rows of the {name} data set have no `completion` {first} to measure at, and {now}, so that nobody writes "
-            "one. Add it, or evaluate on other rows."
+            f"Rows of the {name} data set have no `completion` {first} to measure at, and {now}, so that nobody "
+            "writes one. Add it, or evaluate on other rows."
         )
 
 
 def first_unanswered(dataset: Rows, args: RolloutOptions) -> int | None:
     """
-    The number of the first row that has a prompt and no completion, or 0 where a data set begins with turns that nobody
-    answers. `None` where all are answered; of a stream only the first row is looked at.
+    The number of the first row that has a prompt and no completion, or 0 where a data set begins with turns that
+    nobody answers. `None` where all are answered; of a stream only the first row is looked at.
     """
     if (args.dataset_kwargs or {}).get("skip_prepare_dataset") or not _is_raw(dataset):
         return None
