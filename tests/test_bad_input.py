@@ -954,6 +954,12 @@ def test_what_a_library_says_of_the_users_values(command, refused):
     assert "4 bit" in refused("distill", "--use_cpu", "--load_in_4bit", "--load_in_8bit").replace("-", " ")
 
 
+def test_what_a_library_says_of_them_as_the_student_is_made(command, monkeypatch):
+    """Modules of an adapter that aren't there, a dtype, a token: it shows in the middle of a command."""
+    monkeypatch.setattr("trl.SFTTrainer.__init__", lambda *args, **kwargs: get_reporting_integration_callbacks("x"))
+    assert command("distill", dataset_name="tiny").startswith("trl-tempkd distill: error: x is not supported")
+
+
 def test_a_bug_while_options_are_read_is_not_the_users(monkeypatch, capsys):
     def check(self):
         raise ValueError("a bug")
