@@ -17,7 +17,7 @@ import torch
 import yaml
 from conftest import CHAT_TEMPLATE, build_tokenizer
 from datasets import Dataset, DatasetDict, IterableDataset
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from trl import SFTConfig, SFTTrainer
 
@@ -99,6 +99,57 @@ def test_every_number_of_ours_is_held_to_its_type(make_config):
         if any(kind in str(own[name].type) for kind in ("float", "int", "bool")):
             with pytest.raises(UsageTypeError, match=f"`{name}` must be .*, got 'three'"):
                 make_config(**{name: "three"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"learning_rate": "1e-3"}, r"`learning_rate` must be a number, got '1e-3' \(str\)"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be at least 0 and finite, got -1.0"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be at least 0 and finite, got nan"),
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1"),
+        ({"per_device_train_batch_size": 2.5}, r"must be a whole number, got 2.5 \(float\)"),
+        ({"per_device_eval_batch_size": -2}, "`per_device_eval_batch_size` must be at least 1"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1"),
+        ({"max_steps": 1.5}, "`max_steps` must be a whole number"),
+        ({"max_length": "128"}, "`max_length` must be a whole number, or None, got '128'"),
+        ({"num_train_epochs": "3"}, "`num_train_epochs` must be a number, got '3'"),
+        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"data_seed": 2**32}, "`data_seed` must be below 4294967296, got 4294967296"),
+        ({"adam_beta2": 1.0}, "`adam_beta2` must be below 1, got 1.0"),
+        ({"dataloader_num_workers": -1}, "`dataloader_num_workers` must be at least 0"),
+        ({"pad_to_multiple_of": 0}, "`pad_to_multiple_of` must be at least 1"),
+        ({"packing": "true"}, r"`packing` must be True or False, got 'true' \(str\)"),
+        ({"completion_only_loss": "no"}, "`completion_only_loss` must be True or False, or None, got 'no'"),
+        ({"output_dir": 5}, "`output_dir` must be text, or None, got 5"),
+        ({"packing_strategy": "bdf"}, "`packing_strategy` must be one of bfd, .*, got 'bdf'; did you mean 'bfd'"),
+        ({"eval_strategy": "sometimes"}, "`eval_strategy` must be one of no, steps, epoch, got 'sometimes'"),
+        ({"lr_scheduler_type": "cosin"}, "`lr_scheduler_type` must be one of .*; did you mean 'cosine'"),
+    ],
+    ids=lambda of: " ".join(of) if isinstance(of, dict) else "",
+)
+def test_options_of_trl_and_transformers(make_config, fields, message):
+    with pytest.raises(UsageError, match=message):
+        make_config(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "learning_rate": np.float32(0.1),
+            "num_train_epochs": 2,
+            "warmup_steps": 0.1,
+            "per_device_train_batch_size": np.int64(2),
+        },
+        {"max_grad_norm": None, "max_length": None, "pad_to_multiple_of": "auto", "data_seed": None},
+        {"lr_scheduler_type": SchedulerType.COSINE, "optim": "sgd", "include_num_input_tokens_seen": "all"},
+        {"report_to": [], "resume_from_checkpoint": True, "output_dir": Path("out")},
+    ],
+    ids=" ".join,
+)
+def test_what_these_options_take_is_taken(make_config, fields):
+    make_config(**fields)
 
 
 @pytest.mark.parametrize("value", [2, np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2.0)])
