@@ -21,7 +21,9 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from trl import SFTConfig, SFTTrainer
 
-from trl_tempkd import KDConfig, TemperatureKDTrainer, chunked_kd_loss, cli
+from trl_tempkd import KDConfig, TemperatureKDTrainer, chunked_kd_loss, cli, training
+from trl_tempkd.command_line import usage_errors_on_one_line
+from trl_tempkd.commands import distill
 from trl_tempkd.counted_tokens import counted_tokens, has_target
 from trl_tempkd.data.files import fault_of, files_of
 from trl_tempkd.data_checks import check_rows
@@ -1009,6 +1011,37 @@ def test_what_a_library_says_of_them_as_the_student_is_made(command, monkeypatch
     """Modules of an adapter that aren't there, a dtype, a token: it shows in the middle of a command."""
     monkeypatch.setattr("trl.SFTTrainer.__init__", lambda *args, **kwargs: get_reporting_integration_callbacks("x"))
     assert command("distill", dataset_name="tiny").startswith("trl-tempkd distill: error: x is not supported")
+
+
+@pytest.mark.parametrize("name", ["model_init_kwargs", "teacher_model_init_kwargs"])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "float33"}, "float33"),
+        ({"dtyp": "float32"}, "unexpected keyword argument 'dtyp'"),
+        ({"attn_implementation": "egaer"}, "egaer"),
+    ],
+    ids=str,
+)
+def test_what_a_model_is_loaded_with(tmp_path, capsys, monkeypatch, name, options, said):
+    monkeypatch.setattr("trl_tempkd.job.end_with_launcher", lambda: None)
+    flags = [
+        *PAIR,
+        *CPU,
+        "--dataset_name",
+        rows_in(tmp_path / "rows.jsonl", PAIR_ROW),
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    flags += [f"--{name}", json.dumps(options)]
+    values, _, _ = distill.make_parser().parse([*map(str, flags)], launched=True)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"), usage_errors_on_one_line("distill"):
+        training.train(*values)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("distill: error: ") and said in line
+    if name.startswith("teacher") or "dtyp" in options:
+        assert f"`{name}`" in line
 
 
 def test_a_bug_while_options_are_read_is_not_the_users(monkeypatch, capsys):
