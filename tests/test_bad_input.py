@@ -439,6 +439,37 @@ CONVERTED = [
 ]
 
 
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_csv_with_other_marks_between_its_columns(command, tmp_path, mark):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"prompt{mark}completion\nthe cat{mark}sat\n", encoding="utf-8")
+    said = command("distill", dataset_name=path)
+    assert f"That is one column: a CSV has commas between them, and this one {mark!r}" in said
+    assert f"sep={mark!r}" in said and "dataset_text_field" not in said
+
+
+@pytest.mark.parametrize(
+    ("role", "meant"), [("usr", "user"), ("User", "user"), ("assistent", "assistant"), ("systm", "system")]
+)
+def test_a_mistyped_role(unloaded, role, meant):
+    row = {"messages": [USER, {**ASSISTANT, "role": role}, ASSISTANT]}
+    with pytest.raises(
+        UsageError, match=f"'{role}' for the `role` of message 1 of `messages`; did you mean '{meant}'"
+    ):
+        unloaded(Dataset.from_list([row]))
+
+
+@pytest.mark.parametrize("role", ["tool", "developer", "narrator"])
+def test_a_role_that_a_template_may_know(unloaded, role):
+    with pytest.raises(Loaded):
+        unloaded(Dataset.from_list([{"messages": [{**USER, "role": role}, ASSISTANT]}]))
+
+
+def test_top_k_of_sampling_is_not_that_of_a_cache(command):
+    said = command("cache", dataset_name="tiny", mode="topk", top_k=8)
+    assert "--top_k 8 is for sampling" in said and said.endswith("is --k 8")
+
+
 @pytest.mark.parametrize(("row", "said", "columns"), CONVERTED, ids=[row[1] for row in CONVERTED])
 def test_rows_in_another_format_have_their_conversion_named(unloaded, row, said, columns):
     dataset = Dataset.from_list([row, row])
