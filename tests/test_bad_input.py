@@ -4,7 +4,9 @@
 import copy
 import dataclasses
 import importlib
+import io
 import json
+import logging
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +17,13 @@ import torch
 import yaml
 from datasets import Dataset, DatasetDict, IterableDataset
 from made_models import CHAT_TEMPLATE, build_tokenizer
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from trl import SFTConfig, SFTTrainer
 
-from trl_tempkd import KDConfig, TemperatureKDTrainer, chunked_kd_loss, cli
+from trl_tempkd import KDConfig, TemperatureKDTrainer, chunked_kd_loss, cli, training
+from trl_tempkd.command_line import usage_errors_on_one_line
+from trl_tempkd.commands import distill
 from trl_tempkd.counted_tokens import counted_tokens, has_target
 from trl_tempkd.data.files import fault_of, files_of
 from trl_tempkd.data_checks import check_rows
@@ -97,6 +101,57 @@ def test_every_number_of_ours_is_held_to_its_type(make_config):
         if any(kind in str(own[name].type) for kind in ("float", "int", "bool")):
             with pytest.raises(UsageTypeError, match=f"`{name}` must be .*, got 'three'"):
                 make_config(**{name: "three"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"learning_rate": "1e-3"}, r"`learning_rate` must be a number, got '1e-3' \(str\)"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be at least 0 and finite, got -1.0"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be at least 0 and finite, got nan"),
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1"),
+        ({"per_device_train_batch_size": 2.5}, r"must be a whole number, got 2.5 \(float\)"),
+        ({"per_device_eval_batch_size": -2}, "`per_device_eval_batch_size` must be at least 1"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1"),
+        ({"max_steps": 1.5}, "`max_steps` must be a whole number"),
+        ({"max_length": "128"}, "`max_length` must be a whole number, or None, got '128'"),
+        ({"num_train_epochs": "3"}, "`num_train_epochs` must be a number, got '3'"),
+        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"data_seed": 2**32}, "`data_seed` must be below 4294967296, got 4294967296"),
+        ({"adam_beta2": 1.0}, "`adam_beta2` must be below 1, got 1.0"),
+        ({"dataloader_num_workers": -1}, "`dataloader_num_workers` must be at least 0"),
+        ({"pad_to_multiple_of": 0}, "`pad_to_multiple_of` must be at least 1"),
+        ({"packing": "true"}, r"`packing` must be True or False, got 'true' \(str\)"),
+        ({"completion_only_loss": "no"}, "`completion_only_loss` must be True or False, or None, got 'no'"),
+        ({"output_dir": 5}, "`output_dir` must be text, or None, got 5"),
+        ({"packing_strategy": "bdf"}, "`packing_strategy` must be one of bfd, .*, got 'bdf'; did you mean 'bfd'"),
+        ({"eval_strategy": "sometimes"}, "`eval_strategy` must be one of no, steps, epoch, got 'sometimes'"),
+        ({"lr_scheduler_type": "cosin"}, "`lr_scheduler_type` must be one of .*; did you mean 'cosine'"),
+    ],
+    ids=lambda of: " ".join(of) if isinstance(of, dict) else "",
+)
+def test_options_of_trl_and_transformers(make_config, fields, message):
+    with pytest.raises(UsageError, match=message):
+        make_config(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "learning_rate": np.float32(0.1),
+            "num_train_epochs": 2,
+            "warmup_steps": 0.1,
+            "per_device_train_batch_size": np.int64(2),
+        },
+        {"max_grad_norm": None, "max_length": None, "pad_to_multiple_of": "auto", "data_seed": None},
+        {"lr_scheduler_type": SchedulerType.COSINE, "optim": "sgd", "include_num_input_tokens_seen": "all"},
+        {"report_to": [], "resume_from_checkpoint": True, "output_dir": Path("out")},
+    ],
+    ids=" ".join,
+)
+def test_what_these_options_take_is_taken(make_config, fields):
+    make_config(**fields)
 
 
 @pytest.mark.parametrize("value", [2, np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2.0)])
@@ -382,6 +437,37 @@ CONVERTED = [
     ({"prompt": [USER], "completion": "sat"}, "text in one of", {"prompt", "completion"}),
     ({"prompt": "the cat", "completion": [ASSISTANT]}, "text in one of", {"prompt", "completion"}),
 ]
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_csv_with_other_marks_between_its_columns(command, tmp_path, mark):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"prompt{mark}completion\nthe cat{mark}sat\n", encoding="utf-8")
+    said = command("distill", dataset_name=path)
+    assert f"That is one column: a CSV has commas between them, and this one {mark!r}" in said
+    assert f"sep={mark!r}" in said and "dataset_text_field" not in said
+
+
+@pytest.mark.parametrize(
+    ("role", "meant"), [("usr", "user"), ("User", "user"), ("assistent", "assistant"), ("systm", "system")]
+)
+def test_a_mistyped_role(unloaded, role, meant):
+    row = {"messages": [USER, {**ASSISTANT, "role": role}, ASSISTANT]}
+    with pytest.raises(
+        UsageError, match=f"'{role}' for the `role` of message 1 of `messages`; did you mean '{meant}'"
+    ):
+        unloaded(Dataset.from_list([row]))
+
+
+@pytest.mark.parametrize("role", ["tool", "developer", "narrator"])
+def test_a_role_that_a_template_may_know(unloaded, role):
+    with pytest.raises(Loaded):
+        unloaded(Dataset.from_list([{"messages": [{**USER, "role": role}, ASSISTANT]}]))
+
+
+def test_top_k_of_sampling_is_not_that_of_a_cache(command):
+    said = command("cache", dataset_name="tiny", mode="topk", top_k=8)
+    assert "--top_k 8 is for sampling" in said and said.endswith("is --k 8")
 
 
 @pytest.mark.parametrize(("row", "said", "columns"), CONVERTED, ids=[row[1] for row in CONVERTED])
@@ -737,14 +823,17 @@ FAULTS = {
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_file_at_fault_is_named_with_its_line(command, tmp_path, name, streaming):
+def test_a_file_at_fault_is_named_with_its_line(command, tmp_path, monkeypatch, name, streaming):
     content, said = FAULTS[name]
+    logged = io.StringIO()  # beside that line: the handler of `datasets` has the stderr of its import
+    monkeypatch.setattr(logging.getLogger("datasets"), "handlers", [logging.StreamHandler(logged)])
     (tmp_path / name).write_bytes(content)
     if streaming:
         if name in ("types.jsonl", "bytes.jsonl"):
             return  # the first row is fine, and the second is named when its turn comes
         said = "has no rows" if name in ("head.csv", "blank.jsonl") else said
     assert said in command("distill", dataset_name=tmp_path / name, dataset_streaming=streaming)
+    assert not logged.getvalue()
 
 
 def test_a_folder_with_a_file_at_fault(command, tmp_path):
@@ -947,6 +1036,43 @@ def test_what_a_library_says_of_the_users_values(command, refused):
     line = command("distill", dataset_name="tiny", fp16=True, bf16=True)
     assert "At most one of fp16 and bf16 can be True" in line
     assert "4 bit" in refused("distill", "--use_cpu", "--load_in_4bit", "--load_in_8bit").replace("-", " ")
+
+
+def test_what_a_library_says_of_them_as_the_student_is_made(command, monkeypatch):
+    """Modules of an adapter that aren't there, a dtype, a token: it shows in the middle of a command."""
+    monkeypatch.setattr("trl.SFTTrainer.__init__", lambda *args, **kwargs: get_reporting_integration_callbacks("x"))
+    assert command("distill", dataset_name="tiny").startswith("trl-tempkd distill: error: x is not supported")
+
+
+@pytest.mark.parametrize("name", ["model_init_kwargs", "teacher_model_init_kwargs"])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "float33"}, "float33"),
+        ({"dtyp": "float32"}, "unexpected keyword argument 'dtyp'"),
+        ({"attn_implementation": "egaer"}, "egaer"),
+    ],
+    ids=str,
+)
+def test_what_a_model_is_loaded_with(tmp_path, capsys, monkeypatch, name, options, said):
+    monkeypatch.setattr("trl_tempkd.job.end_with_launcher", lambda: None)
+    flags = [
+        *PAIR,
+        *CPU,
+        "--dataset_name",
+        rows_in(tmp_path / "rows.jsonl", PAIR_ROW),
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    flags += [f"--{name}", json.dumps(options)]
+    values, _, _ = distill.make_parser().parse([*map(str, flags)], launched=True)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"), usage_errors_on_one_line("distill"):
+        training.train(*values)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("distill: error: ") and said in line
+    if name.startswith("teacher") or "dtyp" in options:
+        assert f"`{name}`" in line
 
 
 def test_a_bug_while_options_are_read_is_not_the_users(monkeypatch, capsys):

@@ -10,6 +10,7 @@ import yaml
 from trl import SFTConfig, TrlParser
 
 from trl_tempkd import KDConfig
+from trl_tempkd.errors import UsageError
 from trl_tempkd.option_groups import groups_of
 
 
@@ -93,6 +94,24 @@ def test_dicts_may_be_json(make_config):
 def test_refusals_name_the_field_and_the_value(make_config, fields, message):
     with pytest.raises(ValueError, match=message):
         make_config(**fields)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_bf16_where_no_device_has_it(tmp_path, monkeypatch, gpu):
+    for name, there in (("bf16_gpu", False), ("xla", False), ("cuda", gpu)):
+        monkeypatch.setattr(f"trl_tempkd.option_checks.is_torch_{name}_available", lambda there=there: there)
+    out = "set `{0}` to False, which trains in fp32" if gpu else "set `use_cpu` to True and `{0}` to False"
+    for fields, name, got in (
+        ({}, "bf16", "which it is unless set, "),
+        ({"bf16": True}, "bf16", ""),
+        ({"bf16": False, "bf16_full_eval": True}, "bf16_full_eval", ""),
+    ):
+        with pytest.raises(UsageError) as refused:
+            KDConfig(output_dir=str(tmp_path), **fields)
+        assert str(refused.value).startswith(f"`{name}` is True, {got}and ")
+        assert out.format(name) in str(refused.value)
+    for fields in ({"use_cpu": True}, {"bf16": False}):
+        KDConfig(output_dir=str(tmp_path), **fields)
 
 
 def test_command_line(tmp_path):

@@ -2,7 +2,9 @@
 """What a training says in the terminal."""
 
 import io
+import json
 import re
+import shlex
 import sys
 
 import pytest
@@ -53,10 +55,36 @@ def test_a_header_lines_and_an_ending(run):
     assert "On held-out text: KL at tau 1" in text
     assert (
         "Model saved to HERE/out. Next: trl-tempkd evaluate --model_name_or_path HERE/out "
-        "--teacher_model_name_or_path HERE/teacher --dataset_name HERE/data"
-    ) in text
+        "--teacher_model_name_or_path HERE/teacher --dataset_name HERE/data --output_dir HERE/out/evaluation\n"
+    ) in said
     assert "***** train metrics" not in said
     assert "Going on from HERE/out/checkpoint-3." in run(*options, "--resume_from_checkpoint", "auto")
+
+
+NEXT = "Next: trl-tempkd evaluate --model_name_or_path HERE/out --teacher_model_name_or_path HERE/teacher "
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--vocabulary_alignment bytes", f"{NEXT[: NEXT.index('--teacher')]}--dataset_name HERE/data "),
+        ("--teacher_model_revision main", f"{NEXT}--teacher_model_revision main --dataset_name HERE/data "),
+        ("--dataset_test_split train", f"{NEXT}--dataset_name HERE/data --dataset_test_split train "),
+        (
+            "--dataset_name HERE/rows.jsonl",
+            NEXT.replace(":", ", with rows that it wasn't trained on in the place of HERE/rows.jsonl:", 1)
+            + "--dataset_name HERE/rows.jsonl ",
+        ),
+    ],
+)
+def test_the_command_that_is_next_can_be_run(run, tmp_path, prompt_dataset, monkeypatch, flags, said):
+    """As it is printed: it names all that the evaluation can't guess, and no teacher that it couldn't compare."""
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in prompt_dataset), encoding="utf-8")
+    last = run(*flags.replace("HERE", str(tmp_path)).split(), "--max_steps", "1").splitlines()[-1]
+    assert last == f"Model saved to HERE/out. {said}--output_dir HERE/out/evaluation"
+    command = shlex.split(last.split("trl-tempkd ")[1].replace("HERE", str(tmp_path)))
+    assert cli.main([*command, "--seeds", "--greedy", "false", "--batch_size", "2"]) == 0
+    assert (tmp_path / "out/evaluation/results.json").is_file()
 
 
 def test_an_adapter_is_trained(run):

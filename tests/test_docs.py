@@ -152,6 +152,15 @@ def test_the_readme_is_short():
     assert TEXTS["README.md"].count("\n") < 120
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md", "docs/evaluation.md", "docs/diagnostics.md"])
+def test_results_have_a_folder(page):
+    """Without one they go into the folder where one is, and the next evaluation finds another's results there."""
+    commands = [c for c in commands_in("\n".join(blocks(TEXTS[page], "bash"))) if c[1] in ("evaluate", "diagnose")]
+    assert commands
+    for command in commands:
+        assert "--output_dir" in command, command
+
+
 def test_the_file_tree_exists():
     tree = re.search(r"^trl_tempkd/\n(.*?)```", TEXTS["CONTRIBUTING.md"], flags=re.DOTALL | re.MULTILINE)
     inside = re.findall(r"^  (\S+)", tree[1], flags=re.MULTILINE)

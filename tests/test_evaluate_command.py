@@ -141,6 +141,22 @@ def test_adapter_folder(evaluate, pair, tmp_path, make_model, capsys):
     assert merged["runs"][0]["items"] == found["runs"][0]["items"]
 
 
+def test_rows_without_a_reference_are_counted(evaluate, prompt_dataset, capsys):
+    """One of them leaves ROUGE-L out, and is named: the table alone doesn't say why there is none."""
+    rows = [*prompt_dataset][:3]
+    evaluate.data.write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"prompt": "a cat"}]), encoding="utf-8")
+    assert "rouge_l" not in evaluate("--seeds")["runs"][0]["scores"]
+    assert "No ROUGE-L: 1 of 4 rows have no reference, the first is row 3.\n" in capsys.readouterr().out
+
+
+def test_a_teacher_with_another_tokenizer(evaluate, capsys):
+    """The way out is one that this command has."""
+    said = refused(capsys, evaluate, teacher_model_name_or_path="tiny:teacher")
+    assert "need the same tokenizer" in said
+    assert said.endswith("Without --teacher_model_name_or_path the model is evaluated by itself.")
+    assert "vocabulary_alignment" not in said
+
+
 def test_recipe_and_splits(evaluate, tmp_path, prompt_dataset, capsys):
     folder = tmp_path / "data"
     DatasetDict({"train": prompt_dataset, "test": prompt_dataset.select([2, 3, 4])}).save_to_disk(folder)

@@ -219,9 +219,26 @@ def test_what_is_no_module(command, arguments, said, mine, capsys):
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import absent_package", "--import MINE: No module named 'absent_package'."),
+        ("from json import absent_name", "--import MINE: cannot import name 'absent_name' from 'json'"),
+        ("def f(x) return x", "--import MINE: MINE, line 1: expected ':'."),
+        ("\n\nif True:\nx = 1", "--import MINE: MINE, line 4: expected an indented block"),
+    ],
+)
+def test_a_module_that_can_not_be_imported(mine, capsys, code, said):
+    mine.write_text(code)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["divergences", "--import", "mine.py"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said.replace("MINE", str(mine)) in line
+
+
 def test_what_a_module_raises_is_its_own(mine):
-    mine.write_text("import absent_package")
-    with pytest.raises(ModuleNotFoundError, match="absent_package"):
+    mine.write_text("{}['key']")
+    with pytest.raises(KeyError, match="key"):
         cli.main(["divergences", "--import", "mine"])
 
 

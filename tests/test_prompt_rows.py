@@ -421,15 +421,19 @@ def test_refuses_rows_that_only_ask_before_anything_is_loaded(make_config, rows,
 def test_one_row_that_only_asks_is_found(make_config):
     from trl_tempkd import TemperatureKDTrainer
 
-    rows = Dataset.from_list([*rows_of_kind("text"), {"prompt": "a cat", "completion": None}])
-    with pytest.raises(ValueError, match="have no `completion`"):
-        TemperatureKDTrainer("/no/model", "/no/teacher", make_config(lmbda=0.5), train_dataset=rows)
+    for before in (1, 1000, 2345):  # a table is looked through in parts
+        answered, asks = {"prompt": "a dog", "completion": "barks"}, {"prompt": "a cat", "completion": None}
+        rows = Dataset.from_list([*[answered] * before, asks, answered, asks])
+        for shown, number in ((rows, before), (rows.select(range(1, len(rows))), before - 1)):
+            message = rf"have no `completion` \(row {number} is the first\)"
+            with pytest.raises(ValueError, match=message):
+                TemperatureKDTrainer("/no/model", "/no/teacher", make_config(lmbda=0.5), train_dataset=shown)
 
 
 def test_a_stream_says_so_when_the_row_comes(make_trainer):
     rows = [*rows_of_kind("text") * 5, {"prompt": "a cat", "completion": None}]
     trainer = make_trainer(train_dataset=streamed(rows), lmbda=0.5, max_new_tokens=4)
-    with pytest.raises(ValueError, match=r"`completion`.*`lmbda` is 0.5"):
+    with pytest.raises(ValueError, match=rf"`completion` \(row {len(rows) - 1} is.*`lmbda` is 0.5"):
         list(trainer.train_dataset)
 
 
@@ -500,7 +504,7 @@ def test_evaluation_needs_someone_who_writes(make_trainer, make_config, prompt_d
     from trl_tempkd import TemperatureKDTrainer
 
     rows = Dataset.from_list(rows_of_kind("asked in text"))
-    message = "Rows of the far data set have no `completion` to measure at, and `lmbda` is 0.0"
+    message = "Rows of the far data set have no `completion` .row 0 is the first. to measure at, and `lmbda` is 0.0"
     with pytest.raises(ValueError, match=message):
         TemperatureKDTrainer(
             "/no/model", "/no/teacher", make_config(), train_dataset=prompt_dataset, eval_dataset={"far": rows}

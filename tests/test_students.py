@@ -107,11 +107,15 @@ def test_the_command(tmp_path, capsys):
         (["--from", "tiny:teacher", "--num_layers", "7"], "at most 6"),
         (["--from", "tiny:teachr", "--num_layers", "2"], "tiny:teachr"),
         (["--from", "absent/model/of/mine", "--num_layers", "2"], "absent/model/of/mine"),
+        (
+            ["--from", "tiny:teacher", "--num_layers", "2", "--output_dir", "/proc/x"],
+            "to /proc/x (--output_dir): /proc",
+        ),
         (["--from", "tiny:teacher"], "one of the arguments --layers --num_layers is required"),
     ],
 )
 def test_what_is_wrong_is_said_on_a_line(options, said, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["student", *options, "--output", str(tmp_path / "student")])
+        cli.main(["student", "--output", str(tmp_path / "student"), *options])
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line

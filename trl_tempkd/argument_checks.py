@@ -5,6 +5,8 @@ import dataclasses
 import importlib.util
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -116,6 +118,18 @@ def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any], teacher: Any =
         kwargs.update(text_arguments(found, kwargs, args, teacher))
     if isinstance(found, ProcessorMixin) and kwargs.get("peft_config") is not None:
         kwargs["peft_config"] = on_language_alone(model, kwargs["peft_config"], args)
+
+
+@contextmanager
+def student_options(args: KDConfig) -> Iterator[None]:
+    """Name the option where the student's class doesn't take what `model_init_kwargs` has: it shows as it is made."""
+    try:
+        yield
+    except TypeError as error:
+        said, options = str(error), args.model_init_kwargs or {}
+        if "unexpected keyword" not in said or not any(repr(name) in said for name in options):
+            raise
+        raise UsageTypeError(f"`model_init_kwargs` is {options!r}: {said}. Leave it out.") from error
 
 
 def _revision(init_kwargs: Any) -> str | None:

@@ -217,5 +217,10 @@ def check(
             f"--mode {args.mode} has some tokens of the teacher, and vocabulary_alignment "
             f"{training_args.vocabulary_alignment!r} pools all of them: give --mode hidden"
         )
+    if training_args.top_k and args.mode == "topk" and args.k is None:
+        raise UsageError(
+            f"--top_k {training_args.top_k} is for sampling, and nothing is sampled here: how many logits of a token "
+            f"are stored is --k {training_args.top_k}"
+        )
     check_writable(args.output, "--output_dir")
     training.check(script_args, training_args, model_args, dataset_args)

@@ -92,8 +92,10 @@ examples:
   trl-tempkd student --from tiny:teacher --layers 0 2 4 --output_dir outputs/tiny-student
   trl-tempkd cache --config recipes/tiny/distill.yaml --mode hidden --output_dir outputs/tiny-cache
   trl-tempkd generate --teacher_model_name_or_path tiny:teacher --dataset_name tiny --output_dir outputs/tiny-written
-  trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
-  trl-tempkd diagnose --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher --dataset_name tiny
+  trl-tempkd evaluate --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher \\
+      --dataset_name tiny --output_dir outputs/scores
+  trl-tempkd diagnose --model_name_or_path tiny:student --teacher_model_name_or_path tiny:teacher \\
+      --dataset_name tiny --output_dir outputs/gradients
   trl-tempkd sweep --config recipes/sweeps/tiny.yaml --workers 2
   trl-tempkd tune --config recipes/tune/tiny.yaml
   trl-tempkd report results/tiny

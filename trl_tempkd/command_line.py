@@ -4,6 +4,7 @@
 import argparse
 import copy
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -67,7 +68,17 @@ class OneLineParser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(complain(self.prog, message))
+        sys.exit(complain(self.prog, message + _of_several(self, message)))
+
+
+def _of_several(parser: argparse.ArgumentParser, message: str) -> str:
+    """Help with several values that are written as one word, as `0,2`."""
+    found = re.match(r"argument (--\w+).*: invalid \w+ value: '(.*)'$", message)
+    action = parser._option_string_actions.get(found[1]) if found else None
+    if found is None or action is None or action.nargs not in ("+", "*") or "," not in found[2]:
+        return ""
+    values = found[2].strip("[]").replace(",", " ").split()
+    return f". Give several with spaces between them: {found[1]} {' '.join(values)}"
 
 
 # Where results go has one name. These are what it was called before, and are still taken

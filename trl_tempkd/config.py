@@ -14,7 +14,7 @@ from .errors import UsageError
 from .losses.options import MemoryOptions
 from .objectives import OBJECTIVES
 from .objectives.options import DivergenceOptions, TemperatureOptions
-from .option_checks import check_dicts, check_types, strict
+from .option_checks import check_dicts, check_inherited, check_precision, check_types, strict
 from .option_groups import OptionGroup, assembled, check_groups, must, option
 from .own import completed, divergence_name, rule_name
 from .rollouts.options import CompletionLogOptions, GenerationOptions, RolloutOptions, SamplingOptions, VLLMOptions
@@ -93,6 +93,7 @@ class KDConfig(
         self.kd_temperature_rule = rule_name(self.kd_temperature_rule)
         self._given = {field.name: getattr(self, field.name) for field in not_at_default(self)}
         check_types(self, SFTConfig)  # first: what follows compares
+        check_inherited(self, SFTConfig)
         # TRL sets its default under the old name, for which transformers would warn whatever the user does
         for old, new in (
             ("gradient_checkpointing", "activation_checkpointing"),
@@ -101,6 +102,7 @@ class KDConfig(
             if getattr(self, new, "absent") is None:
                 setattr(self, new, getattr(self, old))
         check_dicts(self)
+        check_precision(self)
         super().__post_init__()
         # One process that reads for all would put batches together as tensors of one shape. TRL sees to it where the
         # training data are a stream; an evaluation's may be one too, and a batch has more than tensors here

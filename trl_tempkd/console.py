@@ -130,13 +130,29 @@ def ending(
             f"On held-out text: KL at tau 1 {held_out['kl_tau1']:.4g} nats a token, agreement "
             f"{held_out['token_agreement']:.1%}"
         )
-    its_own = named["teacher"] in (None, *STUDENTS)  # no model that another command could load
-    teacher = "" if its_own else f" --teacher_model_name_or_path {shlex.quote(str(named['teacher']))}"
-    lines.append(
-        f"Model saved to {trainer.args.output_dir}. Next: trl-tempkd evaluate --model_name_or_path "
-        f"{shlex.quote(str(trainer.args.output_dir))}{teacher} --dataset_name {shlex.quote(str(named['data']))}"
-    )
+    lines.append(f"Model saved to {trainer.args.output_dir}. {_next(trainer, named)}")
     return "\n".join(lines)
+
+
+def _next(trainer: "TemperatureKDTrainer", named: Mapping[str, str | None]) -> str:
+    """The command that evaluates what was trained, with all that it has to be told of the teacher and of the rows."""
+    args, (script_args, _, mixture) = trainer.args, trainer.parts
+    options: dict[str, Any] = {"model_name_or_path": args.output_dir}
+    # A model that another command could load, and whose tokens it could compare
+    if named["teacher"] not in (None, *STUDENTS) and args.vocabulary_alignment is None:
+        options["teacher_model_name_or_path"] = named["teacher"]
+        options["teacher_model_revision"] = args.teacher_model_revision
+    options["trust_remote_code"] = "true" if args.trust_remote_code else None
+    options["dataset_name"] = "DATA" if mixture.datasets else script_args.dataset_name
+    options["dataset_config"] = script_args.dataset_config
+    split = script_args.dataset_test_split
+    options["dataset_test_split"] = split if split != "test" and not mixture.datasets else None
+    options["output_dir"] = os.path.join(str(args.output_dir), "evaluation")
+    flags = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None)
+    unseen = ""
+    if mixture.datasets or os.path.isfile(str(script_args.dataset_name)):  # a file has no rows that are held out
+        unseen = f", with rows that it wasn't trained on in the place of {options['dataset_name']}"
+    return f"Next{unseen}: trl-tempkd evaluate {flags}"
 
 
 def _text(trainer: "TemperatureKDTrainer") -> str:

@@ -12,7 +12,8 @@ LIBRARIES = {"trl", "transformers", "peft", "datasets", "accelerate", "huggingfa
 # What hands the user's values on to them: commands and what they call with these, and the constructors of the trainer
 # and its configuration
 COMMANDS = re.compile(
-    r"trl_tempkd\.(cli|commands|caching|data|launch|models|recipes|training|study\.one_model|study\.diagnostics\.setup)\b"
+    r"trl_tempkd\.(cli|command_line|commands|caching|data|launch|models|recipes|training|study\.one_model"
+    r"|study\.diagnostics\.setup)\b"
 )
 CONSTRUCTED = re.compile(r"trl_tempkd\.(trainer|option_checks|config)$")
 

@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError
+from .errors import UsageError, UsageImportError
 
 
 IMPORTS = "TRL_TEMPKD_IMPORT"  # environment variable: the modules that this process and those below it import
@@ -115,8 +115,12 @@ def load_extensions() -> None:
             _loaded.add(name)  # before it is run: what it imports may ask for the same
             try:
                 _import(name)
-            except BaseException:
+            except BaseException as error:
                 _loaded.discard(name)
+                if isinstance(error, SyntaxError):
+                    raise UsageError(f"{FLAG} {name}: {error.filename}, line {error.lineno}: {error.msg}.") from error
+                if isinstance(error, ImportError) and not isinstance(error, UsageError):
+                    raise UsageImportError(f"{FLAG} {name}: {error}.") from error
                 raise
 
 

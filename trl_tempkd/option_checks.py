@@ -2,9 +2,11 @@
 """Options given in Python: their names and their types, which a dataclass doesn't look at."""
 
 import dataclasses
+import enum
 import functools
 import inspect
 import json
+import math
 import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_cuda_available, is_torch_xla_available
 
 from .compat import TYPE_TO_SCHEDULER_FUNCTION, AcceleratorConfig
 from .errors import UsageError, UsageTypeError, was_raised
@@ -30,6 +33,20 @@ _CHECKPOINTING = [
     *(of for of in inspect.signature(checkpoint).parameters.values() if of.kind is of.KEYWORD_ONLY),
     inspect.Parameter("preserve_rng_state", inspect.Parameter.KEYWORD_ONLY),
 ]
+
+_inherited_hints = functools.cache(get_type_hints)
+
+# Options of TRL and transformers that fail long after they are read, or not at all, where they are less than this
+_AT_LEAST: dict[str, int] = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("pad_to_multiple_of", "dataset_num_proc", "eval_accumulation_steps"), 1),
+    **dict.fromkeys(("dataloader_prefetch_factor", "torch_empty_cache_steps"), 1),
+    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "num_train_epochs", "adam_epsilon"), 0),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "neftune_noise_alpha", "dataloader_num_workers"), 0),
+    **dict.fromkeys(("seed", "data_seed", "eval_delay", "router_aux_loss_coef"), 0),
+}
+_BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
+_TAKE_MORE = {"fsdp", "resume_from_checkpoint"}  # than they are annotated with
 
 _EXPECTED = {bool: "True or False", int: "a whole number", float: "a number", str: "text", dict: "a dict"}
 
@@ -51,6 +68,35 @@ def strict(cls: C) -> C:
 
     cls.__new__ = __new__  # type: ignore[assignment, method-assign]
     return cls
+
+
+def check_inherited(options: Any, base: type) -> None:
+    """
+    Hold the options of a configuration that it has from TRL and transformers to their types, where these are plain, to
+    the values that they may have, and numbers to what they may be. None is left to whoever reads the option.
+
+    Raises:
+        [`UsageError`]: Names the option, the value, and what is expected.
+    """
+    for field in dataclasses.fields(base):
+        name, hint = field.name, _inherited_hints(base)[field.name]
+        if getattr(options, name) is None or name in _TAKE_MORE:
+            continue
+        kinds = get_args(hint) or (hint,)
+        if set(kinds) <= {bool, int, float, str, NoneType}:
+            setattr(options, name, typed(f"`{name}`", getattr(options, name), hint))
+        value, choices = getattr(options, name), list(field.metadata.get("choices") or ())
+        for kind in kinds:
+            choices += [each.value for each in kind] if isinstance(kind, type) and issubclass(kind, enum.Enum) else []
+        if choices and isinstance(value, str) and not isinstance(value, enum.Enum) and value not in choices:
+            listed = ", ".join(map(str, choices))
+            raise UsageError(f"`{name}` must be one of {listed}, got {value!r}{did_you_mean(value, choices)}")
+        if isinstance(value, str):
+            continue  # as `pad_to_multiple_of: auto`
+        if name in _AT_LEAST and not (value >= _AT_LEAST[name] and math.isfinite(value)):
+            raise UsageError(f"`{name}` must be at least {_AT_LEAST[name]} and finite, got {value!r}.")
+        if name in _BELOW and not value < _BELOW[name]:
+            raise UsageError(f"`{name}` must be below {_BELOW[name]}, got {value!r}.")
 
 
 @functools.cache
@@ -101,6 +147,32 @@ def check_dicts(options: Any) -> None:
                 by = f" with `lr_scheduler_type` {options.lr_scheduler_type!s}" if field == _SCHEDULE else ""
                 takes = ", ".join(known) or "nothing"
                 raise UsageError(f"`{field}` takes {takes}{by}, got {key!r}{did_you_mean(str(key), known)}")
+
+
+def check_precision(options: Any) -> None:
+    """
+    Refuse bf16, which TRL's configurations have unless told otherwise, where no device has it. transformers does too,
+    and names neither the option nor both of the ways out.
+
+    Raises:
+        [`UsageError`]: Names the option and what to set.
+    """
+    if options.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available():
+        return
+    mixed = not options.fp16 if options.bf16 is None else options.bf16
+    if not (mixed or options.bf16_full_eval):
+        return
+    name = "bf16" if mixed else "bf16_full_eval"
+    got = "which it is unless set, " if options.bf16 is None and mixed else ""
+    if is_torch_cuda_available():
+        raise UsageError(
+            f"`{name}` is True, {got}and this GPU has no bf16: set `{name}` to False, which trains in fp32, or `fp16` "
+            "to True."
+        )
+    raise UsageError(
+        f"`{name}` is True, {got}and there is no GPU here: set `use_cpu` to True and `{name}` to False to train on "
+        "the CPU in fp32."
+    )
 
 
 def check_parameters(field: str, name: str, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:

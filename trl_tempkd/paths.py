@@ -20,7 +20,8 @@ def check_new(name: str, option: str) -> None:
     path = Path(name).expanduser()
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UsageError(f"--{option} {name} is there already, and isn't empty. Name another folder, or delete it.")
-    check_writable(path.parent, f"--{option}")
+    # It is written beside, and put in its place when it is whole
+    _try_to_write(path.absolute().parent, f"{name} (--{option})", "give another folder")
 
 
 def check_path(name: str, what: str) -> None:

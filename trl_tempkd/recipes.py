@@ -12,6 +12,7 @@ import dataclasses
 import json
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -268,7 +269,9 @@ class RecipeParser(TrlParser):
         except yaml.YAMLError as error:
             self.error(f"{self._recipe} is not valid YAML: {error}")
         except json.JSONDecodeError as error:  # of an option that is a dict
-            self.error(f"{error.doc!r} is not valid JSON: {error}")
+            words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+            of = next((f"{flag}: " for flag, word in pairwise(words) if word == error.doc), "")
+            self.error(f"{of}{error.doc!r} is not valid JSON: {error}")
         except (ValueError, ImportError) as error:  # the dataclasses' checks
             if not is_for_the_user(error):
                 raise

@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .names import did_you_mean
+
 
 Row = Mapping[str, Any]
 
@@ -35,6 +37,7 @@ TEACHER_QUESTION = "teacher_question"  # and what a teacher with another tokeniz
 TEACHER_TOKENS, TEACHER_OFFSETS = "teacher_tokens", "teacher_offsets"
 PIXELS = "image_hash"  # of prepared rows with images: 16 bytes of a hash
 ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, which no chat template knows
+KNOWN_ROLES = ("user", "assistant", "system", "developer", "tool", "function")  # what most chat templates know
 
 
 def contexts_of(column: list[int]) -> list[list[int]]:
@@ -228,6 +231,12 @@ def problem_of_turns(
                 f"has {turn[role]!r} for the `{role}` of {where}, and chat templates know user, assistant and system."
                 f"{_chat(column, role, content)}"
             )
+        if turn[role] not in (*KNOWN_ROLES, *ROLES) and turn[role] not in expected.template:
+            hint = did_you_mean(
+                turn[role].lower(), KNOWN_ROLES
+            )  # another one may be a word of a template of one's own
+            if hint:
+                return f"has {turn[role]!r} for the `{role}` of {where}{hint}"
         others = any(value for key, value in turn.items() if key not in (role, content, "name"))  # e.g. tool calls
         if not isinstance(turn.get(content), str | list | dict) and not (turn.get(content) is None and others):
             return f"has {_shown(turn.get(content))} for the `{content}` of {where}, which must be text."
@@ -252,6 +261,11 @@ def _shown(value: Any) -> str:
 
 def conversion(row: Row) -> str:
     """How to make a row that can be trained on of one with other columns, as code; or nothing."""
+    if len(row) == 1 and (mark := next((mark for mark in ";\t|" if mark in next(iter(row))), None)):
+        return (
+            f" That is one column: a CSV has commas between them, and this one {mark!r}. Write it anew: "
+            f"`pandas.read_csv(FILE, sep={mark!r}).to_csv(FILE, index=False)`"
+        )
     for column, value in row.items():
         if _is_turns(value) and "role" in value[0] and column not in ("chosen", "rejected"):
             return f' Rename it: `dataset.rename_column("{column}", "messages")`'

@@ -50,6 +50,10 @@ def main(args: "EvaluateConfig") -> None:
     found = evaluate(args)
     console = Console()
     console.print(table_of(found))
+    without = [number for number, row in enumerate(found["rows"]) if not row["references"]]
+    if without:
+        rows = f"{len(without)} of {len(found['rows'])} rows have no reference, the first is row {without[0]}"
+        print(f"No ROUGE-L: {rows}.")
     if found.get("curve"):
         console.print(curve_of(found["curve"]))
     print(f"Results, with those of each item: {args.output}")

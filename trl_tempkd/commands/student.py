@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> None:
     from ..paths import check_new
     from ..students import check_layers, student_from_layers
 
-    check_new(args.output, "output")
+    check_new(args.output, "output_dir")
     name = resolve_model(args.teacher, "from")
     check_model(name, args.revision, args.trust_remote_code, "from")
     loading = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Names on a command line -> data sets: from the Hub, from disk, or built in."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,7 +101,8 @@ def data_faults(script_args: "ScriptArguments", dataset_args: "DatasetMixtureCon
     from .files import fault_of, files_of
 
     try:
-        yield
+        with _faults_said_once():
+            yield
     except (ValueError, StopIteration, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, UsageError) and not isinstance(error, UnreadableError):
             raise
@@ -110,6 +112,23 @@ def data_faults(script_args: "ScriptArguments", dataset_args: "DatasetMixtureCon
         if fault is None:
             raise
         raise UsageError(f"cannot load the data set: {fault}") from error
+
+
+@contextmanager
+def _faults_said_once() -> Iterator[None]:
+    """Leave out what the readers of `datasets` log of a fault just before they raise it."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.levelno != logging.ERROR or not record.name.startswith("datasets.packaged_modules.")
+
+    handlers = logging.getLogger("datasets").handlers.copy()
+    for handler in handlers:
+        handler.addFilter(is_other)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_other)
 
 
 def check_data(script_args: "ScriptArguments", dataset_args: "DatasetMixtureConfig") -> None:

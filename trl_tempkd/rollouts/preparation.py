@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """Data sets as TRL prepares them, whose rows carry the prompts that completions are generated for."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -60,13 +61,14 @@ def prepared(
     own = TEACHER_PROMPT in columns and CONTEXTS not in columns
     if own:
         check_own_prompts(args, columns, formatting_func, name)
-    only_asked = lacks_answers(dataset, args)
-    if only_asked:
-        _refuse_unanswered(args, name)
+    unanswered = first_unanswered(dataset, args)
+    only_asked = unanswered is not None
+    if unanswered is not None:
+        _refuse_unanswered(args, name, unanswered)
     unread = name == TRAIN and args.generates_always  # nobody reads the completions that the data set has
     if isinstance(dataset, IterableDataset) and "prompt" in columns and "input_ids" not in columns:
         only_asked |= unread  # it can't be looked through for a row without a completion
-        dataset = dataset if only_asked else dataset.map(partial(_check_answer, args, name))
+        dataset = dataset if only_asked else dataset.map(partial(_check_answer, args, name), with_indices=True)
     asks = args.generates and (name == TRAIN or only_asked or PROMPTS in columns)
     carried = CONTEXTS in columns or (asks and PROMPTS in columns)  # it has been prepared before
     if not (asks or own or carried) or (packing and args.max_length is None):  # the latter is refused by TRL
@@ -128,44 +130,55 @@ def check_answers(args: RolloutOptions, datasets: dict[str, Any]) -> None:
     for name, dataset in datasets.items():
         if isinstance(dataset, dict):
             check_answers(args, {key: each for key, each in dataset.items() if key != TRAIN})
-        elif isinstance(dataset, Dataset | IterableDataset) and lacks_answers(dataset, args):
-            _refuse_unanswered(args, name)
+        elif isinstance(dataset, Dataset | IterableDataset):
+            number = first_unanswered(dataset, args)
+            if number is not None:
+                _refuse_unanswered(args, name, number)
 
 
-def _refuse_unanswered(args: RolloutOptions, name: str) -> None:
+def _refuse_unanswered(args: RolloutOptions, name: str, number: int) -> None:
+    first = f"(row {number} is the first)"
     now = f"`lmbda` is {args.lmbda} and `seq_kd` {args.seq_kd}"
     if name == TRAIN and not args.generates_always:
         raise UsageError(
-            f"Rows of the train data set have no `completion`, and {now}, so that steps train on it. Add it, or let "
-            "every completion be generated: by the student with `lmbda` 1.0, or by the teacher with `seq_kd` True."
+            f"Rows of the train data set have no `completion` {first}, and {now}, so that steps train on it. Add it, "
+            "or let every completion be generated: by the student with `lmbda` 1.0, or by the teacher with `seq_kd` "
+            "True."
         )
     if not args.generates:
         raise UsageError(
-            f"Rows of the {name} data set have no `completion` to measure at, and {now}, so that nobody writes one. "
-            "Add it, or evaluate on other rows."
+            f"Rows of the {name} data set have no `completion` {first} to measure at, and {now}, so that nobody "
+            "writes one. Add it, or evaluate on other rows."
         )
 
 
-def lacks_answers(dataset: Rows, args: RolloutOptions) -> bool:
-    """Whether rows of a data set have a prompt and no completion, or it begins with turns that nobody answers."""
+def first_unanswered(dataset: Rows, args: RolloutOptions) -> int | None:
+    """
+    The number of the first row that has a prompt and no completion, or 0 where a data set begins with turns that
+    nobody answers. `None` where all are answered; of a stream only the first row is looked at.
+    """
     if (args.dataset_kwargs or {}).get("skip_prepare_dataset") or not _is_raw(dataset):
-        return False
+        return None
     first: dict[str, Any] = next(iter(dataset), {})
     if "prompt" not in first:
         # Without `assistant_only_loss` TRL trains on the turns of the user too
         turns = (args.assistant_only_loss and first.get("messages")) or []
-        return bool(turns) and not any(turn["role"] == "assistant" for turn in turns)
-    if first.get("completion") is None or isinstance(dataset, IterableDataset):
-        return first.get("completion") is None
-    if not dataset.data.column("completion").null_count:  # of a table from which rows may have been left out
-        return False
+        return 0 if turns and not any(turn["role"] == "assistant" for turn in turns) else None
+    if first.get("completion") is None:
+        return 0
+    # Of a table rows may have been left out, so that a missing value of it need not be one of these
+    if isinstance(dataset, IterableDataset) or not dataset.data.column("completion").null_count:
+        return None
     tables = dataset.select_columns("completion").with_format("arrow").iter(1000)
-    return any(table["completion"].null_count for table in tables)
+    for begin, table in zip(itertools.count(0, 1000), tables, strict=False):
+        if table["completion"].null_count:
+            return begin + table["completion"].is_null().to_pylist().index(True)
+    return None
 
 
-def _check_answer(args: RolloutOptions, name: str, row: dict[str, Any]) -> dict[str, Any]:
+def _check_answer(args: RolloutOptions, name: str, row: dict[str, Any], number: int) -> dict[str, Any]:
     if row.get("completion") is None:
-        _refuse_unanswered(args, name)
+        _refuse_unanswered(args, name, number)
     return row
 
 

@@ -149,7 +149,9 @@ def evaluate(args: EvaluateConfig) -> dict[str, Any]:
     if teacher is not None:
         revision = args.teacher_model_revision
         teacher_model = load_model(teacher, revision, "teacher_model_name_or_path", **loaded).to(device)
-        check_vocabulary(tokenizer, model, teacher_model, revision=revision, trust_remote_code=args.trust_remote_code)
+        origin: dict[str, Any] = {"revision": revision, "trust_remote_code": args.trust_remote_code}
+        alone = "Without --teacher_model_name_or_path the model is evaluated by itself."
+        check_vocabulary(tokenizer, model, teacher_model, **origin, way_out=alone)
     readers = readers_of(dataset, student, args.model_revision, teacher, args.teacher_model_revision, args)
     rows = read_rows(dataset, tokenizer, args.prompt_format, readers.get("processing"))
     if args.temperatures and not all(row["references"] for row in rows):

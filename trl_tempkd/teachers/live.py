@@ -213,8 +213,12 @@ def load_teacher(
         kwargs["device_map"] = None
     try:
         return create_model_from_path(teacher, **kwargs)
-    except OSError as error:  # a folder without weights, a revision that there isn't
-        raise UsageError(f"cannot load the teacher {teacher!r}: {str(error).splitlines()[0]}") from error
+    # A folder without weights, a revision that there isn't, an option that its class or its configuration doesn't take
+    except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, TypeError) and "unexpected keyword" not in str(error):
+            raise
+        how = f" with `teacher_model_init_kwargs` {init_kwargs!r}" if init_kwargs else ""
+        raise UsageError(f"cannot load the teacher {teacher!r}{how}: {str(error).splitlines()[0]}") from error
 
 
 def refuse_options(what: str, init_kwargs: Any, revision: str | None) -> None:
@@ -250,6 +254,7 @@ def check_vocabulary(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    way_out: str = "A training compares two vocabularies by `vocabulary_alignment`, e.g. 'bytes'.",
 ) -> None:
     """
     Refuse a teacher whose token ids mean something else than the student's.
@@ -268,6 +273,8 @@ def check_vocabulary(
             Revision of the teacher's tokenizer.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run code that comes with the tokenizer.
+        way_out (`str`, *optional*):
+            What to do if there is no such teacher, for the message.
 
     Raises:
         `ValueError`: If the vocabularies differ by more than padding and special tokens.
@@ -301,8 +308,8 @@ def check_vocabulary(
     if problem is not None:
         raise UsageError(
             f"Student and teacher ({name or type(teacher).__name__}) need the same tokenizer, but {problem}. The "
-            "divergence compares the two distributions token by token: use a teacher of the student's family, or say "
-            "how to compare two vocabularies by `vocabulary_alignment`, e.g. 'bytes'."
+            "divergence compares the two distributions token by token: use a teacher of the student's family. "
+            f"{way_out}"
         )
 
 

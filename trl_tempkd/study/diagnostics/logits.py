@@ -48,7 +48,11 @@ class Plan:
 
     def __post_init__(self):
         for name, kwargs in {**dict.fromkeys(self.objectives), **(self.kwargs or {})}.items():
-            check_divergence(name, kwargs)
+            try:
+                check_divergence(name, kwargs)
+            except UsageError as error:  # by the names that it has here
+                said = str(error).replace("`divergence`", "`objectives`")
+                raise UsageError(said.replace("`divergence_kwargs`", "`objective_kwargs`")) from error
         for name, values in (("objectives", self.objectives), ("temperatures", self.temperatures)):
             if not values:
                 raise UsageError(f"`{name}` must have at least one value, got none.")

@@ -94,7 +94,8 @@ def load_rows(values: list[Any], option: str, count: int) -> "Dataset":
     rows = load_split(values, option)
     if count > len(rows):
         split = getattr(values[0], option)
-        raise UsageError(f"the split {split!r} has {len(rows)} rows, and the recipe's `rows` needs {count}")
+        has = f"the split {split!r} has {len(rows)} rows"
+        raise UsageError(f"{has}, and the recipe's `rows` needs {count}: give fewer `rows`")
     return rows.select(by_hash(rows))
 
 
