@@ -15,9 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch.utils.checkpoint import checkpoint
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_cuda_available, is_torch_xla_available
 
-from .compat import TYPE_TO_SCHEDULER_FUNCTION, AcceleratorConfig
 from .errors import UsageError, UsageTypeError, was_raised
 from .names import did_you_mean
 from .trl_names import hint_for
@@ -128,6 +126,8 @@ def check_dicts(options: Any) -> None:
     Raises:
         [`UsageError`]: Names the option, the key and the closest one.
     """
+    from .compat import TYPE_TO_SCHEDULER_FUNCTION, AcceleratorConfig  # here: the losses alone need no transformers
+
     schedule = TYPE_TO_SCHEDULER_FUNCTION.get(options.lr_scheduler_type)  # by name or by member
     readers: dict[str, Iterable[inspect.Parameter]] = {
         "accelerator_config": inspect.signature(AcceleratorConfig).parameters.values(),
@@ -157,6 +157,8 @@ def check_precision(options: Any) -> None:
     Raises:
         [`UsageError`]: Names the option and what to set.
     """
+    from transformers.utils import is_torch_bf16_gpu_available, is_torch_cuda_available, is_torch_xla_available
+
     if options.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available():
         return
     mixed = not options.fp16 if options.bf16 is None else options.bf16
