@@ -245,7 +245,8 @@ def test_what_a_module_raises_is_its_own(mine):
 def test_entry_points_of_a_package(mine, monkeypatch):
     """They are looked for when a name isn't known, so that a script needn't import the package."""
     entry = EntryPoint("mine", "mine", "trl_tempkd")
-    monkeypatch.setattr(extensions, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(extensions, "entry_points", lambda group: [entry] if group == "trl_tempkd" else [])
+    monkeypatch.setattr(extensions, "_installed", extensions._installed.__wrapped__)
     monkeypatch.syspath_prepend(mine.parent)
     check_divergence("hellinger", {"weight": 2.0})
 
