@@ -84,7 +84,7 @@ except SystemExit as stop:
     assert stop.code == 2
 assert not {"torch", "transformers", "trl", "datasets"} & set(sys.modules)
 from trl_tempkd import kd_loss  # for a loop of one's own
-assert not {"trl", "peft", "accelerate", "datasets"} & set(sys.modules)
+assert not {"transformers", "trl", "peft", "accelerate", "datasets"} & set(sys.modules)
 """
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=dict(os.environ))

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """The chunked loss against the dense one: values, gradients, shapes, dtypes, masks, memory."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -273,7 +274,7 @@ def test_a_failing_compiler_is_a_warning(monkeypatch, caplog):
 
     block.compiled_block.cache_clear()
     monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(block.logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger(block.__name__), "propagate", True)
     x = problem()
     with caplog.at_level("WARNING"):
         out = chunked(x, compile=True)

@@ -21,9 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
-from transformers.utils import logging
 
 from ..divergences import DIVERGENCES
 from ..temperature import LOG_FLOOR, RESCALES, centred, log_probability, log_softmax, rescale_factor
@@ -32,8 +29,6 @@ from .pooled import floor_of, pooled_values, sides
 from .truncated import coarse_logits
 from .values import OF_STUDENT, OF_TEACHER, own, truncated_values, whole_values
 
-
-logger = logging.get_logger(__name__)
 
 # Logits of a block on CPU: passes over it hit the cache, and calling it costs little beside.
 BLOCK_ELEMENTS = 3 * 2**19
@@ -272,6 +267,12 @@ def compute(
 @functools.cache
 def compiled_block(spec: BlockSpec | MeasureSpec) -> Callable[..., dict[str, Tensor]]:
     """[`compute`] of this spec by `torch.compile`; eager, with a warning, where the compiler fails."""
+    # Here: they take longer to import than all of torch, and a loss that isn't compiled needs none of them
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+    from transformers.utils import logging
+
+    logger = logging.get_logger(__name__)
 
     def block(products: Tensors, per_row: Tensors, tables: Tensors = ()) -> dict[str, Tensor]:
         return compute(spec, products, per_row, tables)
