@@ -8,6 +8,8 @@ import io
 import json
 import logging
 import re
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +32,7 @@ from trl_tempkd.data_checks import check_rows
 from trl_tempkd.divergences import DIVERGENCES, check_divergence
 from trl_tempkd.errors import UsageError, UsageTypeError, is_for_the_user
 from trl_tempkd.losses import TopK
+from trl_tempkd.names import stands_twice
 from trl_tempkd.objectives import OBJECTIVES, check_objective
 from trl_tempkd.paths import check_model_name
 from trl_tempkd.temperature_rules import ROW_RULES, TEMPERATURE_RULES, check_temperature_rule
@@ -1073,6 +1076,62 @@ def test_what_a_model_is_loaded_with(tmp_path, capsys, monkeypatch, name, option
     assert line.startswith("distill: error: ") and said in line
     if name.startswith("teacher") or "dtyp" in options:
         assert f"`{name}`" in line
+
+
+@pytest.fixture
+def damaged_model(tmp_path):
+    """A folder with everything of a model, and weights that broke off as they were copied."""
+    folder = shutil.copytree(tiny_model_path("student"), tmp_path / "damaged")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
+    return folder
+
+
+def test_weights_that_are_damaged(damaged_model, make_config, capsys):
+    rows = {"train_dataset": Dataset.from_list([PAIR_ROW])}
+    for pair in ((damaged_model, "tiny:teacher"), ("tiny:student", damaged_model)):
+        with pytest.raises(UsageError, match=f"cannot load the .*{damaged_model}.* a file of its weights is damaged"):
+            TemperatureKDTrainer(*pair, make_config(), **rows)
+    for command, option in (("evaluate", "model"), ("student", "from")):
+        options = ["--dataset_name", "tiny"] if command != "student" else ["--num_layers", "1"]
+        option = option if command == "student" else f"{option}_name_or_path"
+        with suppress(SystemExit):
+            cli.main(
+                [command, f"--{option}", str(damaged_model), *options, "--output_dir", f"{damaged_model}-{command}"]
+            )
+        assert f"(--{option}): a file of its weights is damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+def test_a_device_that_is_not_here(refused, tmp_path, command, device):
+    model = "model" if command == "evaluate" else "teacher_model"
+    flags = [f"--{model}_name_or_path", "tiny:teacher", "--dataset_name", "tiny", "--device", device]
+    said = refused(command, *flags, "--output_dir", tmp_path / "out")
+    assert f"`device` is '{device}', which isn't here: " in said and said.endswith("Give cpu, or leave it out.")
+
+
+def test_a_key_that_stands_twice(refused, tmp_path):
+    """YAML's readers take the last one."""
+    path = tmp_path / "twice.yaml"
+    path.write_text("max_steps: 1\ndataset_name: tiny\nmax_steps: 2\n", encoding="utf-8")
+    assert f"{path} has 'max_steps' in line 1 and in line 3: leave one of them out" in refused(
+        "distill", "--config", path
+    )
+    path.write_text("base:\n  max_steps: 1\n  max_steps: 2\ngrid: {seed: [1], tau: [1.0]}\n", encoding="utf-8")
+    for command in ("sweep", "tune"):
+        assert f"{path} has 'max_steps' in line 2 and in line 3" in refused(command, "--config", path)
+    assert stands_twice("a: {b: 1}\nb: [{b: 1}, {b: 2}]\n") is None and stands_twice("") is None
+
+
+def test_teachers_as_json(refused):
+    """Of a list of dicts the flag has each."""
+    one, two = {"name": "a", "model": "tiny:teacher"}, {"name": "b", "model": "tiny:teacher", "weight": 2.0}
+    flags = [*CPU, "--output_dir", "out", "--teachers"]
+    (_, found, *_), _, _ = distill.make_parser().parse([*flags, json.dumps(one), json.dumps(two)], launched=True)
+    assert found.teachers == [one, two]
+    said = refused("distill", *flags, json.dumps([one, two]))
+    assert "argument --teachers: expected JSON such as" in said and "several one by one" in said
+    assert "argument --teachers: '{name: a}' is not valid JSON" in refused("distill", *flags, "{name: a}")
 
 
 def test_a_bug_while_options_are_read_is_not_the_users(monkeypatch, capsys):

@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, TrainingArguments
 from trl import SFTTrainer
@@ -19,6 +20,7 @@ from .compat import INTEGRATION_TO_CALLBACK, get_available_reporting_integration
 from .config import KDConfig
 from .data_checks import check_datasets
 from .errors import UsageError, UsageImportError, UsageTypeError
+from .models import damaged
 from .names import did_you_mean
 from .paths import check_model_name, check_writable
 from .rollouts.vllm import require_vllm
@@ -121,10 +123,12 @@ def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any], teacher: Any =
 
 
 @contextmanager
-def student_options(args: KDConfig) -> Iterator[None]:
-    """Name the option where the student's class doesn't take what `model_init_kwargs` has: it shows as it is made."""
+def student_faults(model: Any, args: KDConfig) -> Iterator[None]:
+    """Name what is wrong with the student and with `model_init_kwargs`, where it shows as it is loaded."""
     try:
         yield
+    except SafetensorError as error:
+        raise UsageError(f"cannot load the model {model!r} (`model`): {damaged(error)}.") from error
     except TypeError as error:
         said, options = str(error), args.model_init_kwargs or {}
         if "unexpected keyword" not in said or not any(repr(name) in said for name in options):

@@ -15,12 +15,13 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from .command_line import HelpFormatter, OneLineParser, add_import_flag, type_name
+from .command_line import HelpFormatter, OneLineParser, add_import_flag, json_dict, type_name
 from .errors import UsageError, is_for_the_user
 from .extensions import KEY, take_imports
 from .files import write_atomically
+from .names import stands_twice
 from .processes import uncollected
 from .trl_names import hint_for
 
@@ -143,6 +144,9 @@ class RecipeParser(TrlParser):
             owners = [b.__name__ for b in reversed(dtype.__mro__) if field.name in vars(b).get("__annotations__", {})]
             group = next((self._groups[owner] for owner in owners if owner in self._groups), self)
             self._parse_dataclass_field(group, field)
+        for action in self._actions:
+            if get_origin(action.type) is dict:  # of a list of them, of which the flag has each as JSON
+                action.type = json_dict
 
     def format_help(self) -> str:
         groups = self._action_groups
@@ -259,6 +263,8 @@ class RecipeParser(TrlParser):
         import yaml
 
         try:
+            if "--config" in args and (twice := stands_twice(Path(self._recipe).read_text(encoding="utf-8"))):
+                self.error(f"{self._recipe} has {twice}: leave one of them out")
             *values, for_launch, _ = self.parse_args_and_config(
                 args, return_remaining_strings=True, separate_remaining_strings=True
             )
