@@ -1086,6 +1086,11 @@ def damaged_model(tmp_path):
     return folder
 
 
+def test_callbacks_that_are_none(make_config):
+    with pytest.raises(UsageTypeError, match="`callbacks` must be of `TrainerCallback`, got str"):
+        TemperatureKDTrainer("tiny:student", "tiny:teacher", make_config(), callbacks=["EarlyStopping"])
+
+
 def test_weights_that_are_damaged(damaged_model, make_config, capsys):
     rows = {"train_dataset": Dataset.from_list([PAIR_ROW])}
     for pair in ((damaged_model, "tiny:teacher"), ("tiny:student", damaged_model)):

@@ -70,6 +70,9 @@ def check_arguments(model: Any, teacher_model: Any, args: Any, kwargs: dict[str,
         raise UsageTypeError(f"`args` must be a `KDConfig`, got `{type(args).__name__}`.{more}")
     if kwargs.get("compute_loss_func") is not None:
         raise UsageError("`compute_loss_func` replaces the loss, which is the divergence here. Use `SFTTrainer`.")
+    for callback in kwargs.get("callbacks") or ():
+        if not (isinstance(callback, TrainerCallback) or inspect.isclass(callback)):
+            raise UsageTypeError(f"`callbacks` must be of `TrainerCallback`, got {type(callback).__name__}.")
     for name in kwargs:
         if name not in _ARGUMENTS:
             hint = f"; it is called `{_RENAMED[name]}` here" if name in _RENAMED else did_you_mean(name, _ARGUMENTS)
