@@ -1086,6 +1086,44 @@ def damaged_model(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("of", ["model", "teacher_model"])
+def test_an_output_that_is_a_model(command, tmp_path, of):
+    """The trained student would take its place, and the next run would start from another one."""
+    folder = shutil.copytree(tiny_model_path("student"), tmp_path / "model")
+    option = f"{of}_name_or_path"
+    said = command("distill", **{option: folder}, dataset_name="tiny", output_dir=f"{tmp_path}/./model/")
+    assert f"is the folder of --{option}, which the trained student would take the place of: give another" in said
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [("the Hub can't be reached", "can't be reached"), (None, "nobody is logged in: `hf auth login`")],
+)
+def test_a_hub_that_nothing_goes_to(unloaded, monkeypatch, problem, said):
+    monkeypatch.setattr("trl_tempkd.argument_checks.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("trl_tempkd.argument_checks.hub_problem", lambda: problem)
+    monkeypatch.setattr("trl_tempkd.argument_checks.get_token", lambda: None)
+    data = Dataset.from_list([PAIR_ROW])
+    with pytest.raises(UsageError, match=f"`push_to_hub` is True, and .*{said}.*Leave it out"):
+        unloaded(data, push_to_hub=True)
+    if problem is None:
+        with pytest.raises(Loaded):
+            unloaded(data, push_to_hub=True, hub_token="hf_x")
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "said"),
+    [
+        ("cosine_with_min_lr", None, "min_lr or min_lr_rate should be set"),
+        ("warmup_stable_decay", {"decay_type": "steep"}, "decay"),
+        ("polynomial", {"lr_end": 1e-2}, "lr_end"),
+    ],
+)
+def test_a_schedule_that_can_not_be(make_config, name, kwargs, said):
+    with pytest.raises(UsageError, match=f"`lr_scheduler_kwargs` is .* with `lr_scheduler_type` {name}: .*{said}"):
+        make_config(lr_scheduler_type=name, lr_scheduler_kwargs=kwargs)
+
+
 def test_callbacks_that_are_none(make_config):
     with pytest.raises(UsageTypeError, match="`callbacks` must be of `TrainerCallback`, got str"):
         TemperatureKDTrainer("tiny:student", "tiny:teacher", make_config(), callbacks=["EarlyStopping"])

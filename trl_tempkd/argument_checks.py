@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from huggingface_hub import constants, get_token
 from peft import PeftConfig
 from safetensors import SafetensorError
 from torch import nn
@@ -22,7 +23,7 @@ from .data_checks import check_datasets
 from .errors import UsageError, UsageImportError, UsageTypeError
 from .models import damaged
 from .names import did_you_mean
-from .paths import check_model_name, check_writable
+from .paths import check_model_name, check_writable, hub_problem
 from .rollouts.vllm import require_vllm
 from .tiny import resolve
 from .vision_data import on_language_alone, text_arguments
@@ -116,6 +117,8 @@ def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any], teacher: Any =
     elif template is not None:
         check_model_name(template, None, "`chat_template_path`")
     check_installed(args, vllm=isinstance(model, str))
+    if args.push_to_hub:
+        check_hub(args)
     if args.should_save:
         check_writable(str(args.output_dir), "`output_dir`")
     found = check_datasets(model, args, **kwargs)
@@ -137,6 +140,15 @@ def student_faults(model: Any, args: KDConfig) -> Iterator[None]:
         if "unexpected keyword" not in said or not any(repr(name) in said for name in options):
             raise
         raise UsageTypeError(f"`model_init_kwargs` is {options!r}: {said}. Leave it out.") from error
+
+
+def check_hub(args: KDConfig) -> None:
+    """Stop at a model that couldn't go to the Hub when it is trained."""
+    problem = "the Hub is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else hub_problem()
+    if problem is None and not (args.hub_token or get_token()):
+        problem = "nobody is logged in: `hf auth login` does that, or `hub_token`"
+    if problem is not None:
+        raise UsageError(f"`push_to_hub` is True, and {problem}. Leave it out, and `hf upload` what is trained later.")
 
 
 def _revision(init_kwargs: Any) -> str | None:

@@ -14,7 +14,9 @@ from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch.utils.checkpoint import checkpoint
+from transformers import get_scheduler
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_cuda_available, is_torch_xla_available
 
 from .compat import TYPE_TO_SCHEDULER_FUNCTION, AcceleratorConfig
@@ -147,6 +149,20 @@ def check_dicts(options: Any) -> None:
                 by = f" with `lr_scheduler_type` {options.lr_scheduler_type!s}" if field == _SCHEDULE else ""
                 takes = ", ".join(known) or "nothing"
                 raise UsageError(f"`{field}` takes {takes}{by}, got {key!r}{did_you_mean(str(key), known)}")
+    _try_schedule(options)
+
+
+def _try_schedule(options: Any) -> None:
+    """Make the schedule once: what it lacks, and what a number of it can't be, shows when all is loaded otherwise."""
+    kwargs = getattr(options, _SCHEDULE) or {}
+    if not isinstance(kwargs, Mapping):
+        return
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=options.learning_rate or 0.0)
+    try:
+        get_scheduler(options.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=dict(kwargs))
+    except (TypeError, ValueError) as error:
+        with_what = f"`{_SCHEDULE}` is {dict(kwargs)!r} with `lr_scheduler_type` {options.lr_scheduler_type!s}"
+        raise UsageError(f"{with_what}: {error}.") from error
 
 
 def check_precision(options: Any) -> None:
