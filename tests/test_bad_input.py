@@ -124,6 +124,7 @@ def test_every_number_of_ours_is_held_to_its_type(make_config):
         ({"adam_beta2": 1.0}, "`adam_beta2` must be below 1, got 1.0"),
         ({"dataloader_num_workers": -1}, "`dataloader_num_workers` must be at least 0"),
         ({"pad_to_multiple_of": 0}, "`pad_to_multiple_of` must be at least 1"),
+        ({"optim_args": "rank"}, "`optim_args` must be as 'key=value,key=value', got 'rank'"),
         ({"packing": "true"}, r"`packing` must be True or False, got 'true' \(str\)"),
         ({"completion_only_loss": "no"}, "`completion_only_loss` must be True or False, or None, got 'no'"),
         ({"output_dir": 5}, "`output_dir` must be text, or None, got 5"),
@@ -1122,6 +1123,17 @@ def test_a_hub_that_nothing_goes_to(unloaded, monkeypatch, problem, said):
 def test_a_schedule_that_can_not_be(make_config, name, kwargs, said):
     with pytest.raises(UsageError, match=f"`lr_scheduler_kwargs` is .* with `lr_scheduler_type` {name}: .*{said}"):
         make_config(lr_scheduler_type=name, lr_scheduler_kwargs=kwargs)
+
+
+def test_a_metric_that_is_mistyped(unloaded):
+    """transformers looks for it at the first evaluation, hours later."""
+    data = Dataset.from_list([PAIR_ROW])
+    for name, meant in (("kl_tau", "kl_tau1"), ("eval_kl_tau_1", "kl_tau1"), ("token_agrement", "token_agreement")):
+        with pytest.raises(UsageError, match=f"`metric_for_best_model` is '{name}', .*; did you mean '{meant}'"):
+            unloaded(data, metric_for_best_model=name)
+    for name in ("eval_kl_tau1", "loss", "kl_tau1_coarse", "easy_loss", "accuracy", "aux_loss"):
+        with pytest.raises(Loaded):
+            unloaded(data, metric_for_best_model=name)
 
 
 def test_callbacks_that_are_none(make_config):

@@ -2,6 +2,7 @@
 """What the trainer is given, looked at before it loads a model: its arguments, and what its options need."""
 
 import dataclasses
+import difflib
 import importlib.util
 import inspect
 import os
@@ -53,6 +54,7 @@ _OPTIMIZERS = {
     **dict.fromkeys(("8bit", "paged", "lion", "ademamix", "bnb"), "bitsandbytes"),
 }
 _MODULES = {"torch-optimi": "optimi"}  # those that are imported by another name
+_MEASURED = ("loss", "kd_loss", "kl_tau1", "token_agreement", "ce_loss", "student_entropy", "teacher_entropy")
 _UNKNOWABLE = ("azure_ml", "flyte")  # trackers that transformers has no plain answer for
 
 
@@ -119,6 +121,13 @@ def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any], teacher: Any =
     check_installed(args, vllm=isinstance(model, str))
     if args.push_to_hub:
         check_hub(args)
+    metric = str(args.metric_for_best_model or "").removeprefix("eval_")
+    close = difflib.get_close_matches(metric, _MEASURED, 1, 0.85)  # others have more: teachers, several data sets
+    if metric not in _MEASURED and close and kwargs.get("compute_metrics") is None:
+        raise UsageError(
+            f"`metric_for_best_model` is {args.metric_for_best_model!r}, which no evaluation has; did you mean "
+            f"'{close[0]}'?"
+        )
     if args.should_save:
         check_writable(str(args.output_dir), "`output_dir`")
     found = check_datasets(model, args, **kwargs)

@@ -99,6 +99,8 @@ def check_inherited(options: Any, base: type) -> None:
             raise UsageError(f"`{name}` must be at least {_AT_LEAST[name]} and finite, got {value!r}.")
         if name in _BELOW and not value < _BELOW[name]:
             raise UsageError(f"`{name}` must be below {_BELOW[name]}, got {value!r}.")
+    if options.optim_args and not all("=" in part for part in options.optim_args.split(",")):
+        raise UsageError(f"`optim_args` must be as 'key=value,key=value', got {options.optim_args!r}.")
 
 
 @functools.cache
