@@ -8,6 +8,8 @@ import io
 import json
 import logging
 import re
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +32,7 @@ from trl_tempkd.data_checks import check_rows
 from trl_tempkd.divergences import DIVERGENCES, check_divergence
 from trl_tempkd.errors import UsageError, UsageTypeError, is_for_the_user
 from trl_tempkd.losses import TopK
+from trl_tempkd.names import stands_twice
 from trl_tempkd.objectives import OBJECTIVES, check_objective
 from trl_tempkd.paths import check_model_name
 from trl_tempkd.temperature_rules import ROW_RULES, TEMPERATURE_RULES, check_temperature_rule
@@ -121,6 +124,7 @@ def test_every_number_of_ours_is_held_to_its_type(make_config):
         ({"adam_beta2": 1.0}, "`adam_beta2` must be below 1, got 1.0"),
         ({"dataloader_num_workers": -1}, "`dataloader_num_workers` must be at least 0"),
         ({"pad_to_multiple_of": 0}, "`pad_to_multiple_of` must be at least 1"),
+        ({"optim_args": "rank"}, "`optim_args` must be as 'key=value,key=value', got 'rank'"),
         ({"packing": "true"}, r"`packing` must be True or False, got 'true' \(str\)"),
         ({"completion_only_loss": "no"}, "`completion_only_loss` must be True or False, or None, got 'no'"),
         ({"output_dir": 5}, "`output_dir` must be text, or None, got 5"),
@@ -1073,6 +1077,116 @@ def test_what_a_model_is_loaded_with(tmp_path, capsys, monkeypatch, name, option
     assert line.startswith("distill: error: ") and said in line
     if name.startswith("teacher") or "dtyp" in options:
         assert f"`{name}`" in line
+
+
+@pytest.fixture
+def damaged_model(tmp_path):
+    """A folder with everything of a model, and weights that broke off as they were copied."""
+    folder = shutil.copytree(tiny_model_path("student"), tmp_path / "damaged")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
+    return folder
+
+
+@pytest.mark.parametrize("of", ["model", "teacher_model"])
+def test_an_output_that_is_a_model(command, tmp_path, of):
+    """The trained student would take its place, and the next run would start from another one."""
+    folder = shutil.copytree(tiny_model_path("student"), tmp_path / "model")
+    option = f"{of}_name_or_path"
+    said = command("distill", **{option: folder}, dataset_name="tiny", output_dir=f"{tmp_path}/./model/")
+    assert f"is the folder of --{option}, which the trained student would take the place of: give another" in said
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [("the Hub can't be reached", "can't be reached"), (None, "nobody is logged in: `hf auth login`")],
+)
+def test_a_hub_that_nothing_goes_to(unloaded, monkeypatch, problem, said):
+    monkeypatch.setattr("trl_tempkd.argument_checks.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("trl_tempkd.argument_checks.hub_problem", lambda: problem)
+    monkeypatch.setattr("trl_tempkd.argument_checks.get_token", lambda: None)
+    data = Dataset.from_list([PAIR_ROW])
+    with pytest.raises(UsageError, match=f"`push_to_hub` is True, and .*{said}.*Leave it out"):
+        unloaded(data, push_to_hub=True)
+    if problem is None:
+        with pytest.raises(Loaded):
+            unloaded(data, push_to_hub=True, hub_token="hf_x")
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "said"),
+    [
+        ("cosine_with_min_lr", None, "min_lr or min_lr_rate should be set"),
+        ("warmup_stable_decay", {"decay_type": "steep"}, "decay"),
+        ("polynomial", {"lr_end": 1e-2}, "lr_end"),
+    ],
+)
+def test_a_schedule_that_can_not_be(make_config, name, kwargs, said):
+    with pytest.raises(UsageError, match=f"`lr_scheduler_kwargs` is .* with `lr_scheduler_type` {name}: .*{said}"):
+        make_config(lr_scheduler_type=name, lr_scheduler_kwargs=kwargs)
+
+
+def test_a_metric_that_is_mistyped(unloaded):
+    """transformers looks for it at the first evaluation, hours later."""
+    data = Dataset.from_list([PAIR_ROW])
+    for name, meant in (("kl_tau", "kl_tau1"), ("eval_kl_tau_1", "kl_tau1"), ("token_agrement", "token_agreement")):
+        with pytest.raises(UsageError, match=f"`metric_for_best_model` is '{name}', .*; did you mean '{meant}'"):
+            unloaded(data, metric_for_best_model=name)
+    for name in ("eval_kl_tau1", "loss", "kl_tau1_coarse", "easy_loss", "accuracy", "aux_loss"):
+        with pytest.raises(Loaded):
+            unloaded(data, metric_for_best_model=name)
+
+
+def test_callbacks_that_are_none(make_config):
+    with pytest.raises(UsageTypeError, match="`callbacks` must be of `TrainerCallback`, got str"):
+        TemperatureKDTrainer("tiny:student", "tiny:teacher", make_config(), callbacks=["EarlyStopping"])
+
+
+def test_weights_that_are_damaged(damaged_model, make_config, capsys):
+    rows = {"train_dataset": Dataset.from_list([PAIR_ROW])}
+    for pair in ((damaged_model, "tiny:teacher"), ("tiny:student", damaged_model)):
+        with pytest.raises(UsageError, match=f"cannot load the .*{damaged_model}.* a file of its weights is damaged"):
+            TemperatureKDTrainer(*pair, make_config(), **rows)
+    for command, option in (("evaluate", "model"), ("student", "from")):
+        options = ["--dataset_name", "tiny"] if command != "student" else ["--num_layers", "1"]
+        option = option if command == "student" else f"{option}_name_or_path"
+        with suppress(SystemExit):
+            cli.main(
+                [command, f"--{option}", str(damaged_model), *options, "--output_dir", f"{damaged_model}-{command}"]
+            )
+        assert f"(--{option}): a file of its weights is damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+def test_a_device_that_is_not_here(refused, tmp_path, command, device):
+    model = "model" if command == "evaluate" else "teacher_model"
+    flags = [f"--{model}_name_or_path", "tiny:teacher", "--dataset_name", "tiny", "--device", device]
+    said = refused(command, *flags, "--output_dir", tmp_path / "out")
+    assert f"`device` is '{device}', which isn't here: " in said and said.endswith("Give cpu, or leave it out.")
+
+
+def test_a_key_that_stands_twice(refused, tmp_path):
+    """YAML's readers take the last one."""
+    path = tmp_path / "twice.yaml"
+    path.write_text("max_steps: 1\ndataset_name: tiny\nmax_steps: 2\n", encoding="utf-8")
+    assert f"{path} has 'max_steps' in line 1 and in line 3: leave one of them out" in refused(
+        "distill", "--config", path
+    )
+    path.write_text("base:\n  max_steps: 1\n  max_steps: 2\ngrid: {seed: [1], tau: [1.0]}\n", encoding="utf-8")
+    for command in ("sweep", "tune"):
+        assert f"{path} has 'max_steps' in line 2 and in line 3" in refused(command, "--config", path)
+    assert stands_twice("a: {b: 1}\nb: [{b: 1}, {b: 2}]\n") is None and stands_twice("") is None
+
+
+def test_teachers_as_json(refused):
+    """Of a list of dicts the flag has each."""
+    one, two = {"name": "a", "model": "tiny:teacher"}, {"name": "b", "model": "tiny:teacher", "weight": 2.0}
+    flags = [*CPU, "--output_dir", "out", "--teachers"]
+    (_, found, *_), _, _ = distill.make_parser().parse([*flags, json.dumps(one), json.dumps(two)], launched=True)
+    assert found.teachers == [one, two]
+    said = refused("distill", *flags, json.dumps([one, two]))
+    assert "argument --teachers: expected JSON such as" in said and "several one by one" in said
+    assert "argument --teachers: '{name: a}' is not valid JSON" in refused("distill", *flags, "{name: a}")
 
 
 def test_a_bug_while_options_are_read_is_not_the_users(monkeypatch, capsys):

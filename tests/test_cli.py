@@ -158,6 +158,14 @@ def test_distill_help_groups_the_options(capsys, monkeypatch):
         (["distill", "--config", TINY, "--accelerate_config", "zero9"], "neither a file nor one of single_gpu"),
         (["distill", "--config", TINY, "--accelerate_config"], "expected a value after --accelerate_config"),
         (["distill", "--config", TINY, "--multi_gpu", "--num_processes", "1"], "at least 2 processes"),
+        (["distill", "--config", TINY, "--num_processes", "two"], "--num_processes: expected int, got 'two'"),
+        (["distill", "--config", TINY, "--num_processes=2.5"], "--num_processes: expected int, got '2.5'"),
+        (
+            ["distill", "--config", TINY, "--mixed_precision", "bf61"],
+            "expected one of no, fp16, bf16, fp8, got 'bf61'",
+        ),
+        (["distill", "--config", TINY, "--num_processes"], "expected a value after --num_processes"),
+        (["distill", "--config", TINY, "--num_processes", "--multi_gpu"], "expected a value after --num_processes"),
         (["distill", "--config", TINY, "stray"], "unexpected argument 'stray'"),
     ],
 )

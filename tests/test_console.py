@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -75,11 +76,19 @@ NEXT = "Next: trl-tempkd evaluate --model_name_or_path HERE/out --teacher_model_
             NEXT.replace(":", ", with rows that it wasn't trained on in the place of HERE/rows.jsonl:", 1)
             + "--dataset_name HERE/rows.jsonl ",
         ),
+        (
+            "--dataset_name HERE/written",
+            NEXT.replace(":", ", with rows that it wasn't trained on in the place of HERE/written:", 1)
+            + "--dataset_name HERE/written ",
+        ),
     ],
 )
 def test_the_command_that_is_next_can_be_run(run, tmp_path, prompt_dataset, monkeypatch, flags, said):
     """As it is printed: it names all that the evaluation can't guess, and no teacher that it couldn't compare."""
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in prompt_dataset), encoding="utf-8")
+    (tmp_path / "written").mkdir()
+    shutil.copy(tmp_path / "rows.jsonl", tmp_path / "written/train.jsonl")
+    (tmp_path / "written/_failed.jsonl").touch()
     last = run(*flags.replace("HERE", str(tmp_path)).split(), "--max_steps", "1").splitlines()[-1]
     assert last == f"Model saved to HERE/out. {said}--output_dir HERE/out/evaluation"
     command = shlex.split(last.split("trl-tempkd ")[1].replace("HERE", str(tmp_path)))

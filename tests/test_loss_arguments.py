@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trl_tempkd import chunked_kd_loss, kd_loss
-from trl_tempkd.errors import UsageError
+from trl_tempkd.errors import UsageError, UsageTypeError
 
 
 N, V, H = 12, 40, 8
@@ -139,3 +139,32 @@ class TestLabels:
         given, ignored = operands(), torch.full((N,), -100)
         assert chunked_kd_loss(**given, labels=ignored).loss == 0
         assert kd_loss(torch.randn(N, V), torch.randn(N, V), labels=ignored, reduction="mean") == 0
+
+
+class TestTypes:
+    """What isn't a tensor or a number is named, where Python would say what it hasn't got."""
+
+    @pytest.mark.parametrize("name", ["student_hidden", "student_weight"])
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [([1.0], "a tensor, got list"), (torch.ones(N, H).long(), "floating-point numbers, got torch.int64")],
+    )
+    def test_of_states(self, name, value, said):
+        with pytest.raises(UsageTypeError, match=f"`{name}` must .*{said}"):
+            chunked_kd_loss(**{**operands(), name: value}, labels=labels())
+
+    @pytest.mark.parametrize("name", ["student_logits", "teacher_logits"])
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [([1.0], "a tensor, got list"), (torch.ones(2, V).long(), "floating-point numbers, got torch.int64")],
+    )
+    def test_of_logits(self, name, value, said):
+        given = {"student_logits": torch.ones(2, V), "teacher_logits": torch.ones(2, V)}
+        with pytest.raises(UsageTypeError, match=f"`{name}` must .*{said}"):
+            kd_loss(**{**given, name: value})
+
+    @pytest.mark.parametrize("side", ["student", "teacher"])
+    @pytest.mark.parametrize("value", ["2", None, True, [2.0]])
+    def test_of_temperatures(self, side, value):
+        with pytest.raises(UsageTypeError, match=f"`{side}_temperature` must be a number or a tensor, got "):
+            kd_loss(torch.ones(2, V), torch.ones(2, V), **{f"{side}_temperature": value})

@@ -111,6 +111,10 @@ def test_the_command(tmp_path, capsys):
             ["--from", "tiny:teacher", "--num_layers", "2", "--output_dir", "/proc/x"],
             "to /proc/x (--output_dir): /proc",
         ),
+        (
+            ["--from", "tiny:teacher", "--num_layers", "2", "--dtype", "fp16"],
+            "--dtype: invalid choice: 'fp16' (choose from",
+        ),
         (["--from", "tiny:teacher"], "one of the arguments --layers --num_layers is required"),
     ],
 )

@@ -2,6 +2,7 @@
 """What the trainer is given, looked at before it loads a model: its arguments, and what its options need."""
 
 import dataclasses
+import difflib
 import importlib.util
 import inspect
 import os
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from huggingface_hub import constants, get_token
 from peft import PeftConfig
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, TrainingArguments
 from trl import SFTTrainer
@@ -19,8 +22,9 @@ from .compat import INTEGRATION_TO_CALLBACK, get_available_reporting_integration
 from .config import KDConfig
 from .data_checks import check_datasets
 from .errors import UsageError, UsageImportError, UsageTypeError
+from .models import damaged
 from .names import did_you_mean
-from .paths import check_model_name, check_writable
+from .paths import check_model_name, check_writable, hub_problem
 from .rollouts.vllm import require_vllm
 from .tiny import resolve
 from .vision_data import on_language_alone, text_arguments
@@ -50,6 +54,7 @@ _OPTIMIZERS = {
     **dict.fromkeys(("8bit", "paged", "lion", "ademamix", "bnb"), "bitsandbytes"),
 }
 _MODULES = {"torch-optimi": "optimi"}  # those that are imported by another name
+_MEASURED = ("loss", "kd_loss", "kl_tau1", "token_agreement", "ce_loss", "student_entropy", "teacher_entropy")
 _UNKNOWABLE = ("azure_ml", "flyte")  # trackers that transformers has no plain answer for
 
 
@@ -68,6 +73,9 @@ def check_arguments(model: Any, teacher_model: Any, args: Any, kwargs: dict[str,
         raise UsageTypeError(f"`args` must be a `KDConfig`, got `{type(args).__name__}`.{more}")
     if kwargs.get("compute_loss_func") is not None:
         raise UsageError("`compute_loss_func` replaces the loss, which is the divergence here. Use `SFTTrainer`.")
+    for callback in kwargs.get("callbacks") or ():
+        if not (isinstance(callback, TrainerCallback) or inspect.isclass(callback)):
+            raise UsageTypeError(f"`callbacks` must be of `TrainerCallback`, got {type(callback).__name__}.")
     for name in kwargs:
         if name not in _ARGUMENTS:
             hint = f"; it is called `{_RENAMED[name]}` here" if name in _RENAMED else did_you_mean(name, _ARGUMENTS)
@@ -111,6 +119,15 @@ def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any], teacher: Any =
     elif template is not None:
         check_model_name(template, None, "`chat_template_path`")
     check_installed(args, vllm=isinstance(model, str))
+    if args.push_to_hub:
+        check_hub(args)
+    metric = str(args.metric_for_best_model or "").removeprefix("eval_")
+    close = difflib.get_close_matches(metric, _MEASURED, 1, 0.85)  # others have more: teachers, several data sets
+    if metric not in _MEASURED and close and kwargs.get("compute_metrics") is None:
+        raise UsageError(
+            f"`metric_for_best_model` is {args.metric_for_best_model!r}, which no evaluation has; did you mean "
+            f"'{close[0]}'?"
+        )
     if args.should_save:
         check_writable(str(args.output_dir), "`output_dir`")
     found = check_datasets(model, args, **kwargs)
@@ -121,15 +138,26 @@ def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any], teacher: Any =
 
 
 @contextmanager
-def student_options(args: KDConfig) -> Iterator[None]:
-    """Name the option where the student's class doesn't take what `model_init_kwargs` has: it shows as it is made."""
+def student_faults(model: Any, args: KDConfig) -> Iterator[None]:
+    """Name what is wrong with the student and with `model_init_kwargs`, where it shows as it is loaded."""
     try:
         yield
+    except SafetensorError as error:
+        raise UsageError(f"cannot load the model {model!r} (`model`): {damaged(error)}.") from error
     except TypeError as error:
         said, options = str(error), args.model_init_kwargs or {}
         if "unexpected keyword" not in said or not any(repr(name) in said for name in options):
             raise
         raise UsageTypeError(f"`model_init_kwargs` is {options!r}: {said}. Leave it out.") from error
+
+
+def check_hub(args: KDConfig) -> None:
+    """Stop at a model that couldn't go to the Hub when it is trained."""
+    problem = "the Hub is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else hub_problem()
+    if problem is None and not (args.hub_token or get_token()):
+        problem = "nobody is logged in: `hf auth login` does that, or `hub_token`"
+    if problem is not None:
+        raise UsageError(f"`push_to_hub` is True, and {problem}. Leave it out, and `hf upload` what is trained later.")
 
 
 def _revision(init_kwargs: Any) -> str | None:

@@ -3,6 +3,7 @@
 
 import argparse
 import copy
+import json
 import os
 import re
 import sys
@@ -98,7 +99,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return super()._format_action_invocation(action)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return {"string_to_bool": "BOOL", "dict": "JSON"}.get(type_name(action), type_name(action).upper())
+        return {"string_to_bool": "BOOL", "json_dict": "JSON"}.get(type_name(action), type_name(action).upper())
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
@@ -107,6 +108,19 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 def type_name(action: argparse.Action) -> str:
     """The name of what an option takes, such as `int`."""
     return getattr(action.type, "__name__", "str")
+
+
+def json_dict(text: str) -> dict[str, Any]:
+    """Type of an option: a dict, as JSON."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(
+            f"expected JSON such as '{{\"key\": 1}}', and several one by one, got {text!r}"
+        )
+    return value
 
 
 def positive(text: str) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from .data.files import files_of
 from .processes import VERBOSITY
 from .teachers import STUDENTS
 
@@ -149,8 +150,10 @@ def _next(trainer: "TemperatureKDTrainer", named: Mapping[str, str | None]) -> s
     options["dataset_test_split"] = split if split != "test" and not mixture.datasets else None
     options["output_dir"] = os.path.join(str(args.output_dir), "evaluation")
     flags = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None)
+    # What `generate` notes in its folder are no rows
+    files = [file for file in files_of(script_args.dataset_name) if not file.name.startswith("_")]
     unseen = ""
-    if mixture.datasets or os.path.isfile(str(script_args.dataset_name)):  # a file has no rows that are held out
+    if mixture.datasets or len(files) == 1:  # one file has no rows that are held out
         unseen = f", with rows that it wasn't trained on in the place of {options['dataset_name']}"
     return f"Next{unseen}: trl-tempkd evaluate {flags}"
 

@@ -105,8 +105,10 @@ def check(args: GenerateConfig, script_args: "ScriptArguments") -> None:
     from trl import DatasetMixtureConfig
 
     from .data import check_data
-    from .models import check_model, resolve_model
+    from .models import check_model, resolve_model, usable_device
 
+    if args.device is not None:
+        usable_device(args.device)
     if not args.output:
         raise UsageError("no folder for the completions: give --output_dir")
     check_data(script_args, DatasetMixtureConfig())

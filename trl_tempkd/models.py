@@ -8,6 +8,7 @@ from .paths import check_model_name, check_path
 
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 
@@ -29,6 +30,20 @@ def resolve_model(name: str | None, option: str) -> str:
         return str(resolve(name))
     check_path(name, f"model (--{option})")
     return name
+
+
+def usable_device(name: str | None, option: str = "device") -> "torch.device":
+    """The device of a name, or a GPU if there is one. Stops at one that isn't there."""
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # no such kind, no such number, another build
+        said = str(error).splitlines()[0]
+        raise UsageError(f"`{option}` is {name!r}, which isn't here: {said}. Give cpu, or leave it out.") from error
+    return device
 
 
 def check_model(name: str, revision: str | None, trust_remote_code: bool, option: str) -> None:
@@ -55,6 +70,7 @@ def load_model(name: str, revision: str | None, option: str, **kwargs: Any) -> "
             Of `from_pretrained`, such as `dtype` and `trust_remote_code`.
     """
     from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+    from safetensors import SafetensorError
 
     from .compat import find_adapter_config_file
 
@@ -71,6 +87,13 @@ def load_model(name: str, revision: str | None, option: str, **kwargs: Any) -> "
         return PeftModel.from_pretrained(model, name, revision=revision).eval()
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot load the model {name!r} (--{option}): {str(error).splitlines()[0]}") from error
+    except SafetensorError as error:
+        raise UsageError(f"cannot load the model {name!r} (--{option}): {damaged(error)}") from error
+
+
+def damaged(error: Exception) -> str:
+    """What is to be done about weights that can't be read."""
+    return f"a file of its weights is damaged ({error}). Copy or download it anew"
 
 
 def sees(name: str, revision: str | None, trust_remote_code: bool) -> bool:

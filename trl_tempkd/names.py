@@ -9,3 +9,29 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the known word closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def stands_twice(text: str) -> str | None:
+    """
+    The first key that a YAML text has twice in one place, and where: a reader takes the last one without a word.
+
+    Raises:
+        `yaml.YAMLError`: If it is no YAML.
+    """
+    import yaml
+
+    waiting = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    while waiting:
+        node = waiting.pop(0)
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in lines and key.value != "<<":
+                return f"{key.value!r} in line {lines[key.value]} and in line {line}"
+            lines |= {key.value: line} if isinstance(key, yaml.ScalarNode) else {}
+            waiting.append(value)
+    return None

@@ -14,6 +14,7 @@ from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch.utils.checkpoint import checkpoint
 
 from .errors import UsageError, UsageTypeError, was_raised
@@ -95,6 +96,8 @@ def check_inherited(options: Any, base: type) -> None:
             raise UsageError(f"`{name}` must be at least {_AT_LEAST[name]} and finite, got {value!r}.")
         if name in _BELOW and not value < _BELOW[name]:
             raise UsageError(f"`{name}` must be below {_BELOW[name]}, got {value!r}.")
+    if options.optim_args and not all("=" in part for part in options.optim_args.split(",")):
+        raise UsageError(f"`optim_args` must be as 'key=value,key=value', got {options.optim_args!r}.")
 
 
 @functools.cache
@@ -147,6 +150,22 @@ def check_dicts(options: Any) -> None:
                 by = f" with `lr_scheduler_type` {options.lr_scheduler_type!s}" if field == _SCHEDULE else ""
                 takes = ", ".join(known) or "nothing"
                 raise UsageError(f"`{field}` takes {takes}{by}, got {key!r}{did_you_mean(str(key), known)}")
+    _try_schedule(options)
+
+
+def _try_schedule(options: Any) -> None:
+    """Make the schedule once: what it lacks, and what a number of it can't be, shows when all is loaded otherwise."""
+    from transformers import get_scheduler
+
+    kwargs = getattr(options, _SCHEDULE) or {}
+    if not isinstance(kwargs, Mapping):
+        return
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=options.learning_rate or 0.0)
+    try:
+        get_scheduler(options.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=dict(kwargs))
+    except (TypeError, ValueError) as error:
+        with_what = f"`{_SCHEDULE}` is {dict(kwargs)!r} with `lr_scheduler_type` {options.lr_scheduler_type!s}"
+        raise UsageError(f"{with_what}: {error}.") from error
 
 
 def check_precision(options: Any) -> None:

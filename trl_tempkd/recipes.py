@@ -15,12 +15,13 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from .command_line import HelpFormatter, OneLineParser, add_import_flag, type_name
+from .command_line import HelpFormatter, OneLineParser, add_import_flag, json_dict, type_name
 from .errors import UsageError, is_for_the_user
 from .extensions import KEY, take_imports
 from .files import write_atomically
+from .names import stands_twice
 from .processes import uncollected
 from .trl_names import hint_for
 
@@ -143,6 +144,9 @@ class RecipeParser(TrlParser):
             owners = [b.__name__ for b in reversed(dtype.__mro__) if field.name in vars(b).get("__annotations__", {})]
             group = next((self._groups[owner] for owner in owners if owner in self._groups), self)
             self._parse_dataclass_field(group, field)
+        for action in self._actions:
+            if get_origin(action.type) is dict:  # of a list of them, of which the flag has each as JSON
+                action.type = json_dict
 
     def format_help(self) -> str:
         groups = self._action_groups
@@ -172,6 +176,8 @@ class RecipeParser(TrlParser):
                 config[key] = self._checked(key, value, actions[key])
             elif f"--{key}" in launcher:
                 takes_value = launcher[f"--{key}"].nargs != 0
+                if takes_value:
+                    self._check_launch(f"{key} in {self._recipe}", str(value), launcher[f"--{key}"])
                 if takes_value or value:
                     for_launch += [f"--{key}", *([str(value)] if takes_value else [])]
             else:
@@ -213,15 +219,31 @@ class RecipeParser(TrlParser):
         launcher = {} if launched else launcher_actions()
         before: argparse.Action | None = None
         for arg in unknown:
-            flag = arg.split("=", 1)[0]
+            flag, joined, value = arg.partition("=")
+            if before is not None and before.nargs is None and arg.startswith("--"):
+                self.error(f"expected a value after {before.option_strings[0]}")
             if flag in launcher:
-                before = launcher[flag] if flag == arg else None
+                before = None if joined else launcher[flag]
+                if joined:
+                    self._check_launch(flag, value, launcher[flag])
             elif arg.startswith("--"):
                 self.error(f"unknown flag {flag}{hint_for(flag, [*self._option_string_actions, *launcher])}")
             elif before is None or before.nargs == 0:
                 self.error(f"unexpected argument {arg!r}")
             else:
+                self._check_launch(before.option_strings[0], arg, before)
                 before = None
+        if before is not None and before.nargs is None:
+            self.error(f"expected a value after {before.option_strings[0]}")
+
+    def _check_launch(self, name: str, text: str, action: argparse.Action) -> None:
+        """Hold what `accelerate launch` gets to its type and choices: its own complaint is a page of usage."""
+        try:
+            value = self._get_value(action, text)
+        except argparse.ArgumentError:
+            self.error(f"{name}: expected {type_name(action)}, got {text!r}")
+        if action.choices and value not in action.choices:
+            self.error(f"{name}: expected one of {', '.join(map(str, action.choices))}, got {text!r}")
 
     def parse(self, args: list[str] | None = None, launched: bool = False) -> tuple[list[Any], list[str], list[str]]:
         """
@@ -259,6 +281,8 @@ class RecipeParser(TrlParser):
         import yaml
 
         try:
+            if "--config" in args and (twice := stands_twice(Path(self._recipe).read_text(encoding="utf-8"))):
+                self.error(f"{self._recipe} has {twice}: leave one of them out")
             *values, for_launch, _ = self.parse_args_and_config(
                 args, return_remaining_strings=True, separate_remaining_strings=True
             )

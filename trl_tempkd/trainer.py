@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from .accumulation import filled
-from .argument_checks import check_arguments, check_run, student_options
+from .argument_checks import check_arguments, check_run, student_faults
 from .card import CardTrainer
 from .checkpoints import ResumingTrainer
 from .compat import ForwardRedirection, disable_dropout_in_model, get_config_model_id, look_up_packages_once
@@ -110,7 +110,7 @@ class TemperatureKDTrainer(CardTrainer, ResumingTrainer):
         check_answers(args, {"train": kwargs.get("train_dataset"), "eval": kwargs.get("eval_dataset")})
         check_run(model, args, kwargs, teacher_model)
         self.teacher = make_teacher(teacher_model, args)
-        with student_options(args):
+        with student_faults(model, args):
             super().__init__(model, args=args, **kwargs)
         # TRL asks for reentrant checkpointing (PEFT under ZeRO-3) by its old name, and transformers reads the new one
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs

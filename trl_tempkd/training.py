@@ -223,13 +223,20 @@ def check(
         training_args.teachers = [_resolved(entry) for entry in training_args.teachers]
     elif training_args.teacher_cache is None or training_args.teacher_model_name_or_path:
         teacher = resolve_model(training_args.teacher_model_name_or_path, "teacher_model_name_or_path")
-    checkpoint, _ = find_checkpoint(training_args.resume_from_checkpoint, str(training_args.output_dir))
+    output_dir = Path(str(training_args.output_dir))
+    checkpoint, _ = find_checkpoint(training_args.resume_from_checkpoint, str(output_dir))
     if checkpoint is not None:  # the options; teacher, data and the rest are compared once they are loaded
         compare(Path(checkpoint), {"target": options_of(training_args)}, training_args.resume_with_changes)
     for each in [teacher, *(entry.get("model") for entry in training_args.teachers or [])]:
         check_adapter(model_args, each)
     check_installed(training_args)
     check_writable(str(training_args.output_dir), "--output_dir")
+    for option, model in (("model_name_or_path", student), ("teacher_model_name_or_path", teacher)):
+        if model is not None and Path(model).is_dir() and Path(model).resolve() == output_dir.resolve():
+            raise UsageError(
+                f"--output_dir {output_dir} is the folder of --{option}, which the trained student would take the "
+                "place of: give another one"
+            )
     return student, teacher
 
 

@@ -71,7 +71,8 @@ def make_parser(prog: str | None = None) -> OneLineParser:
         required=True,
         help="a folder that isn't there yet, or is empty",
     )
-    parser.add_argument("--dtype", default="auto", help="of the weights: auto (the teacher's), float32, bfloat16, ...")
+    dtypes = ["auto", "float32", "bfloat16", "float16"]
+    parser.add_argument("--dtype", default="auto", choices=dtypes, help="of the weights: auto is the teacher's")
     parser.add_argument("--revision", help="of the teacher on the Hub")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the teacher")
     return parser

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_tempkd authors. Licensed under the Apache License, Version 2.0.
 """What both losses refuse, each in the same words."""
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..divergences import check_divergence
-from ..errors import UsageError
+from ..errors import UsageError, UsageTypeError
 from ..temperature import rescale_factor
 from ..temperature_rules import ROW_RULES, check_temperature_rule
 
@@ -31,7 +32,11 @@ def check_options(
     """
     check_divergence(divergence, divergence_kwargs)
     for name, value in (("student_temperature", student_temperature), ("teacher_temperature", teacher_temperature)):
-        if not isinstance(value, Tensor) and not 0 < value < float("inf"):
+        if isinstance(value, Tensor):
+            continue
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise UsageTypeError(f"`{name}` must be a number or a tensor, got {value!r} ({type(value).__name__}).")
+        if not 0 < float(value) < float("inf"):
             raise UsageError(f"`{name}` must be positive and finite, got {value}.")
     rescale_factor(rescale, 1.0, 1.0)
     check_temperature_rule(temperature_rule, temperature_rule_kwargs)
@@ -44,6 +49,21 @@ def check_options(
         raise UsageError(
             f"`temperature_rule_sides` must be one of both, student, teacher, got {temperature_rule_sides!r}."
         )
+
+
+def check_tensors(**named: Any) -> None:
+    """
+    Args:
+        named: by its name what must be a tensor of floating-point numbers.
+
+    Raises:
+        [`UsageTypeError`]: One isn't.
+    """
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise UsageTypeError(f"`{name}` must be a tensor, got {type(value).__name__}.")
+        if not value.is_floating_point():
+            raise UsageTypeError(f"`{name}` must have floating-point numbers, got {value.dtype}.")
 
 
 def check_labels(labels: Tensor | None, rows: Sequence[int], needed_by: str | None = None) -> None:

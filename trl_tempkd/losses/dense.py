@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..own import divergence_name, rule_name
 from ..temperature import centred, log_softmax, rescale_factor
 from ..temperature_rules import RESCALED_BY_TAU, row_temperatures
-from .arguments import check_labels, check_options, check_targets, per_token
+from .arguments import check_labels, check_options, check_targets, check_tensors, per_token
 
 
 FP16_MAX = torch.finfo(torch.float16).max
@@ -70,6 +70,7 @@ def kd_loss(
     )
     if reduction not in ("none", "mean", "sum"):
         raise UsageError(f"`reduction` must be one of none, mean, sum, got {reduction!r}.")
+    check_tensors(student_logits=student_logits, teacher_logits=teacher_logits)
     rows = student_logits.shape[:-1]
     if not student_logits.dim() or not teacher_logits.dim() or teacher_logits.shape[:-1] != rows:
         raise UsageError(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..names import did_you_mean
+from ..names import did_you_mean, stands_twice
 from .scores import LABELS, kind
 
 
@@ -69,7 +69,10 @@ def read_declared(found: Any, where: str) -> list[dict[str, Any]]:
         import yaml
 
         try:
-            found = yaml.safe_load(Path(found).read_text(encoding="utf-8"))
+            text = Path(found).read_text(encoding="utf-8")
+            if twice := stands_twice(text):
+                raise UsageError(f"`hypotheses` in {where}: {found} has {twice}: leave one of them out.")
+            found = yaml.safe_load(text)
         except OSError as error:
             raise UsageError(f"`hypotheses` in {where}: cannot read {found}: {error.strerror}.") from error
         except yaml.YAMLError as error:

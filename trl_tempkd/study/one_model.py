@@ -20,7 +20,7 @@ from ..data import data_faults, load_data, select_split
 from ..errors import UsageError
 from ..files import write_atomically
 from ..fingerprint import fingerprint
-from ..models import load_model, load_processor, load_tokenizer, resolve_model
+from ..models import load_model, load_processor, load_tokenizer, resolve_model, usable_device
 from ..paths import check_file_writable, check_model_name, check_path, output_file
 from ..prompts import check_rows, hash_of, read_rows
 from ..teachers.live import check_vocabulary
@@ -136,7 +136,7 @@ def evaluate(args: EvaluateConfig) -> dict[str, Any]:
         check_tasks(args.lm_eval, args.lm_eval_include_path)
     earlier = read_results(output) if output.exists() and not args.overwrite else None
 
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(args.device)
     dataset = load_rows(args)
     check_rows(dataset)
     check_model_name(student, args.model_revision, "--model_name_or_path")

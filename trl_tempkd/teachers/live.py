@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +26,7 @@ from ..compat import (
 from ..errors import UsageError
 from ..heads import Head, check_head, gathered_head, is_here, last_hidden_state, read_head
 from ..losses import Pooled
+from ..models import damaged
 from ..packing import PackingCheck
 from ..parameters import parameter_hash
 from ..paths import check_model_name
@@ -219,6 +221,8 @@ def load_teacher(
             raise
         how = f" with `teacher_model_init_kwargs` {init_kwargs!r}" if init_kwargs else ""
         raise UsageError(f"cannot load the teacher {teacher!r}{how}: {str(error).splitlines()[0]}") from error
+    except SafetensorError as error:
+        raise UsageError(f"cannot load the teacher {teacher!r}: {damaged(error)}.") from error
 
 
 def refuse_options(what: str, init_kwargs: Any, revision: str | None) -> None:

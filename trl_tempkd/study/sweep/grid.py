@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ...extensions import KEY
-from ...names import did_you_mean
+from ...names import did_you_mean, stands_twice
 from ...objectives import own_sources
 from ...trl_names import hint_for
 from ..declared import read_declared
@@ -54,11 +54,15 @@ def read_yaml(path: str | Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        found, twice = yaml.safe_load(text), stands_twice(text)
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
+    if twice:
+        raise UsageError(f"{path} has {twice}: leave one of them out.")
+    return found
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
