@@ -265,7 +265,7 @@ def test_trainings_look_for_their_launcher(module, monkeypatch):
 def command(tmp_path, make_model, tokenizer, prompt_dataset) -> list[str]:
     """The options of a run that goes on and on, on a random pair."""
     student, teacher = save_pair(tmp_path, make_model, tokenizer)
-    DatasetDict(train=Dataset.from_list(prompt_dataset.to_list() * 1000)).save_to_disk(tmp_path / "data")
+    DatasetDict(train=Dataset.from_list(prompt_dataset.to_list() * 50)).save_to_disk(tmp_path / "data")
     options = {
         "model_name_or_path": student,
         "teacher_model_name_or_path": teacher,
