@@ -1175,7 +1175,19 @@ def test_a_key_that_stands_twice(refused, tmp_path):
     path.write_text("base:\n  max_steps: 1\n  max_steps: 2\ngrid: {seed: [1], tau: [1.0]}\n", encoding="utf-8")
     for command in ("sweep", "tune"):
         assert f"{path} has 'max_steps' in line 2 and in line 3" in refused(command, "--config", path)
-    assert stands_twice("a: {b: 1}\nb: [{b: 1}, {b: 2}]\n") is None and stands_twice("") is None
+    for text in ("a: {b: 1}\nb: [{b: 1}, {b: 2}]\n", ""):
+        path.write_text(text, encoding="utf-8")
+        assert stands_twice(path) is None
+    path.write_bytes(b"max_steps: \xff\n")
+    for command in ("distill", "sweep", "tune"):
+        assert f"{path} is not valid YAML: " in refused(command, "--config", path)
+
+
+@pytest.mark.parametrize("name", ["revers_kl", "minilm"])
+def test_a_mistyped_divergence(make_config, name):
+    meant = {"revers_kl": "reverse_kl", "minilm": "minillm"}[name]
+    with pytest.raises(UsageError, match=f"got '{name}'; did you mean '{meant}'\\? One of your own is registered"):
+        make_config(divergence=name)
 
 
 def test_teachers_as_json(refused):
