@@ -798,6 +798,13 @@ def test_an_empty_file_on_the_command_line(command, tmp_path, name):
     assert f"{tmp_path}/rows.jsonl is empty" in command(name, dataset_name=rows_in(tmp_path / "rows.jsonl"))
 
 
+@pytest.mark.parametrize("name", ["distill", "cache", "sweep", "tune"])
+def test_one_row_without_a_completion(command, tmp_path, name):
+    """Before anything is started, and not by each cell or trial."""
+    path = rows_in(tmp_path / "rows.jsonl", *[PAIR_ROW] * 40, {"prompt": "a cat"})
+    assert "have no `completion` (row 40 is the first)" in command(name, dataset_name=path)
+
+
 @pytest.mark.parametrize("name", ["distill", "cache"])
 def test_a_run_without_a_row_left(command, tmp_path, name):
     path = rows_in(tmp_path / "rows.jsonl", *[LONG_ROW] * 3)

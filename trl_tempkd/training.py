@@ -180,6 +180,7 @@ def load_splits(
     """The data to train on and, where the run evaluates, to evaluate on. Stops at rows that can't be trained on."""
     from .data import data_faults, load_data, select_split
     from .data_checks import check_rows, first_rows
+    from .rollouts import check_answers
 
     dataset = load_data(script_args, dataset_args)
     options = ["dataset_train_split"] + ["dataset_test_split"] * bool(training_args.do_eval)  # with any eval_strategy
@@ -188,6 +189,7 @@ def load_splits(
         name = f"the split {getattr(script_args, option)!r} (--{option})"
         with data_faults(script_args, dataset_args):
             check_rows(first_rows(split, name), name, training_args)
+    check_answers(training_args, dict(zip(("train", "eval"), splits, strict=False)))
     return splits[0], splits[1] if training_args.do_eval else None
 
 
