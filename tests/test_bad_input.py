@@ -1107,16 +1107,15 @@ def test_an_output_that_is_a_model(command, tmp_path, of):
     ("problem", "said"),
     [("the Hub can't be reached", "can't be reached"), (None, "nobody is logged in: `hf auth login`")],
 )
-def test_a_hub_that_nothing_goes_to(unloaded, monkeypatch, problem, said):
+def test_a_hub_that_nothing_goes_to(command, monkeypatch, problem, said):
     monkeypatch.setattr("trl_tempkd.argument_checks.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("trl_tempkd.argument_checks.hub_problem", lambda: problem)
     monkeypatch.setattr("trl_tempkd.argument_checks.get_token", lambda: None)
-    data = Dataset.from_list([PAIR_ROW])
-    with pytest.raises(UsageError, match=f"`push_to_hub` is True, and .*{said}.*Leave it out"):
-        unloaded(data, push_to_hub=True)
+    line = command("distill", dataset_name="tiny", push_to_hub=True)
+    assert "`push_to_hub` is True, and " in line and said in line and "Leave it out" in line
     if problem is None:
         with pytest.raises(Loaded):
-            unloaded(data, push_to_hub=True, hub_token="hf_x")
+            command("distill", dataset_name="tiny", push_to_hub=True, hub_token="hf_x")
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def check(
         `tuple[str, str]`: The student and the teacher, as `from_pretrained` takes them. With `--teacher_cache`
             or `--teacher_server_url` the teacher need not be named.
     """
-    from .argument_checks import check_installed
+    from .argument_checks import check_hub, check_installed
     from .checkpoints import compare, find_checkpoint, options_of
     from .data import check_data
     from .models import resolve_model
@@ -232,6 +232,8 @@ def check(
     for each in [teacher, *(entry.get("model") for entry in training_args.teachers or [])]:
         check_adapter(model_args, each)
     check_installed(training_args)
+    if training_args.push_to_hub:
+        check_hub(training_args)
     check_writable(str(training_args.output_dir), "--output_dir")
     for option, model in (("model_name_or_path", student), ("teacher_model_name_or_path", teacher)):
         if model is not None and Path(model).is_dir() and Path(model).resolve() == output_dir.resolve():
