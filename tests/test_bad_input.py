@@ -798,6 +798,13 @@ def test_an_empty_file_on_the_command_line(command, tmp_path, name):
     assert f"{tmp_path}/rows.jsonl is empty" in command(name, dataset_name=rows_in(tmp_path / "rows.jsonl"))
 
 
+@pytest.mark.parametrize("name", ["distill", "cache", "sweep", "tune"])
+def test_one_row_without_a_completion(command, tmp_path, name):
+    """Before anything is started, and not by each cell or trial."""
+    path = rows_in(tmp_path / "rows.jsonl", *[PAIR_ROW] * 40, {"prompt": "a cat"})
+    assert "have no `completion` (row 40 is the first)" in command(name, dataset_name=path)
+
+
 @pytest.mark.parametrize("name", ["distill", "cache"])
 def test_a_run_without_a_row_left(command, tmp_path, name):
     path = rows_in(tmp_path / "rows.jsonl", *[LONG_ROW] * 3)
@@ -1100,16 +1107,15 @@ def test_an_output_that_is_a_model(command, tmp_path, of):
     ("problem", "said"),
     [("the Hub can't be reached", "can't be reached"), (None, "nobody is logged in: `hf auth login`")],
 )
-def test_a_hub_that_nothing_goes_to(unloaded, monkeypatch, problem, said):
+def test_a_hub_that_nothing_goes_to(command, monkeypatch, problem, said):
     monkeypatch.setattr("trl_tempkd.argument_checks.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("trl_tempkd.argument_checks.hub_problem", lambda: problem)
     monkeypatch.setattr("trl_tempkd.argument_checks.get_token", lambda: None)
-    data = Dataset.from_list([PAIR_ROW])
-    with pytest.raises(UsageError, match=f"`push_to_hub` is True, and .*{said}.*Leave it out"):
-        unloaded(data, push_to_hub=True)
+    line = command("distill", dataset_name="tiny", push_to_hub=True)
+    assert "`push_to_hub` is True, and " in line and said in line and "Leave it out" in line
     if problem is None:
         with pytest.raises(Loaded):
-            unloaded(data, push_to_hub=True, hub_token="hf_x")
+            command("distill", dataset_name="tiny", push_to_hub=True, hub_token="hf_x")
 
 
 @pytest.mark.parametrize(
@@ -1175,7 +1181,19 @@ def test_a_key_that_stands_twice(refused, tmp_path):
     path.write_text("base:\n  max_steps: 1\n  max_steps: 2\ngrid: {seed: [1], tau: [1.0]}\n", encoding="utf-8")
     for command in ("sweep", "tune"):
         assert f"{path} has 'max_steps' in line 2 and in line 3" in refused(command, "--config", path)
-    assert stands_twice("a: {b: 1}\nb: [{b: 1}, {b: 2}]\n") is None and stands_twice("") is None
+    for text in ("a: {b: 1}\nb: [{b: 1}, {b: 2}]\n", ""):
+        path.write_text(text, encoding="utf-8")
+        assert stands_twice(path) is None
+    path.write_bytes(b"max_steps: \xff\n")
+    for command in ("distill", "sweep", "tune"):
+        assert f"{path} is not valid YAML: " in refused(command, "--config", path)
+
+
+@pytest.mark.parametrize("name", ["revers_kl", "minilm"])
+def test_a_mistyped_divergence(make_config, name):
+    meant = {"revers_kl": "reverse_kl", "minilm": "minillm"}[name]
+    with pytest.raises(UsageError, match=f"got '{name}'; did you mean '{meant}'\\? One of your own is registered"):
+        make_config(divergence=name)
 
 
 def test_teachers_as_json(refused):

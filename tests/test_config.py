@@ -99,7 +99,7 @@ def test_refusals_name_the_field_and_the_value(make_config, fields, message):
 @pytest.mark.parametrize("gpu", [False, True])
 def test_bf16_where_no_device_has_it(tmp_path, monkeypatch, gpu):
     for name, there in (("bf16_gpu", False), ("xla", False), ("cuda", gpu)):
-        monkeypatch.setattr(f"transformers.utils.is_torch_{name}_available", lambda there=there: there)
+        monkeypatch.setattr(f"transformers.training_args.is_torch_{name}_available", lambda there=there: there)
     out = "set `{0}` to False, which trains in fp32" if gpu else "set `use_cpu` to True and `{0}` to False"
     for fields, name, got in (
         ({}, "bf16", "which it is unless set, "),

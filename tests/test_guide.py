@@ -88,6 +88,7 @@ def test_the_guide_from_start_to_end(folder, capsys):
     # The numbers that the page explains are those that there are
     numbers = yaml.safe_load(re.search(r"step 1/1: (\{'loss'.*\})", said)[1])
     (shown,) = blocks((GUIDE / "3_train.md").read_text(encoding="utf-8"), "text")
+    assert said.rstrip().splitlines()[-1] == shown.rstrip().splitlines()[-1]  # with the command that is next
     assert {*re.findall(r"'(\w+)':", shown.split("\nstep 60/60: ")[1])} <= {*numbers}
 
 

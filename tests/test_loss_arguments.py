@@ -144,7 +144,7 @@ class TestLabels:
 class TestTypes:
     """What isn't a tensor or a number is named, where Python would say what it hasn't got."""
 
-    @pytest.mark.parametrize("name", ["student_hidden", "student_weight"])
+    @pytest.mark.parametrize("name", ["student_hidden", "student_weight", "teacher_hidden", "teacher_weight"])
     @pytest.mark.parametrize(
         ("value", "said"),
         [([1.0], "a tensor, got list"), (torch.ones(N, H).long(), "floating-point numbers, got torch.int64")],
@@ -162,6 +162,14 @@ class TestTypes:
         given = {"student_logits": torch.ones(2, V), "teacher_logits": torch.ones(2, V)}
         with pytest.raises(UsageTypeError, match=f"`{name}` must .*{said}"):
             kd_loss(**{**given, name: value})
+
+    def test_of_labels_and_shares(self):
+        with pytest.raises(UsageTypeError, match="`labels` must be a tensor, got list"):
+            chunked_kd_loss(**operands(), labels=[1] * N)
+        with pytest.raises(UsageTypeError, match="`labels` must be a tensor, got list"):
+            kd_loss(torch.ones(2, V), torch.ones(2, V), labels=[1, 2])
+        with pytest.raises(UsageTypeError, match=r"`kd_ratio` must be a number, got 'half' \(str\)"):
+            chunked_kd_loss(**operands(), labels=labels(), kd_ratio="half")
 
     @pytest.mark.parametrize("side", ["student", "teacher"])
     @pytest.mark.parametrize("value", ["2", None, True, [2.0]])

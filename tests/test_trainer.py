@@ -489,8 +489,8 @@ def test_models_by_name(make_model, make_config, tokenizer, prompt_dataset, tmp_
 
 def test_default_args(make_model, tokenizer, prompt_dataset, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for module in ("transformers.training_args", "transformers.utils"):  # TRL's default is bf16
-        monkeypatch.setattr(f"{module}.is_torch_bf16_gpu_available", lambda: True)
+    bf16 = "transformers.training_args.is_torch_bf16_gpu_available"  # TRL's default
+    monkeypatch.setattr(bf16, lambda: True)
     model = make_model()
     model.config._name_or_path = "somewhere/student"
     trainer = TemperatureKDTrainer(model, make_model(seed=1), train_dataset=prompt_dataset, processing_class=tokenizer)

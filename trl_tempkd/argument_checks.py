@@ -119,8 +119,6 @@ def check_run(model: Any, args: KDConfig, kwargs: dict[str, Any], teacher: Any =
     elif template is not None:
         check_model_name(template, None, "`chat_template_path`")
     check_installed(args, vllm=isinstance(model, str))
-    if args.push_to_hub:
-        check_hub(args)
     metric = str(args.metric_for_best_model or "").removeprefix("eval_")
     close = difflib.get_close_matches(metric, _MEASURED, 1, 0.85)  # others have more: teachers, several data sets
     if metric not in _MEASURED and close and kwargs.get("compute_metrics") is None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from .errors import UsageError
 from .extensions import load_extensions
 from .likeliest import head_mask
+from .names import did_you_mean
 from .option_checks import check_parameters
 
 
@@ -320,9 +321,10 @@ def check_divergence(divergence: str, divergence_kwargs: dict[str, Any] | None =
     if divergence not in DIVERGENCES:
         load_extensions()
     if divergence not in DIVERGENCES:
+        hint = did_you_mean(divergence, DIVERGENCES) or "."
         raise UsageError(
-            f"`divergence` must be one of {', '.join(DIVERGENCES)}, got {divergence!r}. One of your own is registered "
-            "with `register_divergence`, in a file that `--import` names."
+            f"`divergence` must be one of {', '.join(DIVERGENCES)}, got {divergence!r}{hint} One of your own is "
+            "registered with `register_divergence`, in a file that `--import` names."
         )
     function, kwargs = DIVERGENCES[divergence], dict(divergence_kwargs or {})
     known = [n for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]

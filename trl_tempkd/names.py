@@ -3,6 +3,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -11,16 +12,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def stands_twice(text: str) -> str | None:
+def stands_twice(path: str | Path) -> str | None:
     """
-    The first key that a YAML text has twice in one place, and where: a reader takes the last one without a word.
+    The first key that a YAML file has twice in one place, and where: a reader takes the last one without a word.
 
     Raises:
-        `yaml.YAMLError`: If it is no YAML.
+        `OSError`: If it can't be read.
+        `yaml.YAMLError`: If it is no YAML, or no UTF-8.
     """
     import yaml
 
-    waiting = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    with open(path, "rb") as file:
+        waiting = [yaml.compose(file, Loader=yaml.SafeLoader)]
     while waiting:
         node = waiting.pop(0)
         if isinstance(node, yaml.SequenceNode):

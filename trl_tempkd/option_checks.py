@@ -176,16 +176,17 @@ def check_precision(options: Any) -> None:
     Raises:
         [`UsageError`]: Names the option and what to set.
     """
-    from transformers.utils import is_torch_bf16_gpu_available, is_torch_cuda_available, is_torch_xla_available
+    from transformers import training_args
 
-    if options.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available():
+    # By the names by which transformers asks
+    if options.use_cpu or training_args.is_torch_bf16_gpu_available() or training_args.is_torch_xla_available():
         return
     mixed = not options.fp16 if options.bf16 is None else options.bf16
     if not (mixed or options.bf16_full_eval):
         return
     name = "bf16" if mixed else "bf16_full_eval"
     got = "which it is unless set, " if options.bf16 is None and mixed else ""
-    if is_torch_cuda_available():
+    if training_args.is_torch_cuda_available():
         raise UsageError(
             f"`{name}` is True, {got}and this GPU has no bf16: set `{name}` to False, which trains in fp32, or `fp16` "
             "to True."

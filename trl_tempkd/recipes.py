@@ -281,7 +281,7 @@ class RecipeParser(TrlParser):
         import yaml
 
         try:
-            if "--config" in args and (twice := stands_twice(Path(self._recipe).read_text(encoding="utf-8"))):
+            if "--config" in args and (twice := stands_twice(self._recipe)):
                 self.error(f"{self._recipe} has {twice}: leave one of them out")
             *values, for_launch, _ = self.parse_args_and_config(
                 args, return_remaining_strings=True, separate_remaining_strings=True

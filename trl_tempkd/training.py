@@ -180,6 +180,7 @@ def load_splits(
     """The data to train on and, where the run evaluates, to evaluate on. Stops at rows that can't be trained on."""
     from .data import data_faults, load_data, select_split
     from .data_checks import check_rows, first_rows
+    from .rollouts import check_answers
 
     dataset = load_data(script_args, dataset_args)
     options = ["dataset_train_split"] + ["dataset_test_split"] * bool(training_args.do_eval)  # with any eval_strategy
@@ -188,6 +189,7 @@ def load_splits(
         name = f"the split {getattr(script_args, option)!r} (--{option})"
         with data_faults(script_args, dataset_args):
             check_rows(first_rows(split, name), name, training_args)
+    check_answers(training_args, dict(zip(("train", "eval"), splits, strict=False)))
     return splits[0], splits[1] if training_args.do_eval else None
 
 
@@ -205,7 +207,7 @@ def check(
         `tuple[str, str]`: The student and the teacher, as `from_pretrained` takes them. With `--teacher_cache`
             or `--teacher_server_url` the teacher need not be named.
     """
-    from .argument_checks import check_installed
+    from .argument_checks import check_hub, check_installed
     from .checkpoints import compare, find_checkpoint, options_of
     from .data import check_data
     from .models import resolve_model
@@ -230,6 +232,8 @@ def check(
     for each in [teacher, *(entry.get("model") for entry in training_args.teachers or [])]:
         check_adapter(model_args, each)
     check_installed(training_args)
+    if training_args.push_to_hub:
+        check_hub(training_args)
     check_writable(str(training_args.output_dir), "--output_dir")
     for option, model in (("model_name_or_path", student), ("teacher_model_name_or_path", teacher)):
         if model is not None and Path(model).is_dir() and Path(model).resolve() == output_dir.resolve():

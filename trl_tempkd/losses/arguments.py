@@ -34,8 +34,7 @@ def check_options(
     for name, value in (("student_temperature", student_temperature), ("teacher_temperature", teacher_temperature)):
         if isinstance(value, Tensor):
             continue
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise UsageTypeError(f"`{name}` must be a number or a tensor, got {value!r} ({type(value).__name__}).")
+        check_number(name, value, "a number or a tensor")
         if not 0 < float(value) < float("inf"):
             raise UsageError(f"`{name}` must be positive and finite, got {value}.")
     rescale_factor(rescale, 1.0, 1.0)
@@ -49,6 +48,15 @@ def check_options(
         raise UsageError(
             f"`temperature_rule_sides` must be one of both, student, teacher, got {temperature_rule_sides!r}."
         )
+
+
+def check_number(name: str, value: Any, wanted: str = "a number") -> None:
+    """
+    Raises:
+        [`UsageTypeError`]: It is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UsageTypeError(f"`{name}` must be {wanted}, got {value!r} ({type(value).__name__}).")
 
 
 def check_tensors(**named: Any) -> None:
@@ -80,6 +88,8 @@ def check_labels(labels: Tensor | None, rows: Sequence[int], needed_by: str | No
         return
     if labels is None:
         raise UsageError(f"`labels` is required: {needed_by} looks at the target token. Pass shape {tuple(rows)}.")
+    if not isinstance(labels, Tensor):
+        raise UsageTypeError(f"`labels` must be a tensor, got {type(labels).__name__}.")
     if labels.shape != torch.Size(rows):
         raise UsageError(
             f"`labels` must be one token each, of shape {tuple(rows)}, got a tensor of shape {tuple(labels.shape)}."

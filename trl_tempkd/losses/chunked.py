@@ -24,7 +24,15 @@ from torch import Tensor
 from ..divergences import needs_target
 from ..errors import UsageError
 from ..own import divergence_name, rule_name
-from .arguments import check_labels, check_metrics, check_options, check_tensors, per_token, refuse_transforms
+from .arguments import (
+    check_labels,
+    check_metrics,
+    check_number,
+    check_options,
+    check_tensors,
+    per_token,
+    refuse_transforms,
+)
 from .block import TAU_METRICS, BlockSpec
 from .fused import ChunkedKD
 from .measured import Measured
@@ -160,6 +168,7 @@ def chunked_kd_loss(
         temperature_rule_sides,
     )
     check_tensors(student_hidden=student_hidden, student_weight=student_weight)
+    check_number("kd_ratio", kd_ratio)
     if not 0 <= kd_ratio <= 1:
         raise UsageError(f"`kd_ratio` must be between 0 and 1, got {kd_ratio}.")
     needs = f"`kd_ratio` {kd_ratio}" if kd_ratio < 1 else None if ce_weight is None else "`ce_weight`"

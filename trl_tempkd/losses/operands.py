@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .arguments import check_targets
+from .arguments import check_targets, check_tensors
 from .fused import Chunks, Pair, Product
 from .mixture import Mixture, MixtureProduct
 from .pooled import Pooled
@@ -157,6 +157,7 @@ def _check_teacher(
     if weight is None and not isinstance(rows, Logits):
         raise UsageError("`teacher_weight` is required: `teacher_hidden` needs the head that it is the input of.")
     values = rows.values if isinstance(rows, Logits) else rows
+    check_tensors(teacher_hidden=values, **({} if weight is None else {"teacher_weight": weight}))
     if values.dim() != 2 or len(values) != len(hidden):
         raise UsageError(
             "`student_hidden` and `teacher_hidden` must have shapes (N, H_s) and (N, H_t) with the same N, got "

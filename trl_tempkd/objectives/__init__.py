@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from ..divergences import DIVERGENCES, check_divergence
 from ..errors import UsageError
 from ..extensions import load_extensions, sources
+from ..names import did_you_mean
 from ..option_checks import check_parameters
 from ..temperature_rules import TEMPERATURE_RULES
 from .distillm2 import DistiLLM2
@@ -55,9 +56,10 @@ def check_objective(name: str, kwargs: dict[str, Any] | None = None) -> None:
         load_extensions()
     if name not in (*DIVERGENCES, *OBJECTIVES):
         names = dict.fromkeys([*DIVERGENCES, *OBJECTIVES])
+        hint = did_you_mean(name, names) or "."
         raise UsageError(
-            f"`divergence` must be one of {', '.join(names)}, got {name!r}. One of your own is registered with "
-            "`register_divergence`, in a file that `--import` names."
+            f"`divergence` must be one of {', '.join(names)}, got {name!r}{hint} One of your own is "
+            "registered with `register_divergence`, in a file that `--import` names."
         )
     if name not in OBJECTIVES:
         check_divergence(name, kwargs)

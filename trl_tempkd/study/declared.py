@@ -69,10 +69,9 @@ def read_declared(found: Any, where: str) -> list[dict[str, Any]]:
         import yaml
 
         try:
-            text = Path(found).read_text(encoding="utf-8")
-            if twice := stands_twice(text):
+            if twice := stands_twice(found):
                 raise UsageError(f"`hypotheses` in {where}: {found} has {twice}: leave one of them out.")
-            found = yaml.safe_load(text)
+            found = yaml.safe_load(Path(found).read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"`hypotheses` in {where}: cannot read {found}: {error.strerror}.") from error
         except yaml.YAMLError as error:

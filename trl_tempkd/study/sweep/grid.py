@@ -54,8 +54,8 @@ def read_yaml(path: str | Path) -> Any:
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        found, twice = yaml.safe_load(text), stands_twice(text)
+        twice = stands_twice(path)
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
     except yaml.YAMLError as error:
