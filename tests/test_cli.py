@@ -596,9 +596,12 @@ def test_unknown_flags_name_the_closest_in_every_command(args, said, capsys):
     assert said in line
 
 
-def test_all_that_is_missing_is_said_at_once(capsys):
+@pytest.mark.parametrize("options", [[], ["--use_cpu", "--bf16", "false"]])
+def test_all_that_is_missing_is_said_at_once(options, capsys, monkeypatch):
+    """Also where this machine hasn't got what an option is by default."""
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["distill", "--use_cpu", "--bf16", "false"])
+        cli.main(["distill", *options])
     (line,) = capsys.readouterr().err.splitlines()
     for flag in ("--model_name_or_path", "--teacher_model_name_or_path", "--teacher_server_url", "--dataset_name"):
         assert flag in line

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
@@ -276,7 +277,7 @@ class RecipeParser(TrlParser):
             at = args.index("--config")
             self._recipe, flags = args[at + 1], args[:at] + args[at + 2 :]
         # Before any value is looked at: an unknown flag is the likelier reason of what is wrong.
-        _, unknown = self.parse_known_args(flags)
+        known, unknown = self.parse_known_args(flags)
         self._check_flags(unknown, launched)
         import yaml
 
@@ -299,7 +300,8 @@ class RecipeParser(TrlParser):
         except (ValueError, ImportError) as error:  # the dataclasses' checks
             if not is_for_the_user(error):
                 raise
-            self.error(str(error))
+            # Who has named next to nothing yet is told so, and not what a default can't be here
+            self.error(("--config" not in args and unnamed(vars(known))) or str(error))
         for part in values:
             for name in getattr(part, "_VALID_DICT_FIELDS", []):
                 if name.endswith("_kwargs") and isinstance(getattr(part, name), str):
@@ -320,6 +322,22 @@ class RecipeParser(TrlParser):
         if for_launch:
             self.error(f"{for_launch[0]} is for `accelerate launch`, which this command does not use")
         return values
+
+
+def unnamed(given: Mapping[str, Any]) -> str | None:
+    """What to say of the options of a training where more than one is missing that it can't do without."""
+    sources = ("teacher_model_name_or_path", "teacher_cache", "teacher_server_url", "teachers")
+    if not {"model_name_or_path", "dataset_name", *sources} <= given.keys():
+        return None  # of another command
+    named = {
+        "student (--model_name_or_path)": given["model_name_or_path"],
+        f"teacher (--{' or --'.join(sources[:-1])})": any(given[name] for name in sources),
+        "data (--dataset_name)": given["dataset_name"] or given.get("datasets"),
+    }
+    missing = [name for name, value in named.items() if not value]
+    if len(missing) < 2:
+        return None
+    return f"There is no {', no '.join(missing)}. A recipe that has all of them: --config recipes/tiny/distill.yaml"
 
 
 def training_parser(

@@ -12,6 +12,7 @@ from .errors import UsageError
 from .job import current_group, end_group, job
 from .launch import check_started
 from .processes import freeze
+from .recipes import unnamed
 
 
 if TYPE_CHECKING:
@@ -251,18 +252,9 @@ def check_given(
     dataset_args: "DatasetMixtureConfig",
 ) -> None:
     """Say at once all that is missing, where more than one thing is. Arguments as in [`train`]."""
-    sources = ("teacher_model_name_or_path", "teacher_cache", "teacher_server_url", "teachers")
-    given = {
-        "a student (--model_name_or_path)": model_args.model_name_or_path,
-        f"a teacher (--{' or --'.join(sources[:-1])})": any(getattr(training_args, name) for name in sources),
-        "data (--dataset_name)": script_args.dataset_name or dataset_args.datasets,
-    }
-    missing = [name for name, value in given.items() if not value]
-    if len(missing) > 1:
-        raise UsageError(
-            f"There is no {', no '.join(name.removeprefix('a ') for name in missing)}. A recipe that has all of them: "
-            "--config recipes/tiny/distill.yaml"
-        )
+    said = unnamed({**vars(model_args), **vars(training_args), **vars(script_args), **vars(dataset_args)})
+    if said:
+        raise UsageError(said)
 
 
 def _resolved(entry: dict[str, Any]) -> dict[str, Any]:
