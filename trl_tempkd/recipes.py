@@ -68,6 +68,8 @@ GROUPS = {
     "SFTConfig": "sequences (trl.SFTConfig)",
     "TrainingArguments": "optimization, logging and checkpoints (transformers.TrainingArguments)",
 }
+# With these options a training asks nothing of the hardware
+ANYWHERE = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--tf32", "false"]
 LONG_GROUPS = {"SFTConfig", "TrainingArguments"}  # only `--help_all` lists these
 
 
@@ -301,7 +303,8 @@ class RecipeParser(TrlParser):
             if not is_for_the_user(error):
                 raise
             # Who has named next to nothing yet is told so, and not what a default can't be here
-            self.error(("--config" not in args and unnamed(vars(known))) or str(error))
+            lacks = unnamed(vars(known)) if "--config" not in args else None
+            self.error(lacks if lacks and self._fits_elsewhere(args) else str(error))
         for part in values:
             for name in getattr(part, "_VALID_DICT_FIELDS", []):
                 if name.endswith("_kwargs") and isinstance(getattr(part, name), str):
@@ -315,6 +318,14 @@ class RecipeParser(TrlParser):
             else:
                 kept.append(arg)
         return values, for_launch + unknown, kept
+
+    def _fits_elsewhere(self, args: list[str]) -> bool:
+        """Whether nothing but this machine's hardware is in the way of these options."""
+        try:
+            self.parse_args_and_config([*args, *ANYWHERE], return_remaining_strings=True)
+        except (ValueError, ImportError):
+            return False
+        return True
 
     def parse_here(self, args: list[str] | None = None) -> list[Any]:
         """The dataclass instances, for a command that runs in this process and has nothing to launch."""
@@ -365,6 +376,5 @@ def read_options(options: dict[str, Any], folder: Path, prog: str, flags: list[s
 
 def try_options(options: dict[str, Any], prog: str) -> list[Any]:
     """As [`read_options`], but on whatever hardware, and without a trace: what is wrong with them shows here."""
-    here = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--tf32", "false"]
     with tempfile.TemporaryDirectory() as folder:
-        return read_options(options, Path(folder), prog, here)
+        return read_options(options, Path(folder), prog, ANYWHERE)
