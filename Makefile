@@ -39,7 +39,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 # The order of the files is that of tests/conftest.py. Memory is kept for the next test: to give it back and ask for it
-# again took a thirtieth of the time (variables of glibc, which others don't read).
+# again takes time (variables of glibc, which others don't read).
 test: lint
 	OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=33554432 \
 		$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -32,6 +32,7 @@ from trl_tempkd.data_checks import check_rows
 from trl_tempkd.divergences import DIVERGENCES, check_divergence
 from trl_tempkd.errors import UsageError, UsageTypeError, is_for_the_user
 from trl_tempkd.losses import TopK
+from trl_tempkd.models import usable_device
 from trl_tempkd.names import stands_twice
 from trl_tempkd.objectives import OBJECTIVES, check_objective
 from trl_tempkd.paths import check_model_name
@@ -1140,6 +1141,10 @@ def test_a_metric_that_is_mistyped(unloaded):
     for name in ("eval_kl_tau1", "loss", "kl_tau1_coarse", "easy_loss", "accuracy", "aux_loss"):
         with pytest.raises(Loaded):
             unloaded(data, metric_for_best_model=name)
+    # Of several data sets each has its own, under longer names
+    for name in ("eval_my_token_agreement", "eval_x_kl_tau1"):
+        with pytest.raises(Loaded):
+            unloaded(data, {"my": data, "x": data}, metric_for_best_model=name)
 
 
 def test_callbacks_that_are_none(make_config):
@@ -1169,6 +1174,14 @@ def test_a_device_that_is_not_here(refused, tmp_path, command, device):
     flags = [f"--{model}_name_or_path", "tiny:teacher", "--dataset_name", "tiny", "--device", device]
     said = refused(command, *flags, "--output_dir", tmp_path / "out")
     assert f"`device` is '{device}', which isn't here: " in said and said.endswith("Give cpu, or leave it out.")
+
+
+def test_nothing_is_put_on_a_device_that_is_asked_for(monkeypatch):
+    """The launcher asks too, and would hold memory of a GPU for as long as its processes train."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert usable_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(UsageError, match="`device` is 'cuda:1', which isn't here: there are 1 of cuda"):
+        usable_device("cuda:1")
 
 
 def test_a_key_that_stands_twice(refused, tmp_path):

@@ -19,13 +19,14 @@ import traceback
 from contextlib import suppress
 from email.utils import formatdate
 
+import certifi
 import pytest
 from teacher_server import TeacherServer
 
 from trl_tempkd.errors import UsageError
 from trl_tempkd.teachers import TeacherServerError
 from trl_tempkd.teachers import client as client_file
-from trl_tempkd.teachers.address import Address, plain, shown
+from trl_tempkd.teachers.address import Address, authorities, plain, shown
 from trl_tempkd.teachers.client import CompletionsClient
 from trl_tempkd.teachers.faults import Malformed, retry_after
 from trl_tempkd.teachers.questions import Answer, Models, PromptLogprobs
@@ -736,3 +737,11 @@ def test_closing_ends_what_is_under_way(server, connect):
     client.close()
     assert time.monotonic() - start < 1
     assert request.cancelled()
+
+
+def test_certificates_are_read_again_only_where_others_are_named(monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    first = authorities()
+    assert authorities() is first
+    monkeypatch.setenv("SSL_CERT_FILE", certifi.where())
+    assert authorities() is not first and authorities() is authorities()

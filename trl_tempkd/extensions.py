@@ -125,7 +125,7 @@ def load_extensions() -> None:
                 raise
 
 
-@cache  # every package that is installed is looked at, which takes 30 ms
+@cache  # every package that is installed is looked at
 def _installed() -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group="trl_tempkd"))
 

@@ -33,16 +33,23 @@ def resolve_model(name: str | None, option: str) -> str:
 
 
 def usable_device(name: str | None, option: str = "device") -> "torch.device":
-    """The device of a name, or a GPU if there is one. Stops at one that isn't there."""
+    """
+    The device of a name, or a GPU if there is one. Stops at one that isn't there. Nothing is put on it: a launcher
+    that asks would hold memory of a GPU for as long as others train on it.
+    """
     import torch
 
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # no such kind, no such number, another build
+        count = torch.get_device_module(device).device_count()
+    except RuntimeError as error:  # no such kind
         said = str(error).splitlines()[0]
         raise UsageError(f"`{option}` is {name!r}, which isn't here: {said}. Give cpu, or leave it out.") from error
+    if (device.index or 0) >= count:
+        raise UsageError(
+            f"`{option}` is {name!r}, which isn't here: there are {count} of {device.type}. Give cpu, or leave it out."
+        )
     return device
 
 

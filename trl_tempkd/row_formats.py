@@ -231,12 +231,10 @@ def problem_of_turns(
                 f"has {turn[role]!r} for the `{role}` of {where}, and chat templates know user, assistant and system."
                 f"{_chat(column, role, content)}"
             )
-        if turn[role] not in (*KNOWN_ROLES, *ROLES) and turn[role] not in expected.template:
-            hint = did_you_mean(
-                turn[role].lower(), KNOWN_ROLES
-            )  # another one may be a word of a template of one's own
-            if hint:
-                return f"has {turn[role]!r} for the `{role}` of {where}{hint}"
+        # One that is like none of these may be a word of a template of one's own
+        known = turn[role] in (*KNOWN_ROLES, *ROLES) or turn[role] in expected.template
+        if not known and (hint := did_you_mean(turn[role].lower(), KNOWN_ROLES)):
+            return f"has {turn[role]!r} for the `{role}` of {where}{hint}"
         others = any(value for key, value in turn.items() if key not in (role, content, "name"))  # e.g. tool calls
         if not isinstance(turn.get(content), str | list | dict) and not (turn.get(content) is None and others):
             return f"has {_shown(turn.get(content))} for the `{content}` of {where}, which must be text."

@@ -99,7 +99,7 @@ class Address:
 
 
 def authorities() -> ssl.SSLContext:
-    """Whose certificates are trusted. Reading them takes 20 ms: once, while the environment says the same of them."""
+    """Whose certificates are trusted. They are read once, while the environment says the same of them."""
     return _authorities(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
 
